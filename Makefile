@@ -1,0 +1,78 @@
+# Every target sets up .venv from nothing first: no root, no activation, any path, any user.
+
+# The first that is new enough; PYTHON=... takes another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+    $$python -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null \
+    && echo $$python && break; done || echo python3)
+ARGS ?=
+
+venv := .venv/bin
+# Written last, and holding the folder it was made for: a moved clone has dead paths in its .venv.
+stamp := .venv/.ready
+ready := $(shell test "$$(cat $(stamp) 2>/dev/null)" = "$$(pwd -P)" && $(venv)/python -c "" && echo yes)
+ifneq ($(ready),yes)
+.PHONY: $(stamp)
+endif
+
+# The entries of some packages in requirements.lock, hashes included.
+locked = awk '/^[a-z]/ { keep = /^($(1))==/ } keep' requirements.lock
+
+uv_install = $(venv)/uv pip install --quiet --system-certs --python $(venv)/python \
+    $$(test -w "$$HOME" || echo --no-cache)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint lock servers-stop clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(stamp) ## Migrate a generated school on embedded servers; ARGS="--users 20000"
+	@$(venv)/producer demo $(ARGS)
+
+test: $(stamp) ## Run the tests; ARGS="-k name"
+	@$(venv)/pytest $(ARGS)
+
+lint: $(stamp) ## Check style, types and imports
+	@$(venv)/ruff check
+	@$(venv)/ruff format --check
+	@$(venv)/mypy
+	@$(venv)/lint-imports
+
+lock: $(stamp) ## Write requirements.lock anew; ARGS=--upgrade for the newest versions
+	@$(venv)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	    --extra dev --custom-compile-command "make lock" $(ARGS) \
+	    --output-file requirements.lock pyproject.toml
+
+servers-stop: $(stamp) ## Stop the embedded servers; their data stay
+	@$(venv)/producer servers stop
+
+clean: ## Stop the embedded servers, remove their data in .migration, .venv and all caches
+	@if test -x $(venv)/python && test -d .migration; then \
+	    $(venv)/python -c "from pathlib import Path; from producer import local; local.erase(Path('.migration'))"; \
+	fi
+	rm -rf .migration .venv .tools build dist *.egg-info .*_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# venv needs ensurepip, which some distributions leave out: then uv makes .venv, and pip its copy.
+# uv installs the lock in a tenth of pip's time, but reads nothing of pip's configuration: it is
+# told of the index there, and where it cannot install for some other setting's sake, pip does.
+$(stamp): requirements.lock pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3')"
+	@echo "Setting up .venv"
+	@rm -rf .venv .tools && mkdir .tools
+	@$(call locked,pip) >.tools/pip.txt
+	@$(call locked,uv) >.tools/uv.txt
+	@$(PYTHON) -m venv .venv >.tools/venv.log 2>&1 || { \
+	    $(PYTHON) -m pip install --quiet --target .tools --require-hashes -r .tools/uv.txt \
+	    && .tools/bin/uv venv --quiet --clear --python $(PYTHON) .venv \
+	    && $(PYTHON) -m pip --python .venv install --quiet --require-hashes -r .tools/pip.txt \
+	    || { cat .tools/venv.log; exit 1; } }
+	@index=$$($(venv)/pip config list | sed -n "s/^.*[.]index-url='\(.*\)'$$/\1/p" | tail -n 1); \
+	test -z "$$index" || export UV_DEFAULT_INDEX="$$index"; \
+	$(venv)/pip install --quiet --no-deps --require-hashes -r .tools/uv.txt \
+	    && $(uv_install) --compile-bytecode --require-hashes -r requirements.lock \
+	    || $(venv)/pip install --quiet --require-hashes -r requirements.lock
+	@$(uv_install) --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
+	@rm -rf .tools && pwd -P >$@
