@@ -1,0 +1,1 @@
+"""What producer and worker both know: settings, legacy tables, target schema, ledger, steps."""

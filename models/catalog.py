@@ -1,0 +1,180 @@
+"""What the database holds right now: tables, columns, indexes and keys, as its catalog says.
+
+Read afresh for every batch (two queries): a column's default or a key may have come meanwhile.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+INTEGER_TYPES = {"smallint", "integer", "bigint"}
+TEXT_TYPES = {"character varying", "text", "character"}
+
+_TABLES = text("""
+SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
+  pg_catalog.pg_get_userbyid(c.relowner) AS owner,
+  (SELECT json_agg(json_build_object(
+        'name', a.attname,
+        'type', format_type(a.atttypid, a.atttypmod),
+        'base', format_type(a.atttypid, NULL),
+        'enum', (SELECT json_agg(e.enumlabel ORDER BY e.enumsortorder)
+                 FROM pg_enum e WHERE e.enumtypid = a.atttypid),
+        'length', CASE WHEN a.atttypmod > 4 AND a.atttypid IN (1042, 1043)
+                  THEN a.atttypmod - 4 END,
+        'scale', CASE WHEN a.atttypmod > 4 AND a.atttypid = 1700
+                 THEN (a.atttypmod - 4) & 65535 END,
+        'not_null', a.attnotnull,
+        'default', CASE WHEN a.attgenerated = '' AND a.attidentity = ''
+                   THEN pg_get_expr(d.adbin, d.adrelid) END,
+        'generated', a.attgenerated <> '' OR a.attidentity <> '')
+      ORDER BY a.attnum)
+   FROM pg_attribute a
+   LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
+  (SELECT json_agg(json_build_object(
+        'name', x.relname, 'unique', i.indisunique AND i.indpred IS NULL,
+        'valid', i.indisvalid, 'partial', i.indpred IS NOT NULL,
+        'columns', (SELECT json_agg(a.attname ORDER BY k.position)
+                    FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, position)
+                    LEFT JOIN pg_attribute a
+                      ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+                    WHERE k.position <= i.indnkeyatts)))
+   FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+   WHERE i.indrelid = c.oid) AS indexes,
+  (SELECT json_agg(json_build_object(
+        'name', f.conname, 'refers_to', f.confrelid::bigint, 'on_delete', f.confdeltype,
+        'valid', f.convalidated,
+        'columns', (SELECT json_agg(a.attname ORDER BY k.position)
+                    FROM unnest(f.conkey) WITH ORDINALITY AS k(attnum, position)
+                    JOIN pg_attribute a
+                      ON a.attrelid = f.conrelid AND a.attnum = k.attnum)))
+   FROM pg_constraint f WHERE f.conrelid = c.oid AND f.contype = 'f') AS keys
+FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS wanted(name, position)
+JOIN pg_class c ON c.oid = to_regclass(wanted.name)
+JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY wanted.position
+""")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `type` is as declared (`character varying(36)`), `base` without modifier."""
+
+    name: str
+    type: str
+    base: str
+    enum: tuple[str, ...] | None
+    length: int | None
+    scale: int | None
+    not_null: bool
+    default: str | None
+    generated: bool
+
+
+@dataclass(frozen=True)
+class Index:
+    """An index over plain columns; an expression stands as None in `columns`."""
+
+    name: str
+    columns: tuple[str | None, ...]
+    unique: bool
+    valid: bool
+    partial: bool
+
+
+@dataclass(frozen=True)
+class ForeignKey:
+    """A foreign key; `refers_to` is the oid of the other table."""
+
+    name: str
+    columns: tuple[str, ...]
+    refers_to: int
+    on_delete: str
+    valid: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table as found."""
+
+    oid: int
+    schema: str
+    name: str
+    kind: str
+    owner: str
+    columns: dict[str, Column]
+    indexes: tuple[Index, ...]
+    keys: tuple[ForeignKey, ...]
+
+    @property
+    def sql(self) -> str:
+        """The table's qualified and quoted name."""
+        return f"{quote(self.schema)}.{quote(self.name)}"
+
+    @property
+    def label(self) -> str:
+        """The table's name as an operator would write it."""
+        return f"{self.schema}.{self.name}"
+
+    def has_index_on(self, column: str) -> bool:
+        """Whether some valid, complete index has `column` as its first column."""
+        return any(
+            index.valid and not index.partial and index.columns[:1] == (column,)
+            for index in self.indexes
+        )
+
+    def is_unique(self, column: str) -> bool:
+        """Whether a valid unique index stands on `column` alone."""
+        return any(
+            index.valid and index.unique and index.columns == (column,) for index in self.indexes
+        )
+
+    def key_on(self, column: str) -> ForeignKey | None:
+        """The foreign key on exactly this column, or None."""
+        return next((key for key in self.keys if key.columns == (column,)), None)
+
+
+def quote(identifier: str) -> str:
+    """Quote one SQL identifier."""
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def quote_name(name: str) -> str:
+    """Quote a table's name that may carry a schema (`schema.table`)."""
+    return ".".join(quote(part) for part in name.split("."))
+
+
+def read_tables(connection: Connection, names: list[str]) -> dict[str, Table]:
+    """The tables that exist among `names` (each quoted for SQL), by that name."""
+    found = {
+        int(row.oid): _table(row._mapping) for row in connection.execute(_TABLES, {"names": names})
+    }
+    oids = connection.execute(
+        text("SELECT n, to_regclass(n)::oid::bigint FROM unnest(CAST(:names AS text[])) AS n"),
+        {"names": names},
+    )
+    return {name: found[oid] for name, oid in oids if oid in found}
+
+
+def _table(row: Any) -> Table:
+    columns = [
+        Column(**{**column, "enum": column["enum"] and tuple(column["enum"])})
+        for column in row["columns"] or ()
+    ]
+    return Table(
+        oid=int(row["oid"]),
+        schema=row["schema"],
+        name=row["name"],
+        kind=row["kind"],
+        owner=row["owner"],
+        columns={column.name: column for column in columns},
+        indexes=tuple(
+            Index(**{**index, "columns": tuple(index["columns"])}) for index in row["indexes"] or ()
+        ),
+        keys=tuple(
+            ForeignKey(**{**key, "columns": tuple(key["columns"])}) for key in row["keys"] or ()
+        ),
+    )

@@ -1,0 +1,149 @@
+"""Connections: address, timeouts, and what each PostgreSQL error means for the caller."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import psycopg2
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from models.errors import BadRow, MigrationError, Misconfigured, TooBig, Transient, Unreachable
+
+T = TypeVar("T")
+
+OLDEST_SERVER = 120000
+LOCK_TIMEOUT_MS = 2_000
+LOCK_ATTEMPTS = 30
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_TRANSIENT = {"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "25P03", "25P04", "53300"}
+_TOO_BIG = {"57014", "53200", "53400", "54000"}
+# Class 42 (undefined column, missing privilege, …) fails every row alike: quarantining them all
+# one by one would hide a wrong schema behind a million bad rows.
+_STRUCTURAL = "42"
+
+
+def create(url: str, *, application: str = "migration") -> Engine:
+    """An engine for any `postgres://` or `postgresql://` address, driven by psycopg2.
+
+    Keepalives and the connect timeout make a dead network show within about half a minute.
+    No session state is set, so that a pooler in transaction mode can stand in between.
+    """
+    try:
+        parsed = make_url(url.replace("postgres://", "postgresql://", 1))
+    except ArgumentError:
+        raise Misconfigured(
+            "DATABASE_URL: not an address",
+            hint="Write it as postgresql://user:password@host:5432/database.",
+        ) from None
+    return create_engine(
+        parsed.set(drivername="postgresql+psycopg2"),
+        pool_size=2,
+        max_overflow=2,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": 10,
+            "application_name": application,
+            "keepalives": 1,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+        },
+    )
+
+
+def check_reachable(engine: Engine) -> int:
+    """Connect once; returns `server_version_num`. Raises Unreachable or Misconfigured."""
+    try:
+        with engine.connect() as connection:
+            version = int(connection.scalar(text("SHOW server_version_num")) or 0)
+    except DBAPIError as failure:
+        reason = str(failure.orig).strip().splitlines()[0] if failure.orig else "no answer"
+        raise Unreachable(
+            f"The database cannot be reached: {reason}",
+            hint="Check DATABASE_URL: host, port, database, user and password.",
+        ) from None
+    require_version(version)
+    return version
+
+
+def require_version(version: int) -> None:
+    """Raise Misconfigured when `server_version_num` is older than PostgreSQL 12."""
+    if version < OLDEST_SERVER:
+        raise Misconfigured(
+            f"PostgreSQL {version // 10000} is too old: the migration needs 12 or newer",
+            hint="Upgrade the server, or point DATABASE_URL at a newer one.",
+        )
+
+
+@contextmanager
+def transaction(
+    engine: Engine,
+    *,
+    statement_timeout_ms: int = 60_000,
+    lock_timeout_ms: int = 10_000,
+    idle_timeout_ms: int = 15_000,
+) -> Iterator[Connection]:
+    """One transaction with its limits set locally; commits at the end of the block.
+
+    The idle limit frees the row locks of a process that froze inside the transaction.
+    """
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"SET LOCAL statement_timeout = {int(statement_timeout_ms)};"
+            f"SET LOCAL lock_timeout = {int(lock_timeout_ms)};"
+            f"SET LOCAL idle_in_transaction_session_timeout = {int(idle_timeout_ms)};"
+            "SET LOCAL timezone = 'UTC'"
+        )
+        yield connection
+
+
+def sqlstate(error: BaseException) -> str:
+    """The five-character SQLSTATE of a database error, or '' where there is none."""
+    original = getattr(error, "orig", error)
+    return str(getattr(original, "pgcode", None) or "")
+
+
+def classify(error: DBAPIError) -> MigrationError:
+    """Turn a database error into the branch that says what to do about it.
+
+    The message holds the error's class and SQLSTATE only: PostgreSQL's own text may quote data.
+    """
+    code = sqlstate(error)
+    name = type(error.orig).__name__
+    if error.connection_invalidated or code in _TRANSIENT or code.startswith("08"):
+        return Transient(f"{name} ({code or 'connection lost'})")
+    if not code and isinstance(error.orig, psycopg2.OperationalError | psycopg2.InterfaceError):
+        return Transient(f"{name} (connection lost)")
+    if code in _TOO_BIG:
+        return TooBig(f"{name} ({code})")
+    if code.startswith(_STRUCTURAL):
+        reason = str(error.orig).strip().splitlines()[0]
+        return Misconfigured(f"The database refuses the statement itself: {reason}")
+    return BadRow(f"{name} ({code})", sqlstate=code)
+
+
+def retry_locks(action: Callable[[], T]) -> T:
+    """Run `action` again, with back-off, while it cannot get its lock within `lock_timeout`.
+
+    Short waits between short attempts let the application's own statements pass in between,
+    which one long wait in the lock queue would not. Raises Transient when a minute of attempts
+    was not enough.
+    """
+    for attempt in range(LOCK_ATTEMPTS):
+        try:
+            return action()
+        except DBAPIError as failure:
+            if sqlstate(failure) not in ("55P03", "40P01"):
+                raise
+            time.sleep(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
+    raise Transient(
+        "A table stayed locked by another session",
+        hint="Look for long transactions in pg_stat_activity, then run the command again.",
+    )

@@ -1,0 +1,212 @@
+"""The ledger's tables and states: runs, stages, batches, quarantine, differences, before-images.
+
+They live in the schema `migration` of the dashboard's database, so that a batch's rows and its
+state commit together. Everything that changes a state goes through the tables of transitions.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql as pg
+
+from models.errors import NotAllowed
+
+SCHEMA = "migration"
+
+# (from, to): when it happens
+RUN_TRANSITIONS = {
+    ("preparing", "running"): "its first batches are in the ledger",
+    ("preparing", "paused"): "an operator pauses it",
+    ("preparing", "cancelled"): "an operator cancels it",
+    ("preparing", "failed"): "a batch failed for good",
+    ("running", "paused"): "an operator pauses it",
+    ("paused", "running"): "an operator resumes it",
+    ("running", "completed"): "the last stage closed, nothing set aside, nothing different",
+    ("running", "completed_with_quarantine"): "the same, but rows are set aside",
+    ("running", "failed"): "a batch failed for good, or a difference was found",
+    ("running", "cancelled"): "an operator cancels it",
+    ("paused", "cancelled"): "an operator cancels it",
+    ("cancelled", "running"): "an operator resumes it",
+    ("completed", "running"): "an operator verifies, reconciles or retries it",
+    ("completed_with_quarantine", "running"): "an operator retries, verifies or reconciles it",
+    ("failed", "running"): "an operator retries, verifies or reconciles it",
+}
+OPEN_STATES = ("preparing", "running", "paused")
+FINISHED_STATES = ("completed", "completed_with_quarantine", "failed", "cancelled")
+
+BATCH_TRANSITIONS = {
+    ("pending", "running"): "a worker claims it: a lease, and the next attempt number",
+    ("running", "done"): "its rows and this state commit together, while the attempt stands",
+    ("running", "pending"): "its lease expired, or its worker hands it back",
+    ("running", "failed"): "it cannot be done, not even row by row",
+    ("failed", "pending"): "an operator retries it",
+}
+STAGE_STATES = ("pending", "running", "done", "failed")
+QUARANTINE_STATES = ("open", "accepted", "resolved", "removed")
+
+metadata = sa.MetaData(schema=SCHEMA)
+
+
+def _now(name: str, *, null: bool = False) -> sa.Column[object]:
+    default = None if null else sa.func.clock_timestamp()
+    return sa.Column(name, sa.DateTime(timezone=True), server_default=default, nullable=null)
+
+
+def _counts() -> sa.Column[object]:
+    return sa.Column("counts", pg.JSONB, nullable=False, server_default=sa.text("'{}'"))
+
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False, server_default="preparing"),
+    sa.Column("throttled", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("grants", pg.JSONB, nullable=False),
+    sa.Column("batch_size", sa.Text, nullable=False),
+    # Legacy rows by entity, as counted (or estimated, beyond a million) when the run was opened.
+    sa.Column("totals", pg.JSONB, nullable=False, server_default=sa.text("'{}'")),
+    sa.Column("error", sa.Text),
+    sa.Column("retries", sa.Integer, nullable=False, server_default="0"),
+    _now("created_at"),
+    _now("started_at", null=True),
+    _now("finished_at", null=True),
+    # The unique index is what makes two producers at the same moment open one run.
+    sa.Index(
+        "one_open_run",
+        sa.text("(true)"),
+        unique=True,
+        postgresql_where=sa.text("state IN ('preparing', 'running', 'paused', 'rolling_back')"),
+    ),
+)
+stages = sa.Table(
+    "stages",
+    metadata,
+    sa.Column("run_id", sa.Text, sa.ForeignKey(runs.c.id), primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, server_default="pending"),
+    # Where the next window starts: a step of the stage, and the last key cut so far.
+    sa.Column("step", sa.Text),
+    sa.Column("last_key", sa.Text),
+    sa.Column("window", sa.Integer, nullable=False, server_default="0"),
+    _now("started_at", null=True),
+    _now("finished_at", null=True),
+)
+batches = sa.Table(
+    "batches",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("stage", sa.Text, nullable=False),
+    sa.Column("step", sa.Text, nullable=False),
+    sa.Column("window", sa.Integer, nullable=False),
+    # Either a range of legacy keys (low exclusive, high inclusive, null: no bound) or a list.
+    sa.Column("low", sa.Text),
+    sa.Column("high", sa.Text),
+    sa.Column("key_list", pg.ARRAY(sa.Text)),
+    sa.Column("rows", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("state", sa.Text, nullable=False, server_default="pending"),
+    sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("worker", sa.Text),
+    _now("published_at"),
+    _now("lease_until", null=True),
+    _now("started_at", null=True),
+    _now("finished_at", null=True),
+    _counts(),
+    sa.Column("error", sa.Text),
+    sa.ForeignKeyConstraint(
+        ["run_id", "stage"], [stages.c.run_id, stages.c.name], name="batches_stage"
+    ),
+    sa.Index("batches_by_stage", "run_id", "stage", "state"),
+    sa.Index("open_batches", "run_id", postgresql_where=sa.text("state IN ('pending', 'running')")),
+)
+quarantine = sa.Table(
+    "quarantine",
+    metadata,
+    sa.Column("entity", sa.Text, primary_key=True),
+    sa.Column("legacy_key", sa.Text, primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("batch_id", sa.BigInteger),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("state", sa.Text, nullable=False, server_default="open"),
+    _now("first_seen_at"),
+    _now("changed_at"),
+    sa.Index(
+        "standing_quarantine",
+        "entity",
+        "legacy_key",
+        postgresql_where=sa.text("state IN ('open', 'accepted')"),
+    ),
+)
+differences = sa.Table(
+    "differences",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("stage", sa.Text, nullable=False),
+    sa.Column("batch_id", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("entity", sa.Text, nullable=False),
+    sa.Column("legacy_key", sa.Text, nullable=False),
+    sa.Column("target_table", sa.Text, nullable=False),
+    sa.Column("detail", sa.Text),
+    sa.Index("differences_by_run", "run_id", "stage"),
+)
+before_images = sa.Table(
+    "before_images",
+    metadata,
+    sa.Column("entity", sa.Text, primary_key=True),
+    sa.Column("legacy_key", sa.Text, primary_key=True),
+    sa.Column("run_id", sa.Text, primary_key=True),
+    # The values that were not null before the run wrote; `kept` names those that it left alone.
+    sa.Column("was", pg.JSONB, nullable=False),
+)
+schema_objects = sa.Table(
+    "schema_objects",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("table_name", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, primary_key=True),
+    _now("added_at"),
+)
+
+# What jsonb refuses (malformed text, \u0000, numbers out of range) gives null instead of an error.
+# PostgreSQL 16 has pg_input_is_valid(); this works from 12 on.
+TRY_JSONB = """
+CREATE OR REPLACE FUNCTION migration.try_jsonb(document text) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+BEGIN
+  RETURN document::jsonb;
+EXCEPTION WHEN data_exception OR program_limit_exceeded OR statement_too_complex THEN
+  RETURN NULL;
+END $$
+"""
+
+
+def move_run(connection: Connection, run_id: str, to: str, **values: object) -> str:
+    """Move a run to another state if its present state allows it; returns the state it left.
+
+    Raises NotAllowed, naming the present state, when the table has no such transition.
+    """
+    sources = [start for start, end in RUN_TRANSITIONS if end == to]
+    now = sa.func.clock_timestamp()
+    finished = now if to in FINISHED_STATES else None
+    locked = (
+        sa.select(runs.c.id, runs.c.state).where(runs.c.id == run_id).with_for_update().subquery()
+    )
+    left = connection.scalar(
+        sa.update(runs)
+        .where(runs.c.id == locked.c.id, locked.c.state.in_(sources))
+        .values(state=to, finished_at=finished, **values)
+        .returning(locked.c.state)
+    )
+    if left is None:
+        state = connection.scalar(sa.select(runs.c.state).where(runs.c.id == run_id))
+        raise NotAllowed(
+            f"Run {run_id} is {state}: it cannot become {to}", hint="See: producer status"
+        )
+    return str(left)

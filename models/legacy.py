@@ -1,0 +1,130 @@
+"""The legacy tables as found: their names, key types and which optional columns exist."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from models.catalog import INTEGER_TYPES, TEXT_TYPES, Table, quote, quote_name, read_tables
+from models.errors import Incompatible
+from models.settings import Settings
+
+KEY_TYPES = INTEGER_TYPES | TEXT_TYPES | {"uuid"}
+JSON_TYPES = {"json", "jsonb"} | TEXT_TYPES
+
+_REQUIRED = {
+    "users": ("id", "email"),
+    "subscriptions": ("id", "user_id", "gpt_id"),
+    "projects": ("id", "user_id", "active_gpt_id"),
+}
+
+
+@dataclass(frozen=True)
+class Legacy:
+    """The three legacy tables, checked: usable keys and every required column."""
+
+    users: Table
+    subscriptions: Table
+    projects: Table
+
+
+def read(connection: Connection, settings: Settings) -> Legacy:
+    """Find and check the legacy tables.
+
+    Raises Incompatible naming the first table or column that the migration cannot work with.
+    """
+    wanted = {
+        "users": (settings.users_table, "MIGRATION_USERS_TABLE"),
+        "subscriptions": (settings.subscriptions_table, "MIGRATION_SUBSCRIPTIONS_TABLE"),
+        "projects": (settings.projects_table, "MIGRATION_PROJECTS_TABLE"),
+    }
+    found = read_tables(connection, [quote_name(name) for name, _ in wanted.values()])
+    tables: dict[str, Table] = {}
+    for role, (name, variable) in wanted.items():
+        table = found.get(quote_name(name))
+        if table is None:
+            raise Incompatible(
+                f"The legacy table {name} does not exist",
+                hint=f"Set {variable} to the name it has here.",
+            )
+        _check(table, _REQUIRED[role])
+        tables[role] = table
+    legacy = Legacy(**tables)
+    _check_owners(legacy)
+    return legacy
+
+
+def key_family(base_type: str) -> str:
+    """Key types that compare with each other: `integer`, `text` or `uuid`."""
+    if base_type in INTEGER_TYPES:
+        return "integer"
+    return "text" if base_type in TEXT_TYPES else base_type
+
+
+def key_cast(base_type: str) -> str:
+    """The type to cast a key's text to; a plain `character` would cut it to one letter."""
+    return "bpchar" if base_type == "character" else base_type
+
+
+def optional(table: Table, column: str, default: str, *, alias: str) -> str:
+    """SQL for an optional column: the column itself, or `default` where it is missing."""
+    return f"{alias}.{quote(column)}" if column in table.columns else default
+
+
+def owners_are_enforced(child: Table, users: Table) -> bool:
+    """Whether a validated foreign key makes rows without an owner impossible."""
+    key = child.key_on("user_id")
+    return bool(
+        key and key.valid and key.refers_to == users.oid and child.columns["user_id"].not_null
+    )
+
+
+def _check(table: Table, required: tuple[str, ...]) -> None:
+    if table.kind not in ("r", "p"):
+        raise Incompatible(f"{table.label} is not a table", hint="Name the table behind it.")
+    for column in required:
+        if column not in table.columns:
+            raise Incompatible(
+                f"{table.label} has no column {column}",
+                hint="It is required: check the table's name in the settings.",
+            )
+    key = table.columns["id"]
+    if key.base not in KEY_TYPES:
+        raise Incompatible(
+            f"{table.label}.id: expected varchar, text, uuid, integer or bigint, found {key.type}"
+        )
+    if not key.not_null or not table.is_unique("id"):
+        raise Incompatible(
+            f"{table.label}.id must be unique and not null",
+            hint=f"ALTER TABLE {table.label} ADD PRIMARY KEY (id), after mending its duplicates.",
+        )
+    preferences = table.columns.get("preferences")
+    if "gpt_id" in required and preferences and preferences.base not in JSON_TYPES:
+        raise Incompatible(
+            f"{table.label}.preferences: expected json, jsonb or text, found {preferences.type}"
+        )
+
+
+def _check_owners(legacy: Legacy) -> None:
+    owner = legacy.users.columns["id"]
+    for table in (legacy.subscriptions, legacy.projects):
+        column = table.columns["user_id"]
+        if key_family(column.base) != key_family(owner.base):
+            raise Incompatible(
+                f"{table.label}.user_id is {column.type}, but {legacy.users.label}.id is"
+                f" {owner.type}",
+                hint="Give both columns the same type.",
+            )
+    gpt = legacy.projects.columns["active_gpt_id"]
+    if gpt.base not in TEXT_TYPES or (gpt.length is not None and gpt.length < 36):
+        raise Incompatible(
+            f"{legacy.projects.label}.active_gpt_id: expected varchar(36) or longer to hold a"
+            f" tool's id, found {gpt.type}"
+        )
+    if legacy.projects.key_on("active_gpt_id"):
+        raise Incompatible(
+            f"{legacy.projects.label}.active_gpt_id has a foreign key, so it cannot hold a"
+            " tool's id",
+            hint="Drop that foreign key first.",
+        )

@@ -1,0 +1,1 @@
+"""Alembic's revisions of the schema `migration`; the dashboard's own revisions are not touched."""

@@ -1,0 +1,130 @@
+"""The only reader of the environment: every setting, its default, and its validation."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.errors import Misconfigured
+
+DEFAULT_GRANTS = "student=100,teacher=500,admin=1000,*=100"
+MAX_BATCH_SIZE = 100_000
+_TABLE_NAME = re.compile(r"(?:[^.\s\"][^.\"]*\.)?[^.\s\"][^.\"]*")
+
+
+class Settings(BaseSettings):
+    """Settings as read from the environment; field aliases are the variables' names."""
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True)
+
+    database_url: SecretStr | None = Field(None, alias="DATABASE_URL")
+    redis_url: SecretStr | None = Field(None, alias="REDIS_URL")
+    broker_url: SecretStr | None = Field(None, alias="CELERY_BROKER_URL")
+    result_backend: SecretStr | None = Field(None, alias="CELERY_RESULT_BACKEND")
+    home: Path = Field(Path(".migration"), alias="MIGRATION_HOME")
+    users_table: str = Field("users", alias="MIGRATION_USERS_TABLE")
+    subscriptions_table: str = Field("gpt_subscriptions", alias="MIGRATION_SUBSCRIPTIONS_TABLE")
+    projects_table: str = Field("projects", alias="MIGRATION_PROJECTS_TABLE")
+    batch_size: int | Literal["auto"] = Field("auto", alias="MIGRATION_BATCH_SIZE")
+    credit_grants: Annotated[dict[str, Decimal], NoDecode] = Field(
+        DEFAULT_GRANTS, alias="MIGRATION_CREDIT_GRANTS", validate_default=True
+    )
+    api_urls: Annotated[tuple[str, ...], NoDecode] = Field((), alias="MIGRATION_API_URLS")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
+        if url and not re.match(r"postgres(ql)?(\+\w+)?://", url.get_secret_value()):
+            raise ValueError("must be a postgresql:// or postgres:// address")
+        return url
+
+    @field_validator("redis_url", "broker_url", "result_backend")
+    @classmethod
+    def _is_redis(cls, url: SecretStr | None) -> SecretStr | None:
+        if url and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must be a redis://, rediss:// or unix:// address")
+        return url
+
+    @field_validator("users_table", "subscriptions_table", "projects_table")
+    @classmethod
+    def _is_table_name(cls, name: str) -> str:
+        if not _TABLE_NAME.fullmatch(name):
+            raise ValueError("must be a table's name, or schema.table")
+        return name
+
+    @field_validator("batch_size")
+    @classmethod
+    def _is_batch_size(cls, size: int | str) -> int | str:
+        if isinstance(size, int) and not 1 <= size <= MAX_BATCH_SIZE:
+            raise ValueError(f"must be 'auto' or a whole number from 1 to {MAX_BATCH_SIZE}")
+        return size
+
+    @field_validator("credit_grants", mode="before")
+    @classmethod
+    def _parse_grants(cls, text: object) -> object:
+        return parse_grants(text) if isinstance(text, str) else text
+
+    @field_validator("api_urls", mode="before")
+    @classmethod
+    def _parse_urls(cls, text: object) -> object:
+        if not isinstance(text, str):
+            return text
+        urls = tuple(part.strip() for part in text.split(",") if part.strip())
+        for url in urls:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"{url!r} is not an http:// or https:// address")
+        return urls
+
+    @model_validator(mode="after")
+    def _both_servers_or_none(self) -> Settings:
+        has_redis = bool(self.redis_url or (self.broker_url and self.result_backend))
+        if self.database_url and not has_redis:
+            raise ValueError("REDIS_URL: missing, while DATABASE_URL is set")
+        if not self.database_url and (self.redis_url or self.broker_url or self.result_backend):
+            raise ValueError("DATABASE_URL: missing, while a Redis address is set")
+        return self
+
+
+def parse_grants(text: str) -> dict[str, Decimal]:
+    """Parse `type=amount,…` into credits by user type; `*` stands for any other type.
+
+    Raises ValueError for an unknown form, a negative amount, fractions of a cent, or no `*`.
+    """
+    grants: dict[str, Decimal] = {}
+    for part in text.split(","):
+        name, separator, amount = (piece.strip() for piece in part.partition("="))
+        try:
+            grants[name] = Decimal(amount)
+        except InvalidOperation:
+            separator = ""
+        if not (separator and re.fullmatch(r"\*|[\w-]+", name)):
+            raise ValueError(f"{part.strip()!r} is not of the form type=amount")
+        value = grants[name]
+        if not value.is_finite() or not 0 <= value < 10**8 or value != round(value, 2):
+            raise ValueError(f"{name}={amount}: an amount is from 0 to 99999999.99, in whole cents")
+    if "*" not in grants:
+        raise ValueError("an amount for any other type is missing: add *=100")
+    return grants
+
+
+def load() -> Settings:
+    """Read and validate the environment; raises Misconfigured naming the first wrong variable."""
+    try:
+        return Settings()
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:1])
+        reason = first["msg"].removeprefix("Value error, ")
+        if where == "MIGRATION_BATCH_SIZE":
+            reason = f"must be 'auto' or a whole number from 1 to {MAX_BATCH_SIZE}"
+        raise Misconfigured(
+            f"{where}: {reason}" if where else reason,
+            hint="Set both DATABASE_URL and REDIS_URL, or neither to use the embedded servers."
+            if not where
+            else f"Correct the environment variable {where}, or unset it to use its default.",
+        ) from None

@@ -1,0 +1,202 @@
+"""What a step is, and what it is given: a scope of legacy keys and the database as found.
+
+A step is one file. The engine pages through its source, hands each page to `apply` inside the
+batch's transaction, and later runs its `differences` over the same pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from sqlalchemy import Connection, text
+
+from models import legacy as legacy_tables
+from models import target as target_tables
+from models.catalog import Table, quote_name, read_tables
+from models.errors import Incompatible
+from models.legacy import Legacy, key_cast
+from models.settings import Settings
+from models.target import TABLES, Target
+
+Counts = dict[str, Any]
+
+# Everything that Unicode calls white space; PostgreSQL's own btrim() knows the space only.
+BLANKS = (
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
+    "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Legacy keys that a batch covers: a range (low exclusive, high inclusive) or a list.
+
+    `parts`, when given, narrows the rows that hang on those keys to these keys of their own:
+    the last step of a bisection, when one user's subscriptions are tried one by one.
+    """
+
+    low: str | None = None
+    high: str | None = None
+    keys: tuple[str, ...] | None = None
+    parts: tuple[str, ...] | None = None
+
+    def condition(self, column: str, base_type: str) -> str:
+        """SQL condition that `column` lies in this scope; binds :low, :high, :keys."""
+        kind = key_cast(base_type)
+        if self.keys is not None:
+            return f"{column} = ANY(CAST(:keys AS {kind}[]))"
+        bounds = []
+        if self.low is not None:
+            bounds.append(f"{column} > CAST(:low AS {kind})")
+        if self.high is not None:
+            bounds.append(f"{column} <= CAST(:high AS {kind})")
+        return " AND ".join(bounds) or "true"
+
+    def parts_condition(self, column: str, base_type: str) -> str:
+        """SQL condition on the key of a dependent row; binds :parts."""
+        kind = key_cast(base_type)
+        return "true" if self.parts is None else f"{column} = ANY(CAST(:parts AS {kind}[]))"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The values that the conditions bind."""
+        lists = {"keys": self.keys, "parts": self.parts}
+        return {
+            "low": self.low,
+            "high": self.high,
+            **{name: list(value) if value is not None else None for name, value in lists.items()},
+        }
+
+    def only(self, keys: list[str]) -> Scope:
+        """The same kind of scope over these keys."""
+        return replace(self, low=None, high=None, keys=tuple(keys))
+
+    def with_parts(self, parts: list[str]) -> Scope:
+        """The same keys, with only these of the rows that hang on them."""
+        return replace(self, parts=tuple(parts))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step works with: the connection, the run, the batch, the tables as they stand."""
+
+    connection: Connection
+    run_id: str
+    batch_id: int
+    legacy: Legacy
+    target: Target
+    grants: dict[str, Decimal]
+
+    @classmethod
+    def read(
+        cls, connection: Connection, settings: Settings, run: Any, *, batch_id: int = 0
+    ) -> Context:
+        """The context of a run (a row of the ledger), with the tables as they stand now."""
+        legacy = legacy_tables.read(connection, settings)
+        grants = {name: Decimal(amount) for name, amount in run.grants.items()}
+        target = target_tables.read(connection, legacy)
+        return cls(connection, run.id, batch_id, legacy, target, grants)
+
+    def find_table(self, name: str) -> Table:
+        """A table that is neither legacy nor target, for a step of its own."""
+        found = read_tables(self.connection, [quote_name(name)]).get(quote_name(name))
+        if found is None:
+            raise Incompatible(f"The table {name} does not exist")
+        return found
+
+    def execute(self, sql: str, scope: Scope, /, **expressions: str) -> Any:
+        """Run a step's statement; see `render` for its placeholders. Returns the result."""
+        return self.connection.execute(
+            text(self.render(sql, **expressions)),
+            {"run_id": self.run_id, "batch_id": self.batch_id, "blanks": BLANKS} | scope.parameters,
+        )
+
+    def render(self, sql: str, /, **expressions: str) -> str:
+        """Fill {table} placeholders with quoted names and {expression} ones with SQL text.
+
+        Only identifiers and expressions that this package wrote go in here; values are bound.
+        """
+        names = {name: table.sql for name, table in self.target.tables.items()}
+        names |= {
+            "users": self.legacy.users.sql,
+            "subscriptions": self.legacy.subscriptions.sql,
+            "projects": self.legacy.projects.sql,
+        }
+        return sql.format(**names, **expressions)
+
+    def type_of(self, table: str, column: str) -> str:
+        """SQL type of a target column, for a cast."""
+        return self.target.table(table).columns[column].type
+
+
+class Step:
+    """One step of the migration. Subclasses set the names and override what they need."""
+
+    name: ClassVar[str]
+    stage: ClassVar[str]
+    queue: ClassVar[str]
+    # The entity whose rows the pages count, for progress: user, subscription or project.
+    entity: ClassVar[str] = ""
+    # The entity of the rows that hang on those (see `dependents`).
+    part_entity: ClassVar[str] = ""
+    # False: `apply` runs outside a transaction (CREATE INDEX CONCURRENTLY) and must be idempotent.
+    transactional: ClassVar[bool] = True
+
+    def source(self, context: Context) -> Table | None:
+        """The table to page through by its `id`; None when the step has items instead."""
+        return None
+
+    def items(self, context: Context) -> list[str]:
+        """The keys of a step without a source, a batch each."""
+        return []
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        """Write what the scope's rows must become; counts what was seen, written, set aside.
+
+        Safe to repeat: what is there already is left as it is. Bad rows that the statement can
+        name go to the quarantine; anything else raises, and the engine bisects.
+        """
+        raise NotImplementedError
+
+    def differences(self, context: Context, scope: Scope) -> list[str]:
+        """Statements that each select what is wrong in the scope, for the verification.
+
+        Rows are (kind, entity, legacy_key, target_table, detail); no statement is shared with
+        `apply`, and none selects a value of the application.
+        """
+        return []
+
+    def account(self, context: Context, scope: Scope) -> str:
+        """A statement that counts the scope's legacy rows: one row, columns are counts."""
+        return ""
+
+    def dependents(self, context: Context) -> Table | None:
+        """The table whose rows hang on this step's source by `user_id`, tried one by one last."""
+        return None
+
+
+def default_of(table: Table, column: str) -> str:
+    """SQL text of a column's server default, or NULL where there is none."""
+    found = table.columns.get(column)
+    return (found.default if found else None) or "NULL"
+
+
+def entities(row: Any) -> Counts:
+    """Totals and rows set aside, from columns named `users` and `users_quarantined`."""
+    found = row._mapping
+    return {
+        name: {"total": found[name], "quarantined": found[f"{name}_quarantined"]}
+        for name in found
+        if f"{name}_quarantined" in found
+    }
+
+
+def counts(row: Any) -> Counts:
+    """A statement's counts as the ledger keeps them: entities, rows written, credits granted."""
+    found = row._mapping
+    return entities(row) | {
+        "rows": {name: found[name] for name in TABLES if name in found},
+        "credits_granted": str(found.get("credits_granted", 0)),
+    }

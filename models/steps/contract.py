@@ -1,0 +1,112 @@
+"""Contract: foreign keys, defaults, NOT NULL; and the helper index goes.
+
+Each piece is a batch of its own, safe to repeat, and holds no lock beyond `lock_timeout`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from models.catalog import quote
+from models.database import sqlstate
+from models.steps.base import Context, Counts, Scope, Step
+from models.steps.indexes import HELPER_INDEX, alter, drop_concurrently, is_ours, record
+from models.target import REFERENCES, USER_DEFAULTS, Reference
+
+_CHECK_VIOLATION = "23514"
+
+
+class Contract(Step):
+    """Closes the schema, now that the rows are there and verified."""
+
+    name = "contract"
+    stage = "finish"
+    queue = "migration.control"
+    transactional = False
+
+    def items(self, context: Context) -> list[str]:
+        return [f"{r.table}.{r.column}" for r in REFERENCES] + ["columns", "helper index"]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        connection = context.connection
+        (item,) = scope.keys or ()
+        if item == "columns":
+            _close_columns(context)
+        elif item == "helper index":
+            if is_ours(connection, "helper_index", "subscriptions", HELPER_INDEX):
+                drop_concurrently(connection, context.legacy.subscriptions.schema, HELPER_INDEX)
+        else:
+            table, column = item.split(".")
+            reference = next(r for r in REFERENCES if (r.table, r.column) == (table, column))
+            _add_key(context, reference)
+        return {}
+
+
+def _add_key(context: Context, reference: Reference) -> None:
+    connection = context.connection
+    table = context.target.table(reference.table)
+    key = table.key_on(reference.column)
+    if key is None:
+        made_here = is_ours(connection, "table", reference.table, reference.table)
+        added_here = is_ours(connection, "column", reference.table, reference.column)
+        if not (made_here or added_here):
+            return
+        name = f"fk_{reference.table}_{reference.column}"
+        record(connection, "constraint", reference.table, name)
+        alter(
+            connection,
+            f"ALTER TABLE {table.sql} ADD CONSTRAINT {quote(name)}"
+            f" FOREIGN KEY ({quote(reference.column)})"
+            f" REFERENCES {context.target.table(reference.refers_to).sql} (id)"
+            f" ON DELETE {reference.on_delete} NOT VALID",
+        )
+    elif key.valid:
+        return
+    else:
+        name = key.name
+    alter(connection, f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {quote(name)}")
+
+
+def _close_columns(context: Context) -> None:
+    connection = context.connection
+    users = context.legacy.users
+    missing = [name for name in USER_DEFAULTS if users.columns[name].default is None]
+    if missing:
+        for name in missing:
+            record(connection, "default", "users", name)
+        clauses = ", ".join(
+            f"ALTER COLUMN {quote(name)} SET DEFAULT {USER_DEFAULTS[name]}" for name in missing
+        )
+        alter(connection, f"ALTER TABLE {users.sql} {clauses}")
+    any_set_aside = connection.scalar(
+        text(
+            "SELECT true FROM migration.quarantine"
+            " WHERE entity = 'user' AND state IN ('open', 'accepted') LIMIT 1"
+        )
+    )
+    nullable = [name for name in USER_DEFAULTS if not users.columns[name].not_null]
+    if nullable and not any_set_aside:
+        _set_not_null(connection, users.sql, nullable)
+
+
+def _set_not_null(connection: Connection, table: str, columns: list[str]) -> None:
+    """With a validated CHECK in place, SET NOT NULL needs no scan under its lock (PG 12 on)."""
+    check = quote("migration_not_null")
+    condition = " AND ".join(f"{quote(name)} IS NOT NULL" for name in columns)
+    drop = f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}"
+    alter(connection, drop)
+    alter(connection, f"ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({condition}) NOT VALID")
+    try:
+        alter(connection, f"ALTER TABLE {table} VALIDATE CONSTRAINT {check}")
+    except DBAPIError as failure:
+        if sqlstate(failure) != _CHECK_VIOLATION:
+            raise
+        # A row that came after the pages were cut, without these columns: the next run takes it.
+        alter(connection, drop)
+        return
+    for name in columns:
+        record(connection, "not_null", "users", name)
+    clauses = ", ".join(f"ALTER COLUMN {quote(name)} SET NOT NULL" for name in columns)
+    alter(connection, f"ALTER TABLE {table} {clauses}")
+    alter(connection, drop)

@@ -1,0 +1,115 @@
+"""Indexes: the one the run itself needs before the load, the ones of the target after it.
+
+Building an index once, over rows that are there, costs a fraction of keeping it during the load.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from models.catalog import Table, quote
+from models.database import LOCK_TIMEOUT_MS, retry_locks
+from models.steps.base import Context, Counts, Scope, Step
+from models.target import REFERENCES
+
+HELPER_INDEX = "migration_helper_user_id"
+
+_RECORD = text(
+    "INSERT INTO migration.schema_objects (kind, table_name, name)"
+    " VALUES (:kind, :table_name, :name) ON CONFLICT DO NOTHING"
+)
+
+
+def record(connection: Connection, kind: str, table: str, name: str) -> None:
+    """Remember that the migration added this object; only those may be taken away again."""
+    connection.execute(_RECORD, {"kind": kind, "table_name": table, "name": name})
+
+
+def is_ours(connection: Connection, kind: str, table: str, name: str) -> bool:
+    """Whether the migration added this object itself."""
+    found = connection.scalar(
+        text(
+            "SELECT true FROM migration.schema_objects"
+            " WHERE kind = :kind AND table_name = :table_name AND name = :name"
+        ),
+        {"kind": kind, "table_name": table, "name": name},
+    )
+    return bool(found)
+
+
+def alter(connection: Connection, statement: str) -> None:
+    """Run one ALTER or plain CREATE INDEX with a short lock timeout, until it gets its lock.
+
+    The connection is in autocommit: the limit and the statement travel as one transaction.
+    """
+    retry_locks(
+        lambda: connection.exec_driver_sql(
+            f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; {statement}"
+        )
+    )
+
+
+def build_concurrently(connection: Connection, table: Table, name: str, column: str) -> None:
+    """Build an index without blocking writes; what an interruption left invalid goes first."""
+    if any(index.name == name and not index.valid for index in table.indexes):
+        drop_concurrently(connection, table.schema, name)
+    connection.exec_driver_sql(
+        f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {quote(name)} ON {table.sql} ({quote(column)})"
+    )
+
+
+def drop_concurrently(connection: Connection, schema: str, name: str) -> None:
+    """Drop an index without blocking; nothing happens where it is gone."""
+    connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {quote(schema)}.{quote(name)}")
+
+
+class LegacyIndex(Step):
+    """Builds the index on the subscriptions' owner where the application has none."""
+
+    name = "legacy_index"
+    stage = "organization"
+    queue = "migration.control"
+    transactional = False
+
+    def items(self, context: Context) -> list[str]:
+        return [] if context.legacy.subscriptions.has_index_on("user_id") else ["user_id"]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        connection = context.connection
+        table = context.legacy.subscriptions
+        record(connection, "helper_index", "subscriptions", HELPER_INDEX)
+        build_concurrently(connection, table, HELPER_INDEX, "user_id")
+        return {"indexes": 1}
+
+
+class TargetIndexes(Step):
+    """Builds the indexes that foreign keys need, a table a batch, and refreshes statistics."""
+
+    name = "indexes"
+    stage = "projects"
+    queue = "migration.control"
+    transactional = False
+
+    def items(self, context: Context) -> list[str]:
+        return list(dict.fromkeys(reference.table for reference in REFERENCES))
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        connection = context.connection
+        (name,) = scope.keys or ()
+        table = context.target.table(name)
+        built = 0
+        for column in [r.column for r in REFERENCES if r.table == name]:
+            if table.has_index_on(column):
+                continue
+            index = f"ix_{name}_{column}"
+            record(connection, "index", name, index)
+            if is_ours(connection, "table", name, name):
+                alter(
+                    connection,
+                    f"CREATE INDEX IF NOT EXISTS {quote(index)} ON {table.sql} ({quote(column)})",
+                )
+            else:
+                build_concurrently(connection, table, index, column)
+            built += 1
+        connection.exec_driver_sql(f"ANALYZE {table.sql}")
+        return {"indexes": built}

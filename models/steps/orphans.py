@@ -1,0 +1,81 @@
+"""Rule 9 for subscriptions whose owner does not exist: no page of users would ever reach them."""
+
+from __future__ import annotations
+
+from models import keys
+from models.catalog import Table
+from models.legacy import owners_are_enforced
+from models.steps.base import Context, Counts, Scope, Step, counts
+
+_SET_ASIDE = """
+WITH orphan AS MATERIALIZED (
+  SELECT s.id::text AS legacy_key FROM {subscriptions} s
+  WHERE {scope} AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = s.user_id)
+),
+set_aside AS (
+  INSERT INTO migration.quarantine AS q (entity, legacy_key, run_id, batch_id, reason, message)
+  SELECT 'subscription', o.legacy_key, :run_id, :batch_id, 'owner_missing',
+    'The owner does not exist.'
+  FROM orphan o
+  ON CONFLICT (entity, legacy_key) DO UPDATE SET
+    run_id = excluded.run_id, batch_id = excluded.batch_id, reason = excluded.reason,
+    message = excluded.message, changed_at = clock_timestamp(),
+    attempts = CASE WHEN q.state IN ('open', 'accepted') THEN q.attempts + 1 ELSE 1 END,
+    state = CASE WHEN q.state = 'accepted' THEN 'accepted' ELSE 'open' END
+)
+SELECT count(*) AS subscriptions, count(*) AS subscriptions_quarantined FROM orphan
+"""
+
+_DIFFERENCES = """
+SELECT 'missing', 'subscription', s.id::text, 'quarantine', 'no owner'
+FROM {subscriptions} s
+LEFT JOIN {users} u ON u.id = s.user_id
+LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
+  AND q.state IN ('open', 'accepted')
+WHERE {scope} AND u.id IS NULL AND q.legacy_key IS NULL
+UNION ALL
+SELECT 'extra', 'subscription', s.id::text, 'ai_tools', 'set aside'
+FROM migration.quarantine q
+JOIN {subscriptions} s ON s.id::text = q.legacy_key
+JOIN {ai_tools} t ON t.id = {tool_id}
+WHERE q.entity = 'subscription' AND q.state IN ('open', 'accepted') AND {scope}
+"""
+
+_ACCOUNT = """
+SELECT count(*) AS subscriptions, count(q.legacy_key) AS subscriptions_quarantined
+FROM {subscriptions} s
+LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
+  AND q.state IN ('open', 'accepted')
+WHERE {scope} AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = s.user_id)
+"""
+
+
+class Orphans(Step):
+    """Sets subscriptions without an owner aside."""
+
+    name = "orphans"
+    stage = "users"
+    queue = "migration.users"
+    entity = "subscription"
+
+    def source(self, context: Context) -> Table | None:
+        subscriptions = context.legacy.subscriptions
+        if owners_are_enforced(subscriptions, context.legacy.users):
+            return None
+        return subscriptions
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        row = context.execute(_SET_ASIDE, scope, scope=_condition(context, scope)).one()
+        return counts(row)
+
+    def differences(self, context: Context, scope: Scope) -> list[str]:
+        key = context.legacy.subscriptions.columns["id"].base
+        tool_id = keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key)
+        return [context.render(_DIFFERENCES, scope=_condition(context, scope), tool_id=tool_id)]
+
+    def account(self, context: Context, scope: Scope) -> str:
+        return context.render(_ACCOUNT, scope=_condition(context, scope))
+
+
+def _condition(context: Context, scope: Scope) -> str:
+    return scope.condition("s.id", context.legacy.subscriptions.columns["id"].base)

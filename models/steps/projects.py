@@ -1,0 +1,116 @@
+"""Rules 6, 8 and 9 for projects: the tool of the active GPT, its assignment and its usage log.
+
+Only rows are created here. The projects themselves are written in `switch.py`, later and fast:
+until then the old application reads `active_gpt_id` as its GPT.
+"""
+
+from __future__ import annotations
+
+from models import keys
+from models.catalog import Table
+from models.steps import projects_verification
+from models.steps.base import Context, Counts, Scope, Step, counts
+from models.steps.users import assigned_by
+
+# A project that points at a tool is migrated, or the new application made it; anything else that
+# is not blank is a choice of GPT, and a tool that an earlier run made takes the newer choice.
+_MIGRATE = """
+WITH project AS MATERIALIZED (
+  SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
+    u.id AS user_id, own.id AS suite_id, p.active_gpt_id AS gpt_id,
+    btrim(coalesce(p.active_gpt_id, ''), :blanks) <> ''
+      AND NOT EXISTS (SELECT FROM {ai_tools} t WHERE t.id = p.active_gpt_id) AS has_gpt,
+    CASE WHEN u.id IS NULL THEN 'owner_missing'
+         WHEN own.id IS NULL OR q.legacy_key IS NOT NULL THEN 'owner_quarantined' END AS reason
+  FROM {projects} p
+  LEFT JOIN {users} u ON u.id = p.user_id
+  LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
+    AND q.state IN ('open', 'accepted')
+  LEFT JOIN LATERAL (
+    SELECT s.id FROM {ai_suites} s WHERE s.user_id = u.id ORDER BY s.created_at, s.id LIMIT 1
+  ) AS own ON true
+  WHERE {scope}
+),
+choice AS MATERIALIZED (SELECT * FROM project WHERE has_gpt AND reason IS NULL),
+tool AS (
+  INSERT INTO {ai_tools} AS t (id, name, tool_type, version, configuration, pricing_tier,
+    credits_cost, is_active, requires_approval, created_at, updated_at, suite_id)
+  SELECT c.tool_id, c.gpt_id, 'gpt', NULL,
+    jsonb_build_object('project_id', c.legacy_key, 'gpt_id', c.gpt_id)::{tool_json},
+    CAST('free' AS {tool_tier}), 0, true, false, now(), now(), c.suite_id
+  FROM choice c
+  ON CONFLICT (id) DO UPDATE SET
+    name = excluded.name, configuration = excluded.configuration, updated_at = now()
+  WHERE t.name <> excluded.name
+  RETURNING xmax = 0 AS is_new
+),
+assignment AS (
+  INSERT INTO {tool_assignments} (tool_id, user_id, assigned_by, assigned_at, permissions)
+  SELECT c.tool_id, c.user_id, {assigned_by}, now(), '{{"full_access"\\: true}}' FROM choice c
+  ON CONFLICT (tool_id, user_id) DO NOTHING
+  RETURNING 1
+),
+usage_log AS (
+  INSERT INTO {tool_usage_logs} (id, user_id, tool_id, session_id, action, parameters,
+    credits_used, status, started_at, completed_at, duration)
+  SELECT c.usage_id, c.user_id, c.tool_id, :run_id, 'migration', '{{}}', 0, 'completed',
+    now(), now(), 0
+  FROM choice c
+  ON CONFLICT (id) DO NOTHING
+  RETURNING 1
+),
+set_aside AS (
+  INSERT INTO migration.quarantine AS q (entity, legacy_key, run_id, batch_id, reason, message)
+  SELECT 'project', p.legacy_key, :run_id, :batch_id, p.reason, CASE p.reason
+    WHEN 'owner_missing' THEN 'The owner does not exist.' ELSE 'The owner is set aside.' END
+  FROM project p WHERE p.reason IS NOT NULL
+  ON CONFLICT (entity, legacy_key) DO UPDATE SET
+    run_id = excluded.run_id, batch_id = excluded.batch_id, reason = excluded.reason,
+    message = excluded.message, changed_at = clock_timestamp(),
+    attempts = CASE WHEN q.state IN ('open', 'accepted') THEN q.attempts + 1 ELSE 1 END,
+    state = CASE WHEN q.state = 'accepted' THEN 'accepted' ELSE 'open' END
+),
+resolved AS (
+  UPDATE migration.quarantine q SET state = 'resolved', changed_at = clock_timestamp()
+  WHERE q.state IN ('open', 'accepted') AND q.entity = 'project'
+    AND q.legacy_key IN (SELECT p.legacy_key FROM project p WHERE p.reason IS NULL)
+)
+SELECT count(*) AS projects,
+  count(*) FILTER (WHERE reason IS NOT NULL) AS projects_quarantined,
+  (SELECT count(*) FROM tool WHERE is_new) AS ai_tools,
+  (SELECT count(*) FROM assignment) AS tool_assignments,
+  (SELECT count(*) FROM usage_log) AS tool_usage_logs
+FROM project
+"""
+
+
+class Projects(Step):
+    """Creates the tool of every project that has an active GPT."""
+
+    name = "projects"
+    stage = "projects"
+    queue = "migration.projects"
+    entity = "project"
+
+    def source(self, context: Context) -> Table:
+        return context.legacy.projects
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        key = context.legacy.projects.columns["id"].base
+        row = context.execute(
+            _MIGRATE,
+            scope,
+            scope=scope.condition("p.id", key),
+            tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
+            usage_id=keys.id_of(keys.PROJECT_USAGE, "p.id", key),
+            assigned_by=assigned_by(context),
+            tool_json=context.type_of("ai_tools", "configuration"),
+            tool_tier=context.type_of("ai_tools", "pricing_tier"),
+        ).one()
+        return counts(row)
+
+    def differences(self, context: Context, scope: Scope) -> list[str]:
+        return projects_verification.differences(context, scope)
+
+    def account(self, context: Context, scope: Scope) -> str:
+        return projects_verification.account(context, scope)

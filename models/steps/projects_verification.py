@@ -1,0 +1,120 @@
+"""The second opinion on projects, after the switch. Shares no statement with the steps."""
+
+from __future__ import annotations
+
+from models import keys
+from models.steps.base import Context, Scope
+from models.steps.users_verification import system_assigner
+
+# The GPT that a project had is in the before-image of the run that switched it. A project without
+# one must point at some tool, if at anything: the new application made it, or its images are gone.
+_PROJECTS = """
+SELECT found.kind, 'project', e.legacy_key, found.target_table, found.detail
+FROM (
+  SELECT p.id::text AS legacy_key, p.user_id, p.active_gpt_id, p.is_template,
+    {tool_id} AS tool_id, {usage_id} AS usage_id, b.was,
+    btrim(coalesce(b.was ->> 'active_gpt_id', ''), :blanks) <> '' AS had_gpt,
+    btrim(coalesce(p.active_gpt_id, ''), :blanks) <> '' AS has_gpt
+  FROM {projects} p LEFT JOIN LATERAL (
+    SELECT i.was FROM migration.before_images i
+    WHERE i.entity = 'project' AND i.legacy_key = p.id::text
+      AND i.was ? 'active_gpt_id' ORDER BY i.run_id DESC LIMIT 1
+  ) AS b ON true
+  WHERE {scope} AND NOT EXISTS (
+    SELECT FROM migration.quarantine q WHERE q.entity = 'project'
+      AND q.legacy_key = p.id::text AND q.state IN ('open', 'accepted'))
+) AS e
+LEFT JOIN {ai_tools} t ON t.id = e.tool_id
+LEFT JOIN {ai_tools} c ON c.id = e.active_gpt_id
+LEFT JOIN {ai_suites} home ON home.id = t.suite_id
+LEFT JOIN {tool_assignments} a ON a.tool_id = e.tool_id AND a.user_id = e.user_id
+LEFT JOIN {tool_usage_logs} l ON l.id = e.usage_id
+CROSS JOIN LATERAL (
+  SELECT 'wrong_value' AS kind, 'projects' AS target_table, 'is_template' AS detail
+  WHERE e.is_template IS NULL
+  UNION ALL SELECT 'wrong_value', 'projects', 'active_gpt_id'
+  WHERE CASE WHEN e.had_gpt THEN e.active_gpt_id IS DISTINCT FROM e.tool_id
+             ELSE e.has_gpt AND c.id IS NULL END
+  UNION ALL SELECT 'missing', 'ai_tools', NULL WHERE e.had_gpt AND t.id IS NULL
+  UNION ALL SELECT 'missing', 'tool_assignments', NULL WHERE e.had_gpt AND a.tool_id IS NULL
+  UNION ALL SELECT 'missing', 'tool_usage_logs', NULL WHERE e.had_gpt AND l.id IS NULL
+  UNION ALL SELECT 'extra', 'ai_tools', NULL WHERE NOT e.has_gpt AND t.id IS NOT NULL
+  UNION ALL SELECT 'extra', 'tool_assignments', NULL WHERE NOT e.has_gpt AND a.tool_id IS NOT NULL
+  UNION ALL SELECT 'extra', 'tool_usage_logs', NULL WHERE NOT e.has_gpt AND l.id IS NOT NULL
+  UNION ALL SELECT 'wrong_owner', 'ai_tools', NULL
+  WHERE t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id
+  UNION ALL SELECT 'wrong_value', 'ai_tools', v.name
+  FROM (VALUES
+    ('name', t.name IS DISTINCT FROM coalesce(e.was ->> 'active_gpt_id', t.name)),
+    ('tool_type', t.tool_type IS DISTINCT FROM 'gpt'),
+    ('version', t.version IS NOT NULL),
+    ('pricing_tier', t.pricing_tier::text IS DISTINCT FROM 'free'),
+    ('credits_cost', t.credits_cost IS DISTINCT FROM 0),
+    ('is_active', t.is_active IS DISTINCT FROM true),
+    ('configuration', t.configuration::jsonb IS DISTINCT FROM
+      jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name))
+  ) AS v(name, differs) WHERE t.id IS NOT NULL AND v.differs
+  UNION ALL SELECT 'wrong_value', 'tool_assignments', v.name
+  FROM (VALUES
+    ('assigned_by', a.assigned_by::text IS DISTINCT FROM {assigned_by}),
+    ('permissions', a.permissions::jsonb IS DISTINCT FROM
+      jsonb_build_object('full_access', true)),
+    ('expires_at', a.expires_at IS NOT NULL)
+  ) AS v(name, differs) WHERE a.tool_id IS NOT NULL AND v.differs
+  UNION ALL SELECT 'wrong_owner', 'tool_usage_logs', NULL
+  WHERE l.id IS NOT NULL AND (l.user_id <> e.user_id OR l.tool_id <> e.tool_id)
+  UNION ALL SELECT 'wrong_value', 'tool_usage_logs', v.name
+  FROM (VALUES
+    ('action', l.action IS DISTINCT FROM 'migration'),
+    ('credits_used', l.credits_used IS DISTINCT FROM 0),
+    ('status', l.status IS DISTINCT FROM 'completed')
+  ) AS v(name, differs) WHERE l.id IS NOT NULL AND v.differs
+  UNION ALL SELECT 'extra', 'tool_usage_logs', 'twin'
+  FROM {tool_usage_logs} o
+  WHERE o.tool_id = t.id AND o.action = 'migration' AND o.id <> e.usage_id
+  UNION ALL SELECT 'extra', 'tool_assignments', NULL
+  FROM {tool_assignments} o
+  WHERE o.tool_id = t.id AND o.user_id <> e.user_id
+    AND o.assigned_by IS NOT DISTINCT FROM {assigned_by}
+  UNION ALL SELECT 'extra', 'ai_tools', 'twin'
+  FROM {ai_tools} o
+  WHERE o.suite_id = t.suite_id AND o.id <> t.id AND o.name = t.name
+    AND o.configuration::jsonb = t.configuration::jsonb
+) AS found
+"""
+
+_SET_ASIDE = """
+SELECT 'extra', 'project', p.id::text, 'ai_tools', 'set aside'
+FROM migration.quarantine q
+JOIN {projects} p ON p.id::text = q.legacy_key
+JOIN {ai_tools} t ON t.id = {tool_id}
+WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND {scope}
+"""
+
+_ACCOUNT = """
+SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined
+FROM {projects} p LEFT JOIN migration.quarantine q
+  ON q.entity = 'project' AND q.legacy_key = p.id::text AND q.state IN ('open', 'accepted')
+WHERE {scope}
+"""
+
+
+def differences(context: Context, scope: Scope) -> list[str]:
+    """The statements over one page of projects."""
+    key = context.legacy.projects.columns["id"].base
+    return [
+        context.render(
+            sql,
+            scope=scope.condition("p.id", key),
+            tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
+            usage_id=keys.id_of(keys.PROJECT_USAGE, "p.id", key),
+            assigned_by=system_assigner(context),
+        )
+        for sql in (_PROJECTS, _SET_ASIDE)
+    ]
+
+
+def account(context: Context, scope: Scope) -> str:
+    """The statement that counts one page of projects."""
+    key = context.legacy.projects.columns["id"].base
+    return context.render(_ACCOUNT, scope=scope.condition("p.id", key))

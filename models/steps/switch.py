@@ -1,0 +1,62 @@
+"""Rule 6, the moment itself: projects point at their tools, and `is_template` is never null.
+
+The GPT that a project had goes into the before-image in the same statement.
+"""
+
+from __future__ import annotations
+
+from models import keys
+from models.catalog import Table
+from models.steps.base import Context, Counts, Scope, Step
+
+# Only a tool made for this very choice is switched to: whoever chose another GPT meanwhile keeps
+# it, and the verification says so.
+_SWITCH = """
+WITH project AS MATERIALIZED (
+  SELECT p.id, p.id::text AS legacy_key, p.active_gpt_id, p.is_template, t.id AS tool_id
+  FROM {projects} p LEFT JOIN {ai_tools} t
+    ON t.id = {tool_id} AND t.name = p.active_gpt_id
+  WHERE {scope} AND (p.is_template IS NULL OR t.id IS NOT NULL) AND NOT EXISTS (
+    SELECT FROM migration.quarantine q WHERE q.entity = 'project' AND q.legacy_key = p.id::text
+      AND q.state IN ('open', 'accepted'))
+  FOR NO KEY UPDATE OF p
+),
+image AS (
+  INSERT INTO migration.before_images AS b (run_id, entity, legacy_key, was)
+  SELECT :run_id, 'project', p.legacy_key, jsonb_strip_nulls(jsonb_build_object(
+    'active_gpt_id', CASE WHEN p.tool_id IS NOT NULL THEN p.active_gpt_id END,
+    'is_template', p.is_template))
+  FROM project p
+  ON CONFLICT (entity, legacy_key, run_id) DO UPDATE SET was = excluded.was || b.was
+),
+switched AS (
+  UPDATE {projects} u SET
+    active_gpt_id = coalesce(p.tool_id, u.active_gpt_id),
+    is_template = coalesce(u.is_template, false)
+  FROM project p WHERE u.id = p.id
+  RETURNING 1
+)
+SELECT count(*) FROM switched
+"""
+
+
+class Switch(Step):
+    """Points the projects at their tools."""
+
+    name = "switch"
+    stage = "switch"
+    queue = "migration.projects"
+    entity = "project"
+
+    def source(self, context: Context) -> Table:
+        return context.legacy.projects
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        key = context.legacy.projects.columns["id"].base
+        switched = context.execute(
+            _SWITCH,
+            scope,
+            scope=scope.condition("p.id", key),
+            tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
+        ).scalar()
+        return {"switched": switched}

@@ -1,0 +1,241 @@
+"""The second opinion on users and subscriptions: what must be there, compared with what is.
+
+Shares no statement with `users.py`. Every legacy row that is not set aside is held against each
+target row it must have produced, and every row that the migration made against the legacy rows.
+"""
+
+from __future__ import annotations
+
+from models import keys
+from models.legacy import optional
+from models.steps.base import Context, Scope
+
+# What the columns were before comes from the newest before-image; without one (forgotten),
+# only nulls can be told.
+_USERS = """
+SELECT found.kind, 'user', found.legacy_key, found.target_table, found.detail
+FROM (
+  SELECT u.id, u.id::text AS legacy_key, u.email, u.user_type::text, u.billing_tier::text,
+    u.is_active, u.organization_id, u.department_id, u.credits_balance,
+    b.was, coalesce(b.was -> 'kept', '[]') AS kept, b.was IS NOT NULL AS is_known,
+    lower(btrim({role}, :blanks)) AS role
+  FROM {users} u LEFT JOIN LATERAL (
+    SELECT i.was FROM migration.before_images i
+    WHERE i.entity = 'user' AND i.legacy_key = u.id::text ORDER BY i.run_id DESC LIMIT 1
+  ) AS b ON true
+  WHERE {scope} AND NOT EXISTS (
+    SELECT FROM migration.quarantine q WHERE q.entity = 'user' AND q.legacy_key = u.id::text
+      AND q.state IN ('open', 'accepted'))
+) AS u
+LEFT JOIN (
+  SELECT o.id AS organization_id, min(d.id) AS department_id FROM {organizations} o
+  LEFT JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
+  WHERE o.name = 'Default Organization' GROUP BY o.id
+) AS home ON true
+LEFT JOIN {ai_suites} s ON s.id = {suite_id}
+CROSS JOIN LATERAL (
+  SELECT 'wrong_value' AS kind, u.legacy_key, 'users' AS target_table, 'user_type' AS detail
+  WHERE u.user_type IS NULL OR (u.is_known AND u.user_type <> CASE
+    WHEN u.kept ? 'user_type' THEN u.was ->> 'user_type'
+    WHEN u.role IN ('student', 'teacher', 'admin', 'developer') THEN u.role ELSE 'student' END)
+  UNION ALL SELECT 'wrong_value', u.legacy_key, 'users', 'billing_tier'
+  WHERE u.billing_tier IS NULL OR (u.is_known AND u.billing_tier <> CASE
+    WHEN u.kept ? 'billing_tier' THEN u.was ->> 'billing_tier' ELSE 'free' END)
+  UNION ALL SELECT 'wrong_value', u.legacy_key, 'users', 'is_active'
+  WHERE u.is_active IS NULL OR (u.is_known AND u.is_active <> CASE
+    WHEN u.kept ? 'is_active' THEN (u.was ->> 'is_active')::boolean ELSE true END)
+  UNION ALL SELECT 'wrong_value', u.legacy_key, 'users', 'organization_id'
+  WHERE u.organization_id IS NULL OR (u.is_known AND u.organization_id <> CASE
+    WHEN u.kept ? 'organization_id' THEN u.was ->> 'organization_id'
+    ELSE home.organization_id END)
+  UNION ALL SELECT 'wrong_value', u.legacy_key, 'users', 'department_id'
+  WHERE u.is_known AND u.department_id IS DISTINCT FROM CASE
+    WHEN u.was ? 'department_id' THEN u.was ->> 'department_id'
+    WHEN NOT u.kept ? 'organization_id' THEN home.department_id END
+  UNION ALL SELECT 'wrong_value', u.legacy_key, 'users', 'credits_balance'
+  WHERE u.credits_balance IS NULL
+  UNION ALL SELECT 'missing', u.legacy_key, 'ai_suites', NULL
+  WHERE s.id IS NULL AND NOT EXISTS (SELECT FROM {ai_suites} e WHERE e.user_id = u.id)
+     OR s.id IS NULL AND u.is_known AND NOT u.was ? 'suite'
+  UNION ALL SELECT 'extra', u.legacy_key, 'ai_suites', NULL
+  WHERE s.id IS NOT NULL AND u.was ? 'suite'
+  UNION ALL SELECT 'extra', u.legacy_key, 'ai_suites', 'twin'
+  FROM {ai_suites} e
+  WHERE e.user_id = u.id AND s.id IS NOT NULL AND e.id <> s.id AND e.name = s.name
+    AND e.configuration::jsonb = s.configuration::jsonb
+  UNION ALL SELECT 'wrong_owner', u.legacy_key, 'ai_suites', NULL WHERE s.user_id <> u.id
+  UNION ALL SELECT 'wrong_value', u.legacy_key, 'ai_suites', 'name'
+  WHERE s.name <> concat(u.email, '''s Suite')
+  UNION ALL SELECT 'wrong_value', u.legacy_key, 'ai_suites', 'configuration'
+  WHERE s.id IS NOT NULL AND s.configuration::jsonb IS DISTINCT FROM jsonb_build_object(
+    'default_tools', json_build_array(), 'preferences', json_build_object(),
+    'auto_configuration', true)
+  UNION ALL SELECT 'wrong_value', u.legacy_key, 'ai_suites', 'is_active'
+  WHERE s.id IS NOT NULL AND s.is_active IS DISTINCT FROM true
+) AS found
+"""
+
+_SET_ASIDE_USERS = """
+SELECT 'extra', 'user', u.id::text, 'ai_suites', 'set aside'
+FROM migration.quarantine q
+JOIN {users} u ON u.id::text = q.legacy_key
+JOIN {ai_suites} s ON s.id = {suite_id}
+WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
+"""
+
+_SUBSCRIPTIONS = """
+SELECT found.kind, 'subscription', e.legacy_key, found.target_table, found.detail
+FROM (
+  SELECT s.id::text AS legacy_key, s.user_id, s.gpt_id, {version} AS version,
+    {status} AS status, {is_active} AS is_active, {tool_id} AS tool_id, {usage_id} AS usage_id,
+    {preferences} AS preferences
+  FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
+  WHERE {scope} AND NOT EXISTS (
+    SELECT FROM migration.quarantine q WHERE q.entity = 'subscription'
+      AND q.legacy_key = s.id::text AND q.state IN ('open', 'accepted'))
+) AS e
+LEFT JOIN {ai_tools} t ON t.id = e.tool_id
+LEFT JOIN {ai_suites} home ON home.id = t.suite_id
+LEFT JOIN {tool_assignments} a ON a.tool_id = e.tool_id AND a.user_id = e.user_id
+LEFT JOIN {tool_usage_logs} l ON l.id = e.usage_id
+CROSS JOIN LATERAL (
+  SELECT 'missing' AS kind, 'ai_tools' AS target_table, NULL AS detail WHERE t.id IS NULL
+  UNION ALL SELECT 'missing', 'tool_assignments', NULL WHERE a.tool_id IS NULL
+  UNION ALL SELECT 'missing', 'tool_usage_logs', NULL WHERE l.id IS NULL
+  UNION ALL SELECT 'wrong_owner', 'ai_tools', NULL
+  WHERE t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id
+  UNION ALL SELECT 'wrong_value', 'ai_tools', v.name
+  FROM (VALUES
+    ('name', t.name IS DISTINCT FROM e.gpt_id),
+    ('tool_type', t.tool_type IS DISTINCT FROM 'gpt'),
+    ('version', t.version IS DISTINCT FROM e.version),
+    ('pricing_tier', t.pricing_tier::text IS DISTINCT FROM 'free'),
+    ('credits_cost', t.credits_cost IS DISTINCT FROM 0),
+    ('is_active', t.is_active IS DISTINCT FROM
+      (e.status IS NOT DISTINCT FROM 'active' AND e.is_active IS DISTINCT FROM false)),
+    ('configuration', t.configuration::jsonb IS DISTINCT FROM
+      coalesce(nullif(e.preferences, 'null'), '{{}}'))
+  ) AS v(name, differs) WHERE t.id IS NOT NULL AND v.differs
+  UNION ALL SELECT 'wrong_value', 'tool_assignments', v.name
+  FROM (VALUES
+    ('assigned_by', a.assigned_by::text IS DISTINCT FROM {assigned_by}),
+    ('permissions', a.permissions::jsonb IS DISTINCT FROM
+      jsonb_build_object('full_access', true)),
+    ('expires_at', a.expires_at IS NOT NULL)
+  ) AS v(name, differs) WHERE a.tool_id IS NOT NULL AND v.differs
+  UNION ALL SELECT 'wrong_owner', 'tool_usage_logs', NULL
+  WHERE l.id IS NOT NULL AND (l.user_id <> e.user_id OR l.tool_id <> e.tool_id)
+  UNION ALL SELECT 'wrong_value', 'tool_usage_logs', v.name
+  FROM (VALUES
+    ('action', l.action IS DISTINCT FROM 'migration'),
+    ('credits_used', l.credits_used IS DISTINCT FROM 0),
+    ('status', l.status IS DISTINCT FROM 'completed')
+  ) AS v(name, differs) WHERE l.id IS NOT NULL AND v.differs
+) AS found
+"""
+
+# Rows that the migration made (their ids say so) and that no standing legacy row asks for, and
+# twins: rows made during the run that repeat a migrated one under another id.
+_EXTRA = """
+WITH page AS MATERIALIZED (SELECT u.id FROM {users} u WHERE {scope}),
+expected AS MATERIALIZED (
+  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id
+  FROM page JOIN {subscriptions} s ON s.user_id = page.id
+  WHERE NOT EXISTS (
+    SELECT FROM migration.quarantine q WHERE q.entity = 'subscription'
+      AND q.legacy_key = s.id::text AND q.state IN ('open', 'accepted'))
+),
+tools AS MATERIALIZED (
+  SELECT t.id, s.user_id, t.suite_id, t.name, t.version, t.tool_type, t.configuration::jsonb,
+    t.created_at
+  FROM page JOIN {ai_suites} s ON s.user_id = page.id JOIN {ai_tools} t ON t.suite_id = s.id
+)
+SELECT 'extra', 'subscription', t.id, 'ai_tools', NULL
+FROM tools t LEFT JOIN expected e ON e.tool_id = t.id
+WHERE {is_tool} AND e.tool_id IS NULL
+UNION ALL
+SELECT 'extra', 'subscription', t.id, 'ai_tools', 'twin'
+FROM tools t JOIN tools o
+  ON o.suite_id = t.suite_id AND o.name = t.name AND o.tool_type = t.tool_type
+  AND o.configuration = t.configuration AND o.version IS NOT DISTINCT FROM t.version
+JOIN expected e ON e.tool_id = o.id
+WHERE NOT {is_tool} AND t.tool_type = 'gpt'
+  AND t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
+                       WHERE r.id = :run_id)
+UNION ALL
+SELECT 'extra', 'subscription', a.tool_id, 'tool_assignments', NULL
+FROM page JOIN {tool_assignments} a ON a.user_id = page.id
+LEFT JOIN expected e ON e.tool_id = a.tool_id AND e.user_id = a.user_id
+WHERE {is_assigned_tool} AND e.tool_id IS NULL AND a.assigned_by IS NOT DISTINCT FROM {assigned_by}
+UNION ALL
+SELECT 'extra', 'subscription', l.id, 'tool_usage_logs', NULL
+FROM page JOIN {tool_usage_logs} l ON l.user_id = page.id
+LEFT JOIN expected e ON e.usage_id = l.id
+WHERE e.usage_id IS NULL AND ({is_usage} OR l.action = 'migration' AND {is_used_tool})
+"""
+
+_ACCOUNT = """
+SELECT count(*) AS users,
+  count(q.legacy_key) AS users_quarantined,
+  coalesce(sum(s.total), 0)::bigint AS subscriptions,
+  coalesce(sum(s.quarantined), 0)::bigint AS subscriptions_quarantined
+FROM {users} u
+LEFT JOIN migration.quarantine q
+  ON q.entity = 'user' AND q.legacy_key = u.id::text AND q.state IN ('open', 'accepted')
+LEFT JOIN LATERAL (
+  SELECT count(*) AS total, count(sq.legacy_key) AS quarantined FROM {subscriptions} s
+  LEFT JOIN migration.quarantine sq ON sq.entity = 'subscription'
+    AND sq.legacy_key = s.id::text AND sq.state IN ('open', 'accepted')
+  WHERE s.user_id = u.id
+) AS s ON true
+WHERE {scope}
+"""
+
+
+def differences(context: Context, scope: Scope) -> list[str]:
+    """The statements over one page of users."""
+    names = _expressions(context, scope)
+    statements = (_USERS, _SET_ASIDE_USERS, _SUBSCRIPTIONS, _EXTRA)
+    return [context.render(sql, **names) for sql in statements]
+
+
+def account(context: Context, scope: Scope) -> str:
+    """The statement that counts one page of users and their subscriptions."""
+    return context.render(_ACCOUNT, scope=_expressions(context, scope)["scope"])
+
+
+def system_assigner(context: Context) -> str:
+    """What `assigned_by` must hold: null where it can only hold a user's key."""
+    table = context.target.table("tool_assignments")
+    points_at_user = table.key_on("assigned_by") is not None
+    is_text = table.columns["assigned_by"].base in ("character varying", "text", "character")
+    return "NULL" if points_at_user or not is_text else "'system'"
+
+
+def _expressions(context: Context, scope: Scope) -> dict[str, str]:
+    users, subscriptions = context.legacy.users, context.legacy.subscriptions
+    user_key = users.columns["id"].base
+    key = subscriptions.columns["id"].base
+    document = subscriptions.columns.get("preferences")
+    if document is None:
+        preferences = "NULL::jsonb"
+    elif document.base == "jsonb":
+        preferences = "s.preferences"
+    else:
+        preferences = "migration.try_jsonb(s.preferences::text)"
+    return {
+        "scope": scope.condition("u.id", user_key),
+        "role": "coalesce(" + optional(users, "role", "''", alias="u") + "::text, '')",
+        "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),
+        "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
+        "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
+        "version": optional(subscriptions, "version", "NULL", alias="s") + "::text",
+        "status": optional(subscriptions, "status", "'active'", alias="s") + "::text",
+        "is_active": optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
+        "preferences": preferences,
+        "assigned_by": system_assigner(context),
+        "is_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
+        "is_assigned_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "a.tool_id"),
+        "is_usage": keys.has_kind(keys.SUBSCRIPTION_USAGE, "l.id"),
+        "is_used_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "l.tool_id"),
+    }

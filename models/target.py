@@ -1,0 +1,400 @@
+"""The target schema: what it declares, what may be adopted, and how the missing part is added.
+
+Expand (here) creates tables without foreign keys and without the indexes that only foreign keys
+need; those come after the load, in `models.steps.indexes` and `models.steps.contract`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql as pg
+from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.types import TypeEngine
+
+from models import keys
+from models.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote, read_tables
+from models.errors import Incompatible
+from models.legacy import Legacy, key_family
+
+ENUMS = {
+    "user_type": ("student", "teacher", "admin", "developer"),
+    "billing_tier": ("free", "basic", "premium", "enterprise"),
+    "tool_status": ("active", "inactive", "pending", "deprecated"),
+}
+TABLES = (
+    "organizations",
+    "departments",
+    "ai_suites",
+    "ai_tools",
+    "tool_assignments",
+    "tool_usage_logs",
+    "marketplace_listings",
+    "credit_logs",
+)
+_CONFLICT_KEYS: dict[str, tuple[str, ...]] = {"tool_assignments": ("tool_id", "user_id")}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A foreign key that the finished schema has, and its action when the other row goes."""
+
+    table: str
+    column: str
+    refers_to: str
+    on_delete: str
+
+
+REFERENCES = (
+    Reference("departments", "organization_id", "organizations", "CASCADE"),
+    Reference("ai_suites", "user_id", "users", "CASCADE"),
+    Reference("ai_tools", "suite_id", "ai_suites", "CASCADE"),
+    Reference("tool_assignments", "tool_id", "ai_tools", "CASCADE"),
+    Reference("tool_assignments", "user_id", "users", "CASCADE"),
+    Reference("tool_usage_logs", "user_id", "users", "CASCADE"),
+    Reference("tool_usage_logs", "tool_id", "ai_tools", "CASCADE"),
+    Reference("marketplace_listings", "tool_id", "ai_tools", "CASCADE"),
+    Reference("credit_logs", "user_id", "users", "CASCADE"),
+    Reference("users", "organization_id", "organizations", "SET NULL"),
+    Reference("users", "department_id", "departments", "SET NULL"),
+)
+# Every batch looks these up, so they are there from the start.
+EARLY_INDEXES = (("ai_suites", "user_id"), ("credit_logs", "user_id"))
+USER_DEFAULTS = {
+    "user_type": "'student'",
+    "billing_tier": "'free'",
+    "credits_balance": "0",
+    "is_active": "true",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The target tables that exist, by their declared name; `users` and `projects` among them."""
+
+    schema: str
+    tables: dict[str, Table]
+
+    def table(self, name: str) -> Table:
+        """The table of that declared name; raises Incompatible before `schema upgrade`."""
+        try:
+            return self.tables[name]
+        except KeyError:
+            raise Incompatible(
+                f"The table {self.schema}.{name} does not exist",
+                hint="Run: producer schema upgrade",
+            ) from None
+
+
+def declare(schema: str, user_key: TypeEngine[Any]) -> sa.MetaData:
+    """The declared schema: the new tables, and `users`/`projects` with their added columns only."""
+    metadata = sa.MetaData(schema=schema)
+    user_type, tier, _ = (
+        pg.ENUM(*labels, name=name, schema=schema, create_type=False, metadata=metadata)
+        for name, labels in ENUMS.items()
+    )
+
+    def string(name: str, *, null: bool = True) -> sa.Column[Any]:
+        return sa.Column(name, sa.String, nullable=null)
+
+    def owner(*, primary_key: bool = False) -> sa.Column[Any]:
+        return sa.Column("user_id", user_key, nullable=False, primary_key=primary_key)
+
+    def document(name: str) -> sa.Column[Any]:
+        return sa.Column(name, pg.JSONB, server_default=sa.text("'{}'"))
+
+    def money(name: str, *, null: bool = True) -> sa.Column[Any]:
+        default = sa.text("0") if null else None
+        return sa.Column(name, sa.Numeric(10, 2), server_default=default, nullable=null)
+
+    def flag(name: str, default: str) -> sa.Column[Any]:
+        return sa.Column(name, sa.Boolean, server_default=sa.text(default))
+
+    def moment(name: str) -> sa.Column[Any]:
+        return sa.Column(name, sa.DateTime, server_default=sa.func.now())
+
+    def table(name: str, *columns: sa.Column[Any]) -> None:
+        sa.Table(name, metadata, *columns)
+
+    def identity() -> sa.Column[Any]:
+        return sa.Column("id", sa.String, primary_key=True)
+
+    table(
+        "users",
+        sa.Column("user_type", user_type),
+        sa.Column("billing_tier", tier),
+        string("organization_id"),
+        string("department_id"),
+        sa.Column("credits_balance", sa.Numeric(10, 2)),
+        sa.Column("is_active", sa.Boolean),
+        sa.Column("last_login", sa.DateTime),
+        sa.Column("preferences", pg.JSONB),
+    )
+    table("projects", sa.Column("is_template", sa.Boolean))
+    table(
+        "organizations",
+        identity(),
+        string("name", null=False),
+        string("type"),
+        sa.Column("subscription_tier", tier, nullable=False),
+        money("credits_balance"),
+        document("settings"),
+        moment("created_at"),
+        moment("updated_at"),
+    )
+    table(
+        "departments",
+        identity(),
+        string("organization_id", null=False),
+        string("name", null=False),
+        string("description"),
+        document("settings"),
+        moment("created_at"),
+        moment("updated_at"),
+    )
+    table(
+        "ai_suites",
+        identity(),
+        owner(),
+        string("name", null=False),
+        string("description"),
+        document("configuration"),
+        flag("is_active", "true"),
+        moment("created_at"),
+        moment("updated_at"),
+    )
+    table(
+        "ai_tools",
+        identity(),
+        string("name", null=False),
+        string("description"),
+        string("tool_type", null=False),
+        string("version"),
+        document("configuration"),
+        sa.Column("pricing_tier", tier, nullable=False),
+        money("credits_cost"),
+        flag("is_active", "true"),
+        flag("requires_approval", "false"),
+        moment("created_at"),
+        moment("updated_at"),
+        string("suite_id"),
+    )
+    table(
+        "tool_assignments",
+        sa.Column("tool_id", sa.String, primary_key=True),
+        owner(primary_key=True),
+        string("assigned_by"),
+        moment("assigned_at"),
+        sa.Column("expires_at", sa.DateTime),
+        document("permissions"),
+    )
+    table(
+        "tool_usage_logs",
+        identity(),
+        owner(),
+        string("tool_id", null=False),
+        string("session_id"),
+        string("module_id"),
+        string("action", null=False),
+        document("parameters"),
+        money("credits_used"),
+        string("status"),
+        string("error_message"),
+        moment("started_at"),
+        sa.Column("completed_at", sa.DateTime),
+        sa.Column("duration", sa.Float),
+    )
+    table(
+        "marketplace_listings",
+        identity(),
+        string("tool_id", null=False),
+        string("title", null=False),
+        string("description"),
+        document("features"),
+        document("pricing_details"),
+        string("category"),
+        document("tags"),
+        string("preview_url"),
+        string("documentation_url"),
+        flag("is_featured", "false"),
+        flag("is_public", "true"),
+        moment("created_at"),
+        moment("updated_at"),
+    )
+    table(
+        "credit_logs",
+        identity(),
+        owner(),
+        string("operation", null=False),
+        money("amount", null=False),
+        money("balance_after", null=False),
+        string("reason"),
+        string("run_id"),
+        moment("created_at"),
+    )
+    return metadata
+
+
+def read(connection: Connection, legacy: Legacy) -> Target:
+    """The target tables as they stand, in the schema of the legacy users table."""
+    schema = legacy.users.schema
+    names = {f"{quote(schema)}.{quote(name)}": name for name in TABLES}
+    found = read_tables(connection, list(names))
+    tables = {names[qualified]: table for qualified, table in found.items()}
+    return Target(schema, {**tables, "users": legacy.users, "projects": legacy.projects})
+
+
+def declared_for(legacy: Legacy) -> sa.MetaData:
+    """The declared schema with the key type of the legacy users."""
+    return declare(legacy.users.schema, _RawType(legacy.users.columns["id"].type))
+
+
+def check(connection: Connection, legacy: Legacy) -> Target:
+    """Check all that exists already; raises Incompatible naming the first column that differs."""
+    target = read(connection, legacy)
+    _check_enums(connection, target.schema)
+    for declared in declared_for(legacy).tables.values():
+        found = target.tables.get(declared.name)
+        if found is None:
+            continue
+        adopted = declared.name not in ("users", "projects")
+        for column in declared.columns:
+            existing = found.columns.get(column.name)
+            if existing is not None:
+                _check_column(found, column, existing, legacy.users.columns["id"])
+            elif adopted:
+                raise _differs(found, column.name, str(column.type), "no such column")
+        if adopted:
+            _check_insertable(found, declared)
+    return target
+
+
+def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]:
+    """Create what is missing, in the caller's transaction; returns (kind, table, name) of each.
+
+    Safe to repeat. The legacy tables come last, in one statement each: their lock is held from
+    there to the commit only, and adding columns without a default rewrites nothing.
+    """
+    target = check(connection, legacy)
+    metadata = declared_for(legacy)
+    added: list[tuple[str, str, str]] = []
+    for name, labels in ENUMS.items():
+        if not _enum_labels(connection, target.schema, name):
+            literals = ", ".join(f"'{label}'" for label in labels)
+            connection.exec_driver_sql(
+                f"CREATE TYPE {quote(target.schema)}.{name} AS ENUM ({literals})"
+            )
+            added.append(("type", "", name))
+    for name in TABLES:
+        if name not in target.tables:
+            connection.execute(CreateTable(metadata.tables[f"{target.schema}.{name}"]))
+            added.append(("table", name, name))
+    for name, column in EARLY_INDEXES:
+        if name not in target.tables or not target.tables[name].has_index_on(column):
+            table = metadata.tables[f"{target.schema}.{name}"]
+            index = sa.Index(f"ix_{name}_{column}", table.c[column])
+            connection.execute(CreateIndex(index))
+            added.append(("index", name, index.name or ""))
+    for role in ("projects", "users"):
+        found = target.tables[role]
+        missing = [
+            column
+            for column in metadata.tables[f"{target.schema}.{role}"].columns
+            if column.name not in found.columns
+        ]
+        if missing:
+            clauses = ", ".join(
+                f"ADD COLUMN {quote(column.name)} {column.type.compile(connection.dialect)}"
+                for column in missing
+            )
+            connection.exec_driver_sql(f"ALTER TABLE {found.sql} {clauses}")
+            added.extend(("column", role, column.name) for column in missing)
+    return added
+
+
+class _RawType(sa.types.UserDefinedType[Any]):
+    """A column type given by its SQL text, as the catalog prints it."""
+
+    cache_ok = True
+
+    def __init__(self, sql: str) -> None:
+        self.sql = sql
+
+    def get_col_spec(self, **_: Any) -> str:
+        return self.sql
+
+
+def _enum_labels(connection: Connection, schema: str, name: str) -> list[str]:
+    return list(
+        connection.scalars(
+            sa.text(
+                "SELECT e.enumlabel FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid"
+                " JOIN pg_namespace n ON n.oid = t.typnamespace"
+                " WHERE n.nspname = :schema AND t.typname = :name"
+            ),
+            {"schema": schema, "name": name},
+        )
+    )
+
+
+def _check_enums(connection: Connection, schema: str) -> None:
+    for name, labels in ENUMS.items():
+        found = _enum_labels(connection, schema, name)
+        absent = [label for label in labels if found and label not in found]
+        if absent:
+            raise Incompatible(
+                f"The type {schema}.{name} lacks the label {absent[0]!r};"
+                f" it has {', '.join(found)}",
+                hint=f"ALTER TYPE {schema}.{name} ADD VALUE '{absent[0]}'",
+            )
+
+
+def _check_column(table: Table, wanted: sa.Column[Any], found: Column, user_key: Column) -> None:
+    kind = wanted.type
+    if found.generated:
+        raise _differs(table, found.name, "a plain column", "a generated one")
+    if isinstance(kind, _RawType):
+        right = key_family(found.base) == key_family(user_key.base)
+    elif isinstance(kind, pg.ENUM):
+        labels = set(found.enum or ())
+        right = found.base in TEXT_TYPES or labels.issuperset(kind.enums)
+    elif isinstance(kind, sa.String):
+        refers = wanted.name == "id" or wanted.name.endswith("_id")
+        room = keys.ID_LENGTH if refers else 1
+        right = found.base in TEXT_TYPES and (found.length is None or found.length >= room)
+        # A foreign key to the users makes this column a user's key; null is written there.
+        right = right or (wanted.name == "assigned_by" and found.base == user_key.base)
+    elif isinstance(kind, sa.Float):
+        right = found.base in {"double precision", "real", "numeric"} | INTEGER_TYPES
+    elif isinstance(kind, sa.Numeric):
+        right = found.base == "numeric" and (found.scale is None or found.scale >= 2)
+    elif isinstance(kind, pg.JSONB):
+        right = found.base in ("json", "jsonb")
+    elif isinstance(kind, sa.DateTime):
+        right = found.base.startswith("timestamp")
+    else:
+        right = found.base == "boolean"
+    if not right:
+        expected = f"the type {kind.name}" if isinstance(kind, pg.ENUM) else str(kind).lower()
+        raise _differs(table, found.name, expected, found.type)
+
+
+def _check_insertable(table: Table, declared: sa.Table) -> None:
+    for column in table.columns.values():
+        filled = column.name in declared.columns or column.default is not None or column.generated
+        if column.not_null and not filled:
+            raise _differs(table, column.name, "a default, or null allowed", "neither")
+    conflict_key = _CONFLICT_KEYS.get(declared.name, ("id",))
+    if not any(i.valid and i.unique and set(i.columns) == set(conflict_key) for i in table.indexes):
+        columns = ", ".join(conflict_key)
+        raise _differs(table, conflict_key[0], f"a primary key on ({columns})", "none")
+
+
+def _differs(table: Table, column: str, expected: str, found: str) -> Incompatible:
+    return Incompatible(
+        f"{table.label}.{column}: expected {expected}, found {found}",
+        hint="Change the column, or rename the table that is in the way. Nothing was changed.",
+    )
