@@ -1,0 +1,58 @@
+"""Celery's settings, a reason each. Both sides read this one file."""
+
+from kombu import Exchange, Queue
+
+from producer.connect import is_local, redis_options, settings
+
+_settings = settings()
+
+broker_url = _settings.celery_broker_url
+result_backend = _settings.celery_result_backend
+
+# Messages are ids; anything but JSON is refused.
+task_serializer = result_serializer = "json"
+accept_content = result_accept_content = ["json"]
+
+# A message is acknowledged when its batch is over, so that a killed worker's comes back.
+task_acks_late = True
+task_reject_on_worker_lost = True
+task_acks_on_failure_or_timeout = True
+# A redelivered task that had succeeded must still count for its chord.
+worker_deduplicate_successful_tasks = False
+
+# The backlog stays in the queue, where the autoscaler sees it, and not in a busy worker.
+worker_prefetch_multiplier = 1
+worker_disable_prefetch = True
+
+# Time limits stay below the visibility timeout: no message runs twice while it is still running.
+# Index builds may take long; the ledger's lease, renewed as they go, is what guards a batch.
+broker_transport_options = {
+    "visibility_timeout": 3600,
+    "global_keyprefix": "migration:",
+    **redis_options(),
+}
+result_backend_transport_options = {"global_keyprefix": "migration:"}
+redis_socket_timeout = 30
+redis_socket_connect_timeout = 10
+redis_socket_keepalive = not is_local()
+redis_backend_health_check_interval = 25
+broker_connection_retry_on_startup = True
+# Results are needed for the chord's count only.
+result_expires = 24 * 3600
+
+task_queues = [
+    Queue(name, Exchange(name, type="direct"), routing_key=name)
+    for name in (
+        "migration.users",
+        "migration.projects",
+        "migration.verify",
+        "migration.credits",
+        "migration.control",
+    )
+]
+task_default_queue = "migration.control"
+worker_send_task_events = True
+task_send_sent_event = True
+# Nobody reads a worker's stdout as a log; ours are structured and carry run, batch and attempt.
+worker_hijack_root_logger = False
+worker_redirect_stdouts = False

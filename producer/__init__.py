@@ -1,0 +1,1 @@
+"""The producer: decides what must be done, and tells the workers."""

@@ -1,0 +1,321 @@
+"""The command `producer`: thin; every decision is in the module that a command calls."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import click
+from kombu.exceptions import OperationalError
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+from rich.console import Console
+from sqlalchemy.exc import DBAPIError
+
+from models.database import classify
+from models.errors import MigrationError, Misconfigured, Unreachable
+from models.messages import ErrorReport, RunReport
+from models.steps import RECONCILIATION, VERIFICATION
+
+Command = Callable[..., Any]
+console = Console(stderr=True, highlight=False)
+
+
+def command(group: click.Group, name: str, **options: Any) -> Callable[[Command], Command]:
+    """A command with --json and --debug, whose errors end as a message and an exit status.
+
+    The function returns what --json prints, or a pair of that and the exit status.
+    """
+
+    def wrap(function: Command) -> Command:
+        @group.command(name, **options)
+        @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+        @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+        @functools.wraps(function)
+        def run(*args: Any, as_json: bool, debug: bool, **values: Any) -> None:
+            status = 0
+            try:
+                result = function(*args, **values)
+                if isinstance(result, tuple):
+                    result, status = result
+            except (click.ClickException, click.Abort):
+                raise
+            except Exception as failure:
+                error = _as_ours(failure)
+                if debug:
+                    traceback.print_exc()
+                console.print(f"[red]Error:[/] {error.message}", markup=True)
+                if error.hint:
+                    console.print(error.hint, markup=False)
+                status = error.exit_status
+                report = ErrorReport(kind=error.kind, message=error.message, hint=error.hint)
+                result = RunReport(error=report)
+            if as_json:
+                click.echo(_json(result))
+            sys.exit(status)
+
+        return run
+
+    return wrap
+
+
+def _as_ours(failure: Exception) -> MigrationError:
+    if isinstance(failure, MigrationError):
+        return failure
+    if isinstance(failure, DBAPIError):
+        return classify(failure)
+    if isinstance(failure, RedisError | OperationalError):
+        return Unreachable(
+            f"Redis cannot be reached: {_first_line(failure)}",
+            hint="Check REDIS_URL: host, port, user and password.",
+        )
+    return MigrationError(
+        f"This should not have happened: {type(failure).__name__}: {_first_line(failure)}",
+        hint="Run it again with --debug for the traceback. The ledger is consistent.",
+    )
+
+
+def _first_line(failure: Exception) -> str:
+    lines = str(failure).strip().splitlines()
+    return lines[0] if lines else type(failure).__name__
+
+
+def _json(result: Any) -> str:
+    if isinstance(result, BaseModel):
+        return result.model_dump_json()
+    return json.dumps(result if result is not None else {}, default=str)
+
+
+RUN = click.argument("run", required=False, metavar="[RUN]")
+WAIT = click.option("--wait", is_flag=True, help="Wait for the end, with progress.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Moves a dashboard's users, subscriptions and projects to the new schema.
+
+    Start with `producer demo`. On your own database, set DATABASE_URL and REDIS_URL, start
+    workers with `celery -A worker worker`, then run `producer enqueue-all --wait`.
+    """
+
+
+@main.group()
+def schema() -> None:
+    """The target schema and the ledger."""
+
+
+@main.group()
+def servers() -> None:
+    """The embedded PostgreSQL and Redis-compatible servers."""
+
+
+@command(main, "enqueue-all")
+@WAIT
+def enqueue_all(wait: bool) -> Any:
+    """Prepare the schema, open a run and fan out its batches; joins a run that is open."""
+    from models import database
+    from producer import connect, enqueue, report
+    from producer import schema as schema_step
+
+    engine, settings = connect.engine(), connect.settings().base
+    database.check_reachable(engine)
+    connect.check_redis()
+    schema_step.upgrade(engine, settings)
+    run_id, is_new = enqueue.open_run(engine, settings)
+    console.print(f"Run {run_id}" + ("" if is_new else " is open already: joined"))
+    enqueue.advance(engine, settings, run_id)
+    if wait:
+        return _wait(run_id)
+    found = report.read(engine, run_id)
+    console.print("Watch it: producer status --watch")
+    return found
+
+
+@command(main, "status")
+@RUN
+@click.option("--watch", is_flag=True, help="Follow the run until its end.")
+@click.option("--history", is_flag=True, help="All runs, newest first.")
+def status(run: str | None, watch: bool, history: bool) -> Any:
+    """Progress by stage, rate, time left, what is set aside and what differs."""
+    from producer import output, report
+
+    engine = _engine()
+    if history:
+        runs = report.history(engine)
+        output.rows(console, runs, "No run yet")
+        return {"runs": runs, "error": None}
+    found = report.read(engine, run)
+    if watch and found.run_id:
+        return _wait(found.run_id)
+    output.stages(console, found)
+    output.summary(console, found)
+    return found, found.exit_status
+
+
+@command(main, "retry")
+@RUN
+@WAIT
+def retry(run: str | None, wait: bool) -> Any:
+    """Try failed batches and the rows set aside again, and only those."""
+    from producer import connect, control
+
+    return _end(control.retry(_engine(), connect.settings().base, run), wait)
+
+
+@command(main, "verify")
+@RUN
+@WAIT
+def verify(run: str | None, wait: bool) -> Any:
+    """Compare every legacy row with every row it must have produced, again."""
+    from producer import connect, control
+
+    return _end(control.check_again(_engine(), connect.settings().base, run, VERIFICATION), wait)
+
+
+@command(main, "reconcile")
+@RUN
+@WAIT
+def reconcile(run: str | None, wait: bool) -> Any:
+    """Compare every balance with its credit log, again."""
+    from producer import connect, control
+
+    return _end(control.check_again(_engine(), connect.settings().base, run, RECONCILIATION), wait)
+
+
+@command(main, "pause")
+@RUN
+def pause(run: str | None) -> Any:
+    """Let no further batch start; the ones under way end."""
+    from producer import control
+
+    return _end(control.pause(_engine(), run), False)
+
+
+@command(main, "resume")
+@RUN
+def resume(run: str | None) -> Any:
+    """Go on with a paused or cancelled run."""
+    from producer import connect, control
+
+    return _end(control.resume(_engine(), connect.settings().base, run), False)
+
+
+@command(main, "cancel")
+@RUN
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def cancel(run: str | None, yes: bool) -> Any:
+    """Stop a run; what it wrote stays, is consistent, and `resume` goes on with it."""
+    from producer import control
+
+    _confirm("Cancel the run?", yes)
+    return _end(control.cancel(_engine(), run), False)
+
+
+@command(main, "quarantine")
+@RUN
+@click.option("--accept", "keys", multiple=True, metavar="KEY", help="Accept a row that stays out.")
+@click.argument("more", nargs=-1, metavar="[KEY]...")
+def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) -> Any:
+    """The rows set aside, with their reasons; accepts those that stay out (--accept KEY …)."""
+    from producer import control, output, report
+
+    engine = _engine()
+    accepted = 0
+    if keys:
+        # `--accept A B C`: click gives B to RUN and the rest to KEY, so take them together.
+        rest = [*([run] if run else []), *more]
+        known = {row["run_id"] for row in report.history(engine)}
+        named = next((word for word in rest if word in known), None)
+        accepted = control.accept(engine, named, [*keys, *(w for w in rest if w != named)])
+        run = named
+        console.print(f"{accepted} accepted. Close the run: producer retry --wait")
+    rows = report.quarantined(engine, run)
+    output.rows(console, rows, "Nothing is set aside.")
+    return {"rows": rows, "accepted": accepted, "error": None}
+
+
+@command(main, "demo")
+@click.option("--users", type=click.IntRange(1), default=2_000, show_default=True)
+def demo(users: int) -> Any:
+    """The whole migration on embedded servers and generated data, from nothing to its end."""
+    from producer import demo as show
+
+    found = show.run(users, console)
+    # A demonstration has dirty rows on purpose: rows set aside are its right end.
+    return found, 0 if found.exit_status == 3 else found.exit_status
+
+
+@command(schema, "upgrade")
+def upgrade() -> Any:
+    """Add the ledger and what the target schema lacks; changes nothing when it is there."""
+    from producer import connect
+    from producer import schema as schema_step
+
+    added = schema_step.upgrade(_engine(), connect.settings().base)
+    for kind, table, name in added:
+        console.print(f"added {kind} {name}" + (f" on {table}" if table not in ("", name) else ""))
+    if not added:
+        console.print("The schema is up to date.")
+    return {"added": [{"kind": k, "table": t, "name": n} for k, t, n in added], "error": None}
+
+
+@command(schema, "show")
+def show_schema() -> Any:
+    """The legacy tables as found, and what of the target schema exists."""
+    from producer import connect, output
+    from producer import schema as schema_step
+
+    found = schema_step.describe(_engine(), connect.settings().base)
+    output.schema(console, found)
+    return {**found, "error": None}
+
+
+@command(servers, "stop")
+def stop() -> Any:
+    """Stop the embedded servers of MIGRATION_HOME; their data stay."""
+    from models.settings import load
+    from producer import local
+
+    stopped = local.stop(load().home.absolute())
+    console.print("Stopped." if stopped else "No embedded server was running.")
+    return {"stopped": stopped, "error": None}
+
+
+def _engine() -> Any:
+    from models import database
+    from producer import connect
+
+    engine = connect.engine()
+    database.check_reachable(engine)
+    return engine
+
+
+def _end(run_id: str, wait: bool) -> Any:
+    from producer import output, report
+
+    if wait:
+        return _wait(run_id)
+    found = report.read(_engine(), run_id)
+    output.summary(console, found)
+    return found
+
+
+def _wait(run_id: str) -> tuple[RunReport, int]:
+    from producer import connect, output
+    from producer import wait as waiting
+
+    found = waiting.until_over(_engine(), connect.settings().base, run_id, console)
+    output.summary(console, found)
+    return found, found.exit_status
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise Misconfigured(f"{question} There is no terminal to ask.", hint="Add --yes.")
+    click.confirm(question, abort=True, err=True)

@@ -1,0 +1,94 @@
+"""Where the servers are: as the settings say, or embedded and started on demand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+from sqlalchemy import Engine
+
+from models import database
+from models.errors import Unreachable
+from models.settings import Settings, load
+from producer import local
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The settings with every address filled in."""
+
+    base: Settings
+    database_url: str
+    redis_url: str
+    celery_broker_url: str
+    celery_result_backend: str
+
+
+@cache
+def settings() -> Connected:
+    """Read the environment once, and start the embedded servers where it names none."""
+    base = load()
+    if base.database_url is None:
+        servers = local.start(base.home.absolute())
+        database_url, redis_url = servers.database_url, servers.redis_url
+        broker = backend = redis_url
+    else:
+        database_url = base.database_url.get_secret_value()
+        broker = (base.broker_url or base.redis_url).get_secret_value()  # type: ignore[union-attr]
+        backend = (base.result_backend or base.redis_url).get_secret_value()  # type: ignore[union-attr]
+        redis_url = base.redis_url.get_secret_value() if base.redis_url else broker
+    return Connected(base, database_url, redis_url, celery_url(broker), result_url(backend))
+
+
+@cache
+def engine() -> Engine:
+    """One engine a process; a forked child must dispose of it (`worker.app`)."""
+    return database.create(settings().database_url)
+
+
+def redis_options() -> dict[str, Any]:
+    """Socket options of the broker: the defaults would wait for ever on a dead connection."""
+    options: dict[str, Any] = {"socket_timeout": 30, "health_check_interval": 25}
+    if not is_local():
+        options |= {"socket_connect_timeout": 10, "socket_keepalive": True}
+    return options
+
+
+def is_local() -> bool:
+    """Whether the broker answers on a Unix socket, which knows neither keepalive nor connecting."""
+    return settings().celery_broker_url.startswith("redis+socket")
+
+
+def result_url(url: str) -> str:
+    """A redis-py address as Celery writes it for results, with our backend in front."""
+    address = celery_url(url).removeprefix("redis+")
+    return f"producer.results:ChordBackend+{address}"
+
+
+def celery_url(url: str) -> str:
+    """A redis-py address as Celery writes it: `unix:///path?db=1` is `redis+socket://` there."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix":
+        return url
+    query = parts.query.replace("db=", "virtual_host=")
+    login = f"{parts.netloc}" if parts.netloc else ""
+    return f"redis+socket://{login}{parts.path}" + (f"?{query}" if query else "")
+
+
+def check_redis() -> None:
+    """Connect to the broker once; raises Unreachable naming the reason."""
+    try:
+        client = redis.Redis.from_url(
+            settings().redis_url, socket_timeout=10, socket_connect_timeout=10
+        )
+        client.ping()
+        client.close()
+    except (redis.RedisError, ValueError, OSError) as failure:
+        reason = str(failure).strip().splitlines()[0] if str(failure) else type(failure).__name__
+        raise Unreachable(
+            f"Redis cannot be reached: {reason}",
+            hint="Check REDIS_URL: host, port, user and password.",
+        ) from None

@@ -1,0 +1,217 @@
+"""What an operator does to a run: pause, resume, cancel, retry, check again, accept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, text
+
+from models import ledger
+from models.database import transaction
+from models.errors import Misconfigured, NotAllowed
+from models.ledger import batches, differences, move_run, quarantine, runs, stages
+from models.legacy import key_cast
+from models.settings import Settings
+from models.steps import FINISH, RECONCILIATION, VERIFICATION
+from models.steps.base import Context
+from producer import enqueue, report
+
+# Keys a batch when rows are tried again: they are few, and scattered over the table.
+RETRY_KEYS = 500
+
+
+def pause(engine: Engine, run_id: str | None) -> str:
+    """Let no further batch start; those under way end. Returns the run's id."""
+    return _move(engine, run_id, "paused")
+
+
+def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
+    """Go on with a paused or cancelled run."""
+    with transaction(engine) as connection:
+        run = report.find_run(connection, run_id)
+        if run.state not in ("paused", "cancelled"):
+            raise NotAllowed(
+                f"Run {run.id} is {run.state}: there is nothing to resume",
+                hint="See: producer status",
+            )
+        move_run(connection, run.id, "running")
+    enqueue.advance(engine, settings, run.id)
+    return str(run.id)
+
+
+def cancel(engine: Engine, run_id: str | None) -> str:
+    """Stop a run for good, unless it is resumed; what it wrote stays and is consistent."""
+    return _move(engine, run_id, "cancelled")
+
+
+def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
+    """Try failed batches and open quarantine rows again, then verify, reconcile and finish.
+
+    Only those: a row set aside because of its owner comes with the owner. Raises NotAllowed for a
+    run that is not over.
+    """
+    with transaction(engine) as connection:
+        run = _reopen(connection, run_id, "retry")
+        context = Context.read(connection, settings, run)
+        connection.execute(
+            sa.update(batches)
+            .where(batches.c.run_id == run.id, batches.c.state == "failed")
+            .values(state="pending", attempt=0, published_at=sa.func.clock_timestamp())
+        )
+        for step, stage, keys in _retried_keys(connection, context):
+            _insert_keys(connection, run.id, stage, step, keys)
+        with_batches = sa.select(batches.c.stage).where(
+            batches.c.run_id == run.id, batches.c.state == "pending"
+        )
+        _reopen_stages(connection, run.id, stages.c.name.in_(with_batches))
+        # Projects that pass now are switched like all others: their pages are few, and a page
+        # with nothing to do costs one index scan.
+        _restart(connection, run.id, ("switch", VERIFICATION, RECONCILIATION, FINISH))
+    enqueue.publish_pending(engine, run.id)
+    enqueue.advance(engine, settings, run.id)
+    return str(run.id)
+
+
+def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: str) -> str:
+    """Run the verification or the reconciliation of a finished run again."""
+    with transaction(engine) as connection:
+        run = _reopen(connection, run_id, stage)
+        unfinished = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(stages)
+            .where(stages.c.run_id == run.id, stages.c.state != "done")
+            .where(stages.c.name.not_in((VERIFICATION, RECONCILIATION, FINISH)))
+        )
+        if unfinished:
+            raise NotAllowed(
+                f"Run {run.id} did not get as far as the {stage}", hint="Run: producer retry --wait"
+            )
+        _restart(connection, run.id, (stage,))
+    enqueue.advance(engine, settings, run.id)
+    return str(run.id)
+
+
+def accept(engine: Engine, run_id: str | None, keys: Iterable[str]) -> int:
+    """Accept rows that stay out, each given as `key` or `entity:key`; returns how many.
+
+    Raises Misconfigured, and accepts none, when one of them is not in the quarantine.
+    """
+    accepted = 0
+    with transaction(engine) as connection:
+        run = report.find_run(connection, run_id)
+        for given in keys:
+            entity, colon, key = given.partition(":")
+            named = sa.and_(quarantine.c.entity == entity, quarantine.c.legacy_key == key)
+            matches = quarantine.c.legacy_key == given
+            found = connection.execute(
+                sa.update(quarantine)
+                .where(sa.or_(matches, named) if colon else matches)
+                .where(quarantine.c.run_id == run.id)
+                .where(quarantine.c.state.in_(("open", "accepted")))
+                .values(state="accepted", changed_at=sa.func.clock_timestamp())
+            ).rowcount
+            if not found:
+                raise Misconfigured(
+                    f"{given} is not in the quarantine of run {run.id}",
+                    hint="List the keys: producer quarantine. None was accepted.",
+                )
+            accepted += found
+    return accepted
+
+
+def _move(engine: Engine, run_id: str | None, state: str) -> str:
+    with transaction(engine) as connection:
+        run = report.find_run(connection, run_id)
+        move_run(connection, run.id, state)
+        return str(run.id)
+
+
+def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tuple[object, ...]]:
+    run: sa.Row[tuple[object, ...]] = report.find_run(connection, run_id)
+    if run.state not in ledger.FINISHED_STATES or run.state == "cancelled":
+        raise NotAllowed(
+            f"Run {run.id} is {run.state}: {what} is for a run that has ended",
+            hint="Wait for its end, or resume it, and try again: producer status --watch",
+        )
+    other = connection.scalar(sa.select(runs.c.id).where(runs.c.state.in_(ledger.OPEN_STATES)))
+    if other:
+        raise NotAllowed(f"Run {other} is open", hint="Wait for its end: producer status --watch")
+    move_run(connection, run.id, "running", error=None)
+    return run
+
+
+def _retried_keys(connection: Connection, context: Context) -> list[tuple[str, str, list[str]]]:
+    """(step, stage, keys) of what is open: users, owners of the rest, orphans and projects.
+
+    An owner that exists now is migrated with all that hangs on it, new or mended.
+    """
+    legacy = context.legacy
+    user_key, subscription_key, project_key = (
+        key_cast(table.columns["id"].base)
+        for table in (legacy.users, legacy.subscriptions, legacy.projects)
+    )
+
+    def keys(sql: str) -> list[str]:
+        return list(connection.scalars(text(sql)))
+
+    def open_keys(entity: str, kind: str) -> str:
+        return (
+            f"(SELECT CAST(q.legacy_key AS {kind}) FROM migration.quarantine q"
+            f" WHERE q.entity = '{entity}' AND q.state = 'open')"
+        )
+
+    users, subscriptions, projects = (
+        table.sql for table in (legacy.users, legacy.subscriptions, legacy.projects)
+    )
+    owners = keys(
+        f"SELECT u.id::text FROM {users} u WHERE u.id IN {open_keys('user', user_key)}"
+        f" OR u.id IN (SELECT s.user_id FROM {subscriptions} s"
+        f"   WHERE s.id IN {open_keys('subscription', subscription_key)})"
+        f" OR u.id IN (SELECT p.user_id FROM {projects} p"
+        f"   WHERE p.id IN {open_keys('project', project_key)})"
+        " ORDER BY u.id"
+    )
+    orphans = keys(f"SELECT k::text FROM {open_keys('subscription', subscription_key)} AS t(k)")
+    waiting = keys(f"SELECT k::text FROM {open_keys('project', project_key)} AS t(k)")
+    return [
+        ("users", "users", owners),
+        ("orphans", "users", orphans),
+        ("projects", "projects", waiting),
+    ]
+
+
+def _insert_keys(
+    connection: Connection, run_id: str, stage: str, step: str, keys: list[str]
+) -> None:
+    for start in range(0, len(keys), RETRY_KEYS):
+        chunk = keys[start : start + RETRY_KEYS]
+        connection.execute(
+            sa.insert(batches).values(
+                run_id=run_id, stage=stage, step=step, window=0, key_list=chunk, rows=len(chunk)
+            )
+        )
+
+
+def _reopen_stages(connection: Connection, run_id: str, which: sa.ColumnElement[bool]) -> None:
+    connection.execute(
+        sa.update(stages)
+        .where(stages.c.run_id == run_id, which)
+        .values(state="running", finished_at=None)
+    )
+
+
+def _restart(connection: Connection, run_id: str, names: tuple[str, ...]) -> None:
+    """Let stages start over: their old batches and what they found go."""
+    mine = (batches.c.run_id == run_id, batches.c.stage.in_(names))
+    connection.execute(
+        sa.delete(differences).where(differences.c.run_id == run_id, differences.c.stage.in_(names))
+    )
+    connection.execute(sa.delete(batches).where(*mine))
+    connection.execute(
+        sa.update(stages)
+        .where(stages.c.run_id == run_id, stages.c.name.in_(names))
+        .values(
+            state="pending", step=None, last_key=None, window=0, started_at=None, finished_at=None
+        )
+    )

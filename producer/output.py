@@ -1,0 +1,115 @@
+"""What a person reads: the summary of a run, the quarantine, the schema. JSON is in `cli`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from models.messages import RunReport
+
+_NEXT = {
+    "preparing": "Watch it: producer status --watch",
+    "running": "Watch it: producer status --watch",
+    "paused": "Go on with it: producer resume",
+    "completed": "Nothing is left to do.",
+    "completed_with_quarantine": (
+        "See the rows set aside: producer quarantine. Mend them in the legacy tables, or accept"
+        " them with --accept KEY; then: producer retry --wait"
+    ),
+    "failed": "See what differs or failed above. Mend it, then: producer retry --wait",
+    "cancelled": "Go on with it: producer resume",
+}
+
+
+def summary(console: Console, found: RunReport) -> None:
+    """The outcome of a run in one screen, and what to do next."""
+    console.print(
+        f"Run [bold]{found.run_id}[/] is [bold]{found.state}[/] after {found.seconds:.1f} s"
+        f" ({found.users_per_second:,.0f} users/s)"
+    )
+    standings = _table("legacy rows", "total", "migrated", "set aside")
+    for name in ("users", "subscriptions", "projects"):
+        row = getattr(found, name)
+        standings.add_row(name, f"{row.total:,}", f"{row.migrated:,}", f"{row.quarantined:,}")
+    console.print(standings)
+    written = ", ".join(f"{count:,} {name}" for name, count in found.rows.model_dump().items())
+    console.print(f"Written: {written}; {found.credits_granted:,.2f} credits granted")
+    console.print(
+        f"Verification {found.verification.state}: {found.verification.rows_checked:,} rows,"
+        f" {found.verification.differences:,} differences."
+        f" Reconciliation {found.reconciliation.state}:"
+        f" {found.reconciliation.users_checked:,} users,"
+        f" {found.reconciliation.discrepancies:,} discrepancies."
+    )
+    for title, groups in (("Set aside", found.quarantine), ("Differences", found.differences)):
+        if groups:
+            parts = ", ".join(f"{count:,} {name}" for name, count in sorted(groups.items()))
+            console.print(f"{title}: {parts}")
+    if found.error:
+        console.print(f"[red]{found.error.message}[/]")
+    console.print(_NEXT.get(found.state or "", ""))
+
+
+def stages(console: Console, found: RunReport) -> None:
+    """Progress by stage."""
+    table = _table("stage", "state", "batches", "failed", "rows", "seconds")
+    for stage in found.stages:
+        table.add_row(
+            stage.name,
+            stage.state,
+            f"{stage.batches.done}/{stage.batches.total}",
+            str(stage.batches.failed),
+            f"{stage.rows:,}/{stage.rows_total:,}" if stage.rows_total else "",
+            f"{stage.seconds:.1f}",
+        )
+    console.print(table)
+    if found.eta_seconds is not None:
+        console.print(f"About {found.eta_seconds:,.0f} s left")
+
+
+def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:
+    """A table of like rows, or the sentence that says there are none."""
+    if not found:
+        console.print(empty)
+        return
+    table = _table(*found[0])
+    for row in found:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    console.print(table)
+
+
+def schema(console: Console, found: dict[str, Any]) -> None:
+    """The legacy tables and the state of the target schema."""
+    legacy = [{"legacy": role, **row} for role, row in found["legacy"].items()]
+    rows(console, legacy, "")
+    rows(
+        console,
+        [
+            {
+                "target": name,
+                "exists": "yes" if row["exists"] else "no",
+                "missing columns": ", ".join(row["missing_columns"]),
+            }
+            for name, row in found["target"].items()
+        ],
+        "",
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        number = column in (
+            "total",
+            "migrated",
+            "set aside",
+            "batches",
+            "failed",
+            "rows",
+            "seconds",
+        )
+        table.add_column(column, justify="right" if number else "left")
+    return table

@@ -1,0 +1,75 @@
+"""Cutting a legacy table into batches: keyset pages, never OFFSET, and the size of a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from models.catalog import Table
+from models.legacy import key_cast
+
+TARGET_SECONDS = 2.0
+FIRST_ROWS, SMALLEST_ROWS, LARGEST_ROWS = 500, 50, 20_000
+FIRST_WINDOW, LARGEST_WINDOW = 8, 256
+EXACT_COUNT_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True)
+class Page:
+    """A range of keys, low exclusive and high inclusive, and how many rows it held when cut."""
+
+    low: str | None
+    high: str
+    rows: int
+
+
+def cut(
+    connection: Connection, table: Table, *, after: str | None, rows: int, pages: int
+) -> list[Page]:
+    """The next pages of `table` in key order, at most `pages` of `rows` rows; [] at the end.
+
+    Reads the unique index on `id` only, one window of keys at a time.
+    """
+    kind = key_cast(table.columns["id"].base)
+    bound = "" if after is None else f"WHERE t.id > CAST(:after AS {kind})"
+    statement = text(
+        "SELECT id::text AS high, position FROM ("
+        "  SELECT id, row_number() OVER (ORDER BY id) AS position, count(*) OVER () AS found"
+        f"  FROM (SELECT t.id FROM {table.sql} t {bound} ORDER BY t.id LIMIT :most) AS page"
+        ") AS numbered WHERE position % :rows = 0 OR position = found ORDER BY position"
+    )
+    cuts = connection.execute(statement, {"after": after, "rows": rows, "most": rows * pages}).all()
+    result: list[Page] = []
+    position, low = 0, after
+    for found in cuts:
+        result.append(Page(low, found.high, found.position - position))
+        position, low = found.position, found.high
+    return result
+
+
+def window_pages(window: int) -> int:
+    """How many batches the window of this number holds: few at first, to learn their size."""
+    return min(FIRST_WINDOW << min(window, 16), LARGEST_WINDOW)
+
+
+def next_rows(rows: int, seconds: float) -> int:
+    """The batch size that would have taken TARGET_SECONDS, given what `rows` rows took.
+
+    rows · target / seconds, changed by at most a factor of four at a time, as GitLab's batch
+    optimizer moves towards its target range instead of jumping there
+    (lib/gitlab/database/background_migration/batch_optimizer.rb).
+    """
+    factor = TARGET_SECONDS / max(seconds, 0.001)
+    wanted = rows * min(4.0, max(0.25, factor))
+    return int(min(LARGEST_ROWS, max(SMALLEST_ROWS, wanted)))
+
+
+def count_rows(connection: Connection, table: Table) -> int:
+    """Rows of a table: counted, or the planner's estimate where that says over a million."""
+    estimate = connection.scalar(
+        text("SELECT reltuples::bigint FROM pg_class WHERE oid = :oid"), {"oid": table.oid}
+    )
+    if estimate and estimate > EXACT_COUNT_LIMIT:
+        return int(estimate)
+    return int(connection.scalar(text(f"SELECT count(*) FROM {table.sql}")) or 0)

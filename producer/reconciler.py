@@ -1,0 +1,124 @@
+"""Does whatever a lost message, a dead worker or an unfired chord left undone.
+
+It runs in every worker and every waiting command; a transaction-level lock keeps one active at a
+time. All it reads is the ledger, and whether the queues are empty.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import redis
+import sqlalchemy as sa
+import structlog
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from models.claims import MAX_ATTEMPTS
+from models.database import classify, transaction
+from models.errors import MigrationError
+from models.ledger import batches, runs
+from models.settings import Settings
+from producer import enqueue
+from producer.queue import QUEUES, Message, app, publish_again
+
+TICK_SECONDS = 3.0
+# A message that nobody claimed for this long while its queue is empty is lost.
+LOST_SECONDS = 10
+MOST_AT_ONCE = 500
+_LOCK = 0x6D696772  # any constant: the key of the advisory lock
+log = structlog.get_logger("migration.reconciler")
+
+_COLUMNS = (batches.c.run_id, batches.c.id, batches.c.stage, batches.c.step)
+
+
+class Reconciler(threading.Thread):
+    """A thread that ticks until it is stopped; an unreachable server is tried again."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        super().__init__(daemon=True, name="reconciler")
+        self._engine, self._settings = engine, settings
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(TICK_SECONDS):
+            try:
+                tick(self._engine, self._settings)
+            except DBAPIError as failure:
+                log.warning("reconciler waits", error=classify(failure).message)
+            except (MigrationError, redis.RedisError, OSError) as failure:
+                log.warning("reconciler waits", error=type(failure).__name__)
+            except Exception:
+                log.exception("reconciler waits")
+
+    def stop(self) -> None:
+        """Stop after the present tick."""
+        self._over.set()
+
+
+def tick(engine: Engine, settings: Settings) -> int:
+    """One round over the open runs; returns how many batches it published again."""
+    with transaction(engine) as connection:
+        if not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK))):
+            return 0
+        open_runs = connection.scalars(
+            sa.select(runs.c.id).where(runs.c.state.in_(("preparing", "running")))
+        ).all()
+        if not open_runs:
+            return 0
+        messages = _reopen_expired(connection) + _take_lost(connection)
+    if messages:
+        log.warning("published again", batches=len(messages))
+        publish_again(messages)
+    for run_id in open_runs:
+        enqueue.advance(engine, settings, run_id)
+    return len(messages)
+
+
+def _reopen_expired(connection: Connection) -> list[Message]:
+    """Batches whose lease ran out go back; one that took its workers down too often fails."""
+    now = sa.func.clock_timestamp()
+    expired = sa.and_(batches.c.state == "running", batches.c.lease_until < now)
+    connection.execute(
+        sa.update(batches)
+        .where(expired, batches.c.attempt >= MAX_ATTEMPTS)
+        .values(state="failed", error=f"its worker died {MAX_ATTEMPTS} times", finished_at=now)
+    )
+    reopened = connection.execute(
+        sa.update(batches)
+        .where(expired)
+        .values(state="pending", lease_until=None, published_at=now)
+        .returning(*_COLUMNS)
+    )
+    return [Message(*row) for row in reopened]
+
+
+def _take_lost(connection: Connection) -> list[Message]:
+    """Batches that wait although their queue is empty: their messages are gone."""
+    age = sa.func.clock_timestamp() - sa.text(f"interval '{LOST_SECONDS} seconds'")
+    waiting = connection.execute(
+        sa.select(*_COLUMNS)
+        .join(runs, runs.c.id == batches.c.run_id)
+        .where(batches.c.state == "pending", batches.c.published_at < age)
+        .where(runs.c.state.in_(("preparing", "running")))
+        .order_by(batches.c.id)
+        .limit(MOST_AT_ONCE)
+        .with_for_update(of=batches, skip_locked=True)
+    ).all()
+    if not waiting:
+        return []
+    empty = {name for name, length in queue_lengths().items() if length == 0}
+    lost = [message for message in (Message(*row) for row in waiting) if message.queue in empty]
+    connection.execute(
+        sa.update(batches)
+        .where(batches.c.id.in_([message.batch_id for message in lost]))
+        .values(published_at=sa.func.clock_timestamp())
+    )
+    return lost
+
+
+def queue_lengths() -> dict[str, int]:
+    """Messages that wait in each queue; raises a RedisError when Redis does not answer."""
+    with app.connection_or_acquire() as connection:
+        client = connection.default_channel.client
+        return {name: int(client.llen(name)) for name in QUEUES}

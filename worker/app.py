@@ -1,0 +1,52 @@
+"""The Celery application of the workers: tasks, queues, and what a process does when it starts."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import structlog
+from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutdown
+
+from producer import connect
+from producer.queue import app
+from producer.reconciler import Reconciler
+
+__all__ = ["app"]
+
+app.conf.imports = ("worker.tasks",)
+
+_reconcilers: list[Reconciler] = []
+
+
+@setup_logging.connect
+def _log_in_lines(loglevel: int | str | None = None, **_: Any) -> None:
+    level = loglevel if isinstance(loglevel, int) else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+    )
+
+
+@worker_process_init.connect
+def _forget_the_parents_connections(**_: Any) -> None:
+    # A pool that crossed the fork shares its sockets with the parent: leave them unclosed to it.
+    connect.engine().dispose(close=False)
+
+
+@worker_ready.connect
+def _start_reconciler(**_: Any) -> None:
+    reconciler = Reconciler(connect.engine(), connect.settings().base)
+    reconciler.start()
+    _reconcilers.append(reconciler)
+
+
+@worker_shutdown.connect
+def _stop_reconciler(**_: Any) -> None:
+    while _reconcilers:
+        _reconcilers.pop().stop()

@@ -1,0 +1,287 @@
+"""One batch, top to bottom. START HERE for the engine.
+
+Claim it; do it in one transaction together with its state in the ledger; retry what is
+transient; bisect what is bad, down to the row, and set that row aside.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from types import TracebackType
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
+
+from models import claims
+from models.claims import LEASE_SECONDS, Claim
+from models.database import classify, transaction
+from models.errors import BadRow, LeaseLost, MigrationError, TooBig, Transient
+from models.ledger import quarantine, runs
+from models.settings import Settings
+from models.steps import RECONCILIATION, VERIFICATION, by_name
+from models.steps.base import Context, Counts, Scope, Step
+from worker import verify
+
+MAX_RETRIES = 6
+log = structlog.get_logger("migration.batch")
+
+
+def run(
+    engine: Engine, settings: Settings, run_id: str, batch_id: int, worker: str
+) -> dict[str, str]:
+    """Do one batch, if it is to be had; returns {"outcome": …}, one of skipped, done, lost, failed.
+
+    Safe to call for any id, any number of times, at the same time: the claim decides.
+    """
+    with transaction(engine) as connection:
+        claim = claims.claim(connection, run_id, batch_id, worker)
+    if claim is None:
+        return {"outcome": "skipped"}
+    logger = log.bind(run=run_id, batch=batch_id, step=claim.step, attempt=claim.attempt)
+    started = time.monotonic()
+    try:
+        with Heartbeat(engine, claim):
+            counts = _with_retries(engine, settings, claim)
+    except LeaseLost:
+        logger.warning("lease lost")
+        return {"outcome": "lost"}
+    except MigrationError as error:
+        logger.error("batch failed", error=error.message)
+        return _fail(engine, claim, error.message)
+    except Exception as bug:
+        # The task's boundary: a mistake of ours fails the batch at once and by name.
+        logger.exception("batch failed")
+        return _fail(engine, claim, f"a bug: {type(bug).__name__}")
+    logger.info("batch done", seconds=round(time.monotonic() - started, 3), counts=counts)
+    return {"outcome": "done"}
+
+
+def _fail(engine: Engine, claim: Claim, error: str) -> dict[str, str]:
+    with transaction(engine) as connection:
+        claims.fail(connection, claim, error)
+    return {"outcome": "failed"}
+
+
+class Heartbeat:
+    """Renews the lease of a batch that takes longer than a third of it, from a thread.
+
+    A worker that is frozen or dead stops renewing, and its batch goes to somebody else; a batch
+    that only takes long is left in peace. A short batch never opens the second connection.
+    """
+
+    def __init__(self, engine: Engine, claim: Claim) -> None:
+        self._engine, self._claim = engine, claim
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True, name="heartbeat")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _renew(self) -> None:
+        while not self._over.wait(LEASE_SECONDS / 3):
+            try:
+                with transaction(self._engine) as connection:
+                    claims.renew(connection, self._claim)
+            except LeaseLost:
+                return
+            except DBAPIError as failure:
+                log.warning("lease not renewed", error=classify(failure).message)
+
+
+def _with_retries(engine: Engine, settings: Settings, claim: Claim) -> Counts:
+    """Attempt the batch until it is done, or cannot be; back-off doubles, with jitter."""
+    for retry in range(MAX_RETRIES + 1):
+        try:
+            with _as_ours():
+                return _attempt(engine, settings, claim)
+        except Transient:
+            if retry == MAX_RETRIES:
+                raise
+            time.sleep(0.2 * 2**retry * random.uniform(0.5, 1.0))
+    raise AssertionError("unreachable")
+
+
+def _attempt(engine: Engine, settings: Settings, claim: Claim) -> Counts:
+    step = by_name(claim.step)
+    if claim.stage not in (VERIFICATION, RECONCILIATION) and not step.transactional:
+        return _apply_outside(engine, settings, claim, step)
+    # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
+    with transaction(engine) as connection:
+        context = _context(connection, settings, claim)
+        if claim.stage in (VERIFICATION, RECONCILIATION):
+            counts = verify.check(context, claim.stage, step, claim.scope)
+        else:
+            counts = _apply(context, step, claim.scope)
+        claims.complete(connection, claim, counts)
+    return counts
+
+
+def _apply_outside(engine: Engine, settings: Settings, claim: Claim, step: Step) -> Counts:
+    """For statements that PostgreSQL runs outside transactions only; the step is idempotent."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        context = _context(connection, settings, claim)
+        counts = step.apply(context, claim.scope)
+    with transaction(engine) as connection:
+        claims.complete(connection, claim, counts)
+    return counts
+
+
+def _context(connection: Connection, settings: Settings, claim: Claim) -> Context:
+    run = connection.execute(sa.select(runs).where(runs.c.id == claim.run_id)).one()
+    return Context.read(connection, settings, run, batch_id=claim.batch_id)
+
+
+def _apply(context: Context, step: Step, scope: Scope) -> Counts:
+    """Apply a scope; where a row of it is bad or it is too big, halve it, down to that row."""
+    try:
+        with _as_ours(), context.connection.begin_nested():
+            return step.apply(context, scope)
+    except (BadRow, TooBig) as error:
+        keys = _keys(context, step, scope)
+        if len(keys) > 1:
+            middle = len(keys) // 2
+            halves = (scope.only(keys[:middle]), scope.only(keys[middle:]))
+            first, second = (_apply(context, step, half) for half in halves)
+            return add(first, second)
+        return _apply_one(context, step, scope.only(keys), error)
+
+
+def _apply_one(context: Context, step: Step, scope: Scope, error: MigrationError) -> Counts:
+    """One legacy row that fails: alone it may pass, and then one of its dependents is bad."""
+    parts = _part_keys(context, step, scope)
+    if parts:
+        try:
+            with _as_ours(), context.connection.begin_nested():
+                counts = step.apply(context, scope.with_parts([]))
+            return add(counts, _apply_parts(context, step, scope, parts))
+        except (BadRow, TooBig) as alone:
+            error = alone
+    _set_aside(context, step.entity, list(scope.keys or ()), "rejected", error)
+    counts = {f"{step.entity}s": {"total": 1, "quarantined": 1}}
+    if parts:
+        _set_aside(context, step.part_entity, parts, "owner_quarantined", error)
+        counts[f"{step.part_entity}s"] = {"total": len(parts), "quarantined": len(parts)}
+    return counts
+
+
+def _apply_parts(context: Context, step: Step, scope: Scope, parts: list[str]) -> Counts:
+    """The dependents of one row, halved down to the one that fails. The row itself has passed."""
+    try:
+        with _as_ours(), context.connection.begin_nested():
+            counts = step.apply(context, scope.with_parts(parts))
+            return {name: value for name, value in counts.items() if name != f"{step.entity}s"}
+    except (BadRow, TooBig) as error:
+        if len(parts) > 1:
+            middle = len(parts) // 2
+            halves = (parts[:middle], parts[middle:])
+            first, second = (_apply_parts(context, step, scope, half) for half in halves)
+            return add(first, second)
+        _set_aside(context, step.part_entity, parts, "rejected", error)
+        return {f"{step.part_entity}s": {"total": 1, "quarantined": 1}}
+
+
+def _keys(context: Context, step: Step, scope: Scope) -> list[str]:
+    table = step.source(context)
+    if table is None:
+        return list(scope.keys or ())
+    condition = scope.condition("t.id", table.columns["id"].base)
+    statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
+    return list(context.connection.scalars(statement, scope.parameters))
+
+
+def _part_keys(context: Context, step: Step, scope: Scope) -> list[str]:
+    table = step.dependents(context)
+    if table is None:
+        return []
+    condition = scope.condition("t.user_id", table.columns["user_id"].base)
+    statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
+    return list(context.connection.scalars(statement, scope.parameters))
+
+
+def _set_aside(
+    context: Context,
+    entity: str,
+    keys: list[str],
+    reason: str,
+    error: MigrationError,
+) -> None:
+    """Quarantine rows that the database refuses; its own words stay out, they may quote data."""
+    statement = insert(quarantine)
+    standing = quarantine.c.state.in_(("open", "accepted"))
+    message = (
+        "The owner is set aside."
+        if reason == "owner_quarantined"
+        else f"The database refuses the row: {error.message}"
+    )
+    context.connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=["entity", "legacy_key"],
+            set_={
+                "run_id": statement.excluded.run_id,
+                "batch_id": statement.excluded.batch_id,
+                "reason": statement.excluded.reason,
+                "message": statement.excluded.message,
+                "changed_at": sa.func.clock_timestamp(),
+                "attempts": sa.case((standing, quarantine.c.attempts + 1), else_=1),
+                "state": sa.case((quarantine.c.state == "accepted", "accepted"), else_="open"),
+            },
+        ),
+        [
+            {
+                "entity": entity,
+                "legacy_key": key,
+                "run_id": context.run_id,
+                "batch_id": context.batch_id,
+                "reason": reason,
+                "message": message,
+            }
+            for key in keys
+        ],
+    )
+
+
+def add(first: Counts, second: Counts) -> Counts:
+    """The sum of two counts, name by name, nested ones too; amounts of money are strings."""
+    total = dict(first)
+    for name, value in second.items():
+        present = total.get(name)
+        if present is None:
+            total[name] = value
+        elif isinstance(value, dict):
+            total[name] = add(present, value)
+        elif isinstance(value, str):
+            total[name] = str(Decimal(present) + Decimal(value))
+        else:
+            total[name] = present + value
+    return total
+
+
+@contextmanager
+def _as_ours() -> Iterator[None]:
+    """Turn a database error into the branch that says what to do about it."""
+    try:
+        yield
+    except DBAPIError as failure:
+        raise classify(failure) from None
+
+
+def worker_name(hostname: str, pid: int) -> str:
+    """How a worker process signs its claims."""
+    return f"{hostname}/{pid}"
