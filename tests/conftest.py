@@ -1,0 +1,102 @@
+"""Real servers for every test that asks: one embedded pair a session, clean parts a test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+import redis
+from psycopg2 import sql
+
+from models.errors import Misconfigured
+from producer import local, local_directories, local_postgres, local_programs
+
+# Database 0 belongs to whoever uses the session's servers by their own address.
+_redis_databases = itertools.cycle(range(1, 16))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A MIGRATION_HOME of the session's own, and none of the caller's settings.
+
+    A developer's DATABASE_URL may lead to a database that matters.
+    """
+    home = tmp_path_factory.mktemp("home") / ".migration"
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("MIGRATION_", "CELERY_", "PG")) or name in (
+                "DATABASE_URL",
+                "REDIS_URL",
+            ):
+                patch.delenv(name)
+        patch.setenv("MIGRATION_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def servers(_environment: Path) -> Iterator[local.Servers]:
+    """The session's PostgreSQL and Valkey, under the session's MIGRATION_HOME."""
+    try:
+        yield local.start(_environment)
+    finally:
+        local.erase(_environment)
+
+
+@pytest.fixture
+def database(servers: local.Servers) -> Iterator[str]:
+    """The address of an empty database of the test's own."""
+    yield from _fresh_database(servers.database_url)
+
+
+@pytest.fixture
+def redis_url(servers: local.Servers) -> Iterator[str]:
+    """The address of an empty Redis database that no other test uses at the same time."""
+    url = servers.redis_url.replace("db=0", f"db={next(_redis_databases)}")
+    with closing(redis.Redis.from_url(url)) as client:
+        client.flushdb()
+    yield url
+
+
+@pytest.fixture(scope="session")
+def old_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a PostgreSQL 15, the oldest that a wheel carries."""
+    try:
+        bin_dir = local_programs.postgres_bin_dir("pgserver")
+    except Misconfigured:
+        pytest.skip("no wheel of pgserver for this platform and Python")
+    home = tmp_path_factory.mktemp("old") / ".migration"
+    try:
+        with local_directories.locked(home):
+            place = local_directories.prepare(home)
+            local_postgres.run_postgres(bin_dir, place)
+        yield f"postgresql://postgres@/dashboard?host={place.sockets}"
+    finally:
+        local.erase(home)
+
+
+@pytest.fixture
+def old_database(old_postgres: str) -> Iterator[str]:
+    """The address of an empty database of the test's own on the PostgreSQL 15."""
+    yield from _fresh_database(old_postgres)
+
+
+def _fresh_database(server: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    _execute(server, "CREATE DATABASE {}", name)
+    try:
+        yield server.replace("/dashboard?", f"/{name}?")
+    finally:
+        _execute(server, "DROP DATABASE {} WITH (FORCE)", name)
+
+
+def _execute(server: str, statement: str, name: str) -> None:
+    with closing(psycopg2.connect(server)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(sql.SQL(statement).format(sql.Identifier(name)))
