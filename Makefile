@@ -61,10 +61,10 @@ clean: ## Stop the embedded servers, remove their data in .migration, .venv and 
 $(stamp): requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3')"
 	@echo "Setting up .venv"
-	@rm -rf .venv .tools && mkdir .tools
+	@rm -rf .tools && mkdir .tools
 	@$(call locked,pip) >.tools/pip.txt
 	@$(call locked,uv) >.tools/uv.txt
-	@$(PYTHON) -m venv .venv >.tools/venv.log 2>&1 || { \
+	@test "$(ready)" = yes || $(PYTHON) -m venv --clear .venv >.tools/venv.log 2>&1 || { \
 	    $(PYTHON) -m pip install --quiet --target .tools --require-hashes -r .tools/uv.txt \
 	    && .tools/bin/uv venv --quiet --clear --python $(PYTHON) .venv \
 	    && $(PYTHON) -m pip --python .venv install --quiet --require-hashes -r .tools/pip.txt \

