@@ -16,7 +16,7 @@ accept_content = result_accept_content = ["json"]
 # A message is acknowledged when its batch is over, so that a killed worker's comes back.
 task_acks_late = True
 task_reject_on_worker_lost = True
-task_acks_on_failure_or_timeout = True
+task_acks_on_failure = task_acks_on_timeout = True
 # A redelivered task that had succeeded must still count for its chord.
 worker_deduplicate_successful_tasks = False
 

@@ -13,7 +13,15 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from models.errors import BadRow, MigrationError, Misconfigured, TooBig, Transient, Unreachable
+from models.errors import (
+    BadRow,
+    Incompatible,
+    MigrationError,
+    Misconfigured,
+    TooBig,
+    Transient,
+    Unreachable,
+)
 
 T = TypeVar("T")
 
@@ -59,7 +67,7 @@ def create(url: str, *, application: str = "migration") -> Engine:
 
 
 def check_reachable(engine: Engine) -> int:
-    """Connect once; returns `server_version_num`. Raises Unreachable or Misconfigured."""
+    """Connect once; returns `server_version_num`. Raises Unreachable or Incompatible."""
     try:
         with engine.connect() as connection:
             version = int(connection.scalar(text("SHOW server_version_num")) or 0)
@@ -74,9 +82,9 @@ def check_reachable(engine: Engine) -> int:
 
 
 def require_version(version: int) -> None:
-    """Raise Misconfigured when `server_version_num` is older than PostgreSQL 12."""
+    """Raise Incompatible when `server_version_num` is older than PostgreSQL 12."""
     if version < OLDEST_SERVER:
-        raise Misconfigured(
+        raise Incompatible(
             f"PostgreSQL {version // 10000} is too old: the migration needs 12 or newer",
             hint="Upgrade the server, or point DATABASE_URL at a newer one.",
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from models.catalog import INTEGER_TYPES, TEXT_TYPES, Table, quote, quote_name, read_tables
-from models.errors import Incompatible
+from models.errors import Incompatible, Misconfigured
 from models.settings import Settings
 
 KEY_TYPES = INTEGER_TYPES | TEXT_TYPES | {"uuid"}
@@ -32,7 +32,8 @@ class Legacy:
 def read(connection: Connection, settings: Settings) -> Legacy:
     """Find and check the legacy tables.
 
-    Raises Incompatible naming the first table or column that the migration cannot work with.
+    Raises Misconfigured for a table that is not there, and Incompatible naming the first column
+    that the migration cannot work with.
     """
     wanted = {
         "users": (settings.users_table, "MIGRATION_USERS_TABLE"),
@@ -44,7 +45,7 @@ def read(connection: Connection, settings: Settings) -> Legacy:
     for role, (name, variable) in wanted.items():
         table = found.get(quote_name(name))
         if table is None:
-            raise Incompatible(
+            raise Misconfigured(
                 f"The legacy table {name} does not exist",
                 hint=f"Set {variable} to the name it has here.",
             )

@@ -14,7 +14,8 @@ from models.errors import Misconfigured
 
 DEFAULT_GRANTS = "student=100,teacher=500,admin=1000,*=100"
 MAX_BATCH_SIZE = 100_000
-_TABLE_NAME = re.compile(r"(?:[^.\s\"][^.\"]*\.)?[^.\s\"][^.\"]*")
+# No quote, colon or percent sign: none of them could be told from SQL's own.
+_TABLE_NAME = re.compile(r"(?:[^.\s\":%][^.\":%]*\.)?[^.\s\":%][^.\":%]*")
 
 
 class Settings(BaseSettings):

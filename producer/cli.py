@@ -25,14 +25,17 @@ Command = Callable[..., Any]
 console = Console(stderr=True, highlight=False)
 
 
-def command(group: click.Group, name: str, **options: Any) -> Callable[[Command], Command]:
+def command(
+    group: click.Group, name: str, *, blank: dict[str, Any] | None = None
+) -> Callable[[Command], Command]:
     """A command with --json and --debug, whose errors end as a message and an exit status.
 
-    The function returns what --json prints, or a pair of that and the exit status.
+    The function returns what --json prints, or a pair of that and the exit status; after an error
+    that is `blank` (a run's report with nothing in it, unless said) with the error in it.
     """
 
     def wrap(function: Command) -> Command:
-        @group.command(name, **options)
+        @group.command(name)
         @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
         @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
         @functools.wraps(function)
@@ -52,8 +55,7 @@ def command(group: click.Group, name: str, **options: Any) -> Callable[[Command]
                 if error.hint:
                     console.print(error.hint, markup=False)
                 status = error.exit_status
-                report = ErrorReport(kind=error.kind, message=error.message, hint=error.hint)
-                result = RunReport(error=report)
+                result = _failed(error.kind, error.message, error.hint, blank)
             if as_json:
                 click.echo(_json(result))
             sys.exit(status)
@@ -61,6 +63,13 @@ def command(group: click.Group, name: str, **options: Any) -> Callable[[Command]
         return run
 
     return wrap
+
+
+def _failed(kind: str, message: str, hint: str, blank: dict[str, Any] | None = None) -> Any:
+    error = ErrorReport(kind=kind, message=message, hint=hint)
+    if blank is None:
+        return RunReport(error=error)
+    return {**blank, "error": error.model_dump()}
 
 
 def _as_ours(failure: Exception) -> MigrationError:
@@ -94,8 +103,22 @@ RUN = click.argument("run", required=False, metavar="[RUN]")
 WAIT = click.option("--wait", is_flag=True, help="Wait for the end, with progress.")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
+    """The console script: wrong usage gives one JSON object too, where --json asks for it."""
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.ClickException as wrong:
+        wrong.show()
+        if "--json" in sys.argv:
+            click.echo(_json(_failed("usage", wrong.format_message(), "See: producer --help")))
+        sys.exit(wrong.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        console.print("Stopped waiting. A run that is open goes on: producer status --watch")
+        sys.exit(130)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
     """Moves a dashboard's users, subscriptions and projects to the new schema.
 
     Start with `producer demo`. On your own database, set DATABASE_URL and REDIS_URL, start
@@ -103,17 +126,17 @@ def main() -> None:
     """
 
 
-@main.group()
+@cli.group()
 def schema() -> None:
     """The target schema and the ledger."""
 
 
-@main.group()
+@cli.group()
 def servers() -> None:
     """The embedded PostgreSQL and Redis-compatible servers."""
 
 
-@command(main, "enqueue-all")
+@command(cli, "enqueue-all")
 @WAIT
 def enqueue_all(wait: bool) -> Any:
     """Prepare the schema, open a run and fan out its batches; joins a run that is open."""
@@ -135,7 +158,7 @@ def enqueue_all(wait: bool) -> Any:
     return found
 
 
-@command(main, "status")
+@command(cli, "status")
 @RUN
 @click.option("--watch", is_flag=True, help="Follow the run until its end.")
 @click.option("--history", is_flag=True, help="All runs, newest first.")
@@ -156,7 +179,7 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
     return found, found.exit_status
 
 
-@command(main, "retry")
+@command(cli, "retry")
 @RUN
 @WAIT
 def retry(run: str | None, wait: bool) -> Any:
@@ -166,7 +189,7 @@ def retry(run: str | None, wait: bool) -> Any:
     return _end(control.retry(_engine(), connect.settings().base, run), wait)
 
 
-@command(main, "verify")
+@command(cli, "verify")
 @RUN
 @WAIT
 def verify(run: str | None, wait: bool) -> Any:
@@ -176,7 +199,7 @@ def verify(run: str | None, wait: bool) -> Any:
     return _end(control.check_again(_engine(), connect.settings().base, run, VERIFICATION), wait)
 
 
-@command(main, "reconcile")
+@command(cli, "reconcile")
 @RUN
 @WAIT
 def reconcile(run: str | None, wait: bool) -> Any:
@@ -186,7 +209,7 @@ def reconcile(run: str | None, wait: bool) -> Any:
     return _end(control.check_again(_engine(), connect.settings().base, run, RECONCILIATION), wait)
 
 
-@command(main, "pause")
+@command(cli, "pause")
 @RUN
 def pause(run: str | None) -> Any:
     """Let no further batch start; the ones under way end."""
@@ -195,7 +218,7 @@ def pause(run: str | None) -> Any:
     return _end(control.pause(_engine(), run), False)
 
 
-@command(main, "resume")
+@command(cli, "resume")
 @RUN
 def resume(run: str | None) -> Any:
     """Go on with a paused or cancelled run."""
@@ -204,7 +227,7 @@ def resume(run: str | None) -> Any:
     return _end(control.resume(_engine(), connect.settings().base, run), False)
 
 
-@command(main, "cancel")
+@command(cli, "cancel")
 @RUN
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cancel(run: str | None, yes: bool) -> Any:
@@ -215,7 +238,7 @@ def cancel(run: str | None, yes: bool) -> Any:
     return _end(control.cancel(_engine(), run), False)
 
 
-@command(main, "quarantine")
+@command(cli, "quarantine", blank={"rows": [], "accepted": 0})
 @RUN
 @click.option("--accept", "keys", multiple=True, metavar="KEY", help="Accept a row that stays out.")
 @click.argument("more", nargs=-1, metavar="[KEY]...")
@@ -238,7 +261,7 @@ def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) ->
     return {"rows": rows, "accepted": accepted, "error": None}
 
 
-@command(main, "demo")
+@command(cli, "demo")
 @click.option("--users", type=click.IntRange(1), default=2_000, show_default=True)
 def demo(users: int) -> Any:
     """The whole migration on embedded servers and generated data, from nothing to its end."""
@@ -249,7 +272,7 @@ def demo(users: int) -> Any:
     return found, 0 if found.exit_status == 3 else found.exit_status
 
 
-@command(schema, "upgrade")
+@command(schema, "upgrade", blank={"added": []})
 def upgrade() -> Any:
     """Add the ledger and what the target schema lacks; changes nothing when it is there."""
     from producer import connect
@@ -263,7 +286,7 @@ def upgrade() -> Any:
     return {"added": [{"kind": k, "table": t, "name": n} for k, t, n in added], "error": None}
 
 
-@command(schema, "show")
+@command(schema, "show", blank={"schema": None, "legacy": {}, "target": {}})
 def show_schema() -> Any:
     """The legacy tables as found, and what of the target schema exists."""
     from producer import connect, output
@@ -274,7 +297,7 @@ def show_schema() -> Any:
     return {**found, "error": None}
 
 
-@command(servers, "stop")
+@command(servers, "stop", blank={"stopped": False})
 def stop() -> Any:
     """Stop the embedded servers of MIGRATION_HOME; their data stay."""
     from models.settings import load

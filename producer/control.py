@@ -36,6 +36,8 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
                 hint="See: producer status",
             )
         move_run(connection, run.id, "running")
+    # The messages of the batches that wait were spent on finding the run paused.
+    enqueue.publish_pending(engine, run.id)
     enqueue.advance(engine, settings, run.id)
     return str(run.id)
 

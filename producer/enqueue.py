@@ -24,7 +24,7 @@ from models.steps import (
     STEPS,
     VERIFICATION,
     stage_names,
-    stages_after,
+    stages_before,
     steps_of,
 )
 from models.steps.base import Context, Step
@@ -98,7 +98,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     windows: list[list[Message]] = []
     for row in sorted(rows, key=lambda row: row.position):
         if state[row.name] == "done" or any(
-            state[name] != "done" for name in stages_after(row.name)
+            state[name] != "done" for name in stages_before(row.name)
         ):
             continue
         if row.name == FINISH and _fail_on_differences(connection, run_id):
@@ -119,7 +119,8 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
             _set_stage(connection, row, state="done", finished_at=sa.func.clock_timestamp())
     if windows and run.state == "preparing":
         move_run(connection, run_id, "running")
-    if all(value == "done" for value in state.values()):
+    over = all(value == "done" for value in state.values())
+    if over and not _fail_on_differences(connection, run_id):
         _complete(connection, run_id, was=run.state)
     return windows
 

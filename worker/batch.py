@@ -17,17 +17,16 @@ from types import TracebackType
 import sqlalchemy as sa
 import structlog
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
 from models import claims
 from models.claims import LEASE_SECONDS, Claim
 from models.database import classify, transaction
 from models.errors import BadRow, LeaseLost, MigrationError, TooBig, Transient
-from models.ledger import quarantine, runs
+from models.ledger import runs
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
-from models.steps.base import Context, Counts, Scope, Step
+from models.steps.base import SET_ASIDE_AGAIN, Context, Counts, Scope, Step
 from worker import verify
 
 MAX_RETRIES = 6
@@ -65,8 +64,11 @@ def run(
 
 
 def _fail(engine: Engine, claim: Claim, error: str) -> dict[str, str]:
-    with transaction(engine) as connection:
-        claims.fail(connection, claim, error)
+    try:
+        with transaction(engine) as connection:
+            claims.fail(connection, claim, error)
+    except LeaseLost:
+        return {"outcome": "lost"}
     return {"outcome": "failed"}
 
 
@@ -215,45 +217,29 @@ def _part_keys(context: Context, step: Step, scope: Scope) -> list[str]:
     return list(context.connection.scalars(statement, scope.parameters))
 
 
+_SET_ASIDE = text(
+    "INSERT INTO migration.quarantine AS q"
+    " (entity, legacy_key, run_id, batch_id, reason, message)"
+    " SELECT :entity, key, :run_id, :batch_id, :reason, :message"
+    f" FROM unnest(CAST(:keys AS text[])) AS key {SET_ASIDE_AGAIN}"
+)
+
+
 def _set_aside(
-    context: Context,
-    entity: str,
-    keys: list[str],
-    reason: str,
-    error: MigrationError,
+    context: Context, entity: str, keys: list[str], reason: str, error: MigrationError
 ) -> None:
     """Quarantine rows that the database refuses; its own words stay out, they may quote data."""
-    statement = insert(quarantine)
-    standing = quarantine.c.state.in_(("open", "accepted"))
-    message = (
-        "The owner is set aside."
-        if reason == "owner_quarantined"
-        else f"The database refuses the row: {error.message}"
-    )
+    message = f"The database refuses the row: {error.message}"
     context.connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=["entity", "legacy_key"],
-            set_={
-                "run_id": statement.excluded.run_id,
-                "batch_id": statement.excluded.batch_id,
-                "reason": statement.excluded.reason,
-                "message": statement.excluded.message,
-                "changed_at": sa.func.clock_timestamp(),
-                "attempts": sa.case((standing, quarantine.c.attempts + 1), else_=1),
-                "state": sa.case((quarantine.c.state == "accepted", "accepted"), else_="open"),
-            },
-        ),
-        [
-            {
-                "entity": entity,
-                "legacy_key": key,
-                "run_id": context.run_id,
-                "batch_id": context.batch_id,
-                "reason": reason,
-                "message": message,
-            }
-            for key in keys
-        ],
+        _SET_ASIDE,
+        {
+            "entity": entity,
+            "keys": keys,
+            "run_id": context.run_id,
+            "batch_id": context.batch_id,
+            "reason": reason,
+            "message": "The owner is set aside." if reason == "owner_quarantined" else message,
+        },
     )
 
 

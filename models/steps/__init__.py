@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-from models.steps.base import Step
-from models.steps.contract import Contract
-from models.steps.credits import Credits
-from models.steps.indexes import LegacyIndex, TargetIndexes
-from models.steps.organization import Organization
-from models.steps.orphans import Orphans
-from models.steps.projects import Projects
-from models.steps.removed import Removed
-from models.steps.switch import Switch
-from models.steps.users import Users
+from pkgutil import resolve_name
 
-STEPS: list[Step] = [
-    LegacyIndex(),
-    Organization(),
-    Users(),
-    Orphans(),
-    Projects(),
-    TargetIndexes(),
-    Switch(),
-    Removed(),
-    Credits(),
-    Contract(),
-]
+from models.steps.base import Step
+
+_ORDER = (
+    "indexes:LegacyIndex",
+    "organization:Organization",
+    "users:Users",
+    "orphans:Orphans",
+    "projects:Projects",
+    "indexes:TargetIndexes",
+    "switch:Switch",
+    "removed:Removed",
+    "credits:Credits",
+    "contract:Contract",
+)
+
+STEPS: list[Step] = [resolve_name(f"models.steps.{entry}")() for entry in _ORDER]
 
 VERIFICATION = "verification"
 RECONCILIATION = "reconciliation"
@@ -46,16 +41,15 @@ def stage_names() -> list[str]:
 def steps_of(stage: str) -> list[Step]:
     """The steps of a stage in order; the verification repeats every step that it can check."""
     if stage == VERIFICATION:
-        checked = Step.differences
         return [
             step
             for step in STEPS
-            if step.stage != RECONCILIATION and type(step).differences is not checked
+            if step.stage != RECONCILIATION and type(step).differences is not Step.differences
         ]
     return [step for step in STEPS if step.stage == stage]
 
 
-def stages_after(name: str) -> list[str]:
+def stages_before(name: str) -> list[str]:
     """The stages that must be closed before this one opens, nearest last."""
     names = stage_names()
     before = names[: names.index(name)]

@@ -6,6 +6,7 @@ batch's transaction, and later runs its `differences` over the same pages.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -27,6 +28,13 @@ BLANKS = (
     "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
     "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
+
+# How a row that is set aside (again) enters the quarantine; an operator's acceptance stands.
+SET_ASIDE_AGAIN = """ON CONFLICT (entity, legacy_key) DO UPDATE SET
+    run_id = excluded.run_id, batch_id = excluded.batch_id, reason = excluded.reason,
+    message = excluded.message, changed_at = clock_timestamp(),
+    attempts = CASE WHEN q.state IN ('open', 'accepted') THEN q.attempts + 1 ELSE 1 END,
+    state = CASE WHEN q.state = 'accepted' THEN 'accepted' ELSE 'open' END"""
 
 
 @dataclass(frozen=True)
@@ -124,7 +132,7 @@ class Context:
             "subscriptions": self.legacy.subscriptions.sql,
             "projects": self.legacy.projects.sql,
         }
-        return sql.format(**names, **expressions)
+        return sql.format(**names, set_aside_again=SET_ASIDE_AGAIN, **expressions)
 
     def type_of(self, table: str, column: str) -> str:
         """SQL type of a target column, for a cast."""
@@ -180,7 +188,9 @@ class Step:
 def default_of(table: Table, column: str) -> str:
     """SQL text of a column's server default, or NULL where there is none."""
     found = table.columns.get(column)
-    return (found.default if found else None) or "NULL"
+    default = (found.default if found else None) or "NULL"
+    # A lone colon in a literal is not the beginning of a bound parameter.
+    return re.sub(r"(?<!:):(?!:)", r"\\:", default)
 
 
 def entities(row: Any) -> Counts:

@@ -17,11 +17,7 @@ set_aside AS (
   SELECT 'subscription', o.legacy_key, :run_id, :batch_id, 'owner_missing',
     'The owner does not exist.'
   FROM orphan o
-  ON CONFLICT (entity, legacy_key) DO UPDATE SET
-    run_id = excluded.run_id, batch_id = excluded.batch_id, reason = excluded.reason,
-    message = excluded.message, changed_at = clock_timestamp(),
-    attempts = CASE WHEN q.state IN ('open', 'accepted') THEN q.attempts + 1 ELSE 1 END,
-    state = CASE WHEN q.state = 'accepted' THEN 'accepted' ELSE 'open' END
+  {set_aside_again}
 )
 SELECT count(*) AS subscriptions, count(*) AS subscriptions_quarantined FROM orphan
 """

@@ -64,11 +64,7 @@ set_aside AS (
   SELECT 'project', p.legacy_key, :run_id, :batch_id, p.reason, CASE p.reason
     WHEN 'owner_missing' THEN 'The owner does not exist.' ELSE 'The owner is set aside.' END
   FROM project p WHERE p.reason IS NOT NULL
-  ON CONFLICT (entity, legacy_key) DO UPDATE SET
-    run_id = excluded.run_id, batch_id = excluded.batch_id, reason = excluded.reason,
-    message = excluded.message, changed_at = clock_timestamp(),
-    attempts = CASE WHEN q.state IN ('open', 'accepted') THEN q.attempts + 1 ELSE 1 END,
-    state = CASE WHEN q.state = 'accepted' THEN 'accepted' ELSE 'open' END
+  {set_aside_again}
 ),
 resolved AS (
   UPDATE migration.quarantine q SET state = 'resolved', changed_at = clock_timestamp()

@@ -23,8 +23,8 @@ SELECT count(*) FROM (
 
 _MIGRATE = """
 WITH legacy AS MATERIALIZED (
-  SELECT u.id, u.id::text AS legacy_key, u.email,
-    btrim(coalesce(u.email, ''), :blanks) = '' AS is_bad,
+  SELECT u.id, u.id::text AS legacy_key, u.email::text AS email,
+    btrim(coalesce(u.email::text, ''), :blanks) = '' AS is_bad,
     lower(btrim(coalesce({role}, ''), :blanks)) AS role,
     u.user_type, u.billing_tier, u.organization_id, u.department_id, u.credits_balance, u.is_active,
     own.id AS own_suite_id, {grant_id} AS grant_id, {opening_id} AS opening_id,
@@ -80,8 +80,8 @@ suite AS (
 ),
 read_subscription AS MATERIALIZED (
   SELECT s.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
-    l.id AS user_id, l.suite_id, l.is_bad AS owner_is_bad, s.gpt_id, {version} AS version,
-    {is_active} AS is_active, {preferences} AS preferences
+    l.id AS user_id, l.suite_id, l.is_bad AS owner_is_bad, s.gpt_id::text AS gpt_id,
+    {version} AS version, {is_active} AS is_active, {preferences} AS preferences
   FROM legacy l JOIN {subscriptions} s ON s.user_id = l.id
   WHERE {parts}
 ),
@@ -190,11 +190,7 @@ bad AS (
 set_aside AS (
   INSERT INTO migration.quarantine AS q (entity, legacy_key, run_id, batch_id, reason, message)
   SELECT b.entity, b.legacy_key, :run_id, :batch_id, b.reason, b.message FROM bad b
-  ON CONFLICT (entity, legacy_key) DO UPDATE SET
-    run_id = excluded.run_id, batch_id = excluded.batch_id, reason = excluded.reason,
-    message = excluded.message, changed_at = clock_timestamp(),
-    attempts = CASE WHEN q.state IN ('open', 'accepted') THEN q.attempts + 1 ELSE 1 END,
-    state = CASE WHEN q.state = 'accepted' THEN 'accepted' ELSE 'open' END
+  {set_aside_again}
   RETURNING entity
 ),
 resolved AS (

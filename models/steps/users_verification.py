@@ -86,7 +86,7 @@ WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
 _SUBSCRIPTIONS = """
 SELECT found.kind, 'subscription', e.legacy_key, found.target_table, found.detail
 FROM (
-  SELECT s.id::text AS legacy_key, s.user_id, s.gpt_id, {version} AS version,
+  SELECT s.id::text AS legacy_key, s.user_id, s.gpt_id::text AS gpt_id, {version} AS version,
     {status} AS status, {is_active} AS is_active, {tool_id} AS tool_id, {usage_id} AS usage_id,
     {preferences} AS preferences
   FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
