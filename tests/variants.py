@@ -45,8 +45,8 @@ INTEGER = Variant(
     "integer",
     "integer keys, other table names, an unknown column each, no index on user_id",
     r"""
-    DROP INDEX gpt_subscriptions_user_id_idx;
-    DROP INDEX projects_user_id_idx;
+    DROP INDEX IF EXISTS gpt_subscriptions_user_id_idx;
+    DROP INDEX IF EXISTS projects_user_id_idx;
     ALTER TABLE users
         ALTER id TYPE integer USING 2 * split_part(id, '_', 2)::integer + 2,
         ADD U&"Gr\00F6\00DFe in \0025" text DEFAULT 'keep me';

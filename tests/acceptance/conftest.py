@@ -17,6 +17,8 @@ import pytest
 from sqlalchemy import Engine
 
 from models import database as databases
+from producer import local
+from tests.conftest import fresh_database
 
 COMMAND_SECONDS = 300
 
@@ -105,6 +107,16 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 def product(database: str, redis_url: str, tmp_path: Path) -> Iterator[Product]:
     """The product, with both addresses set and nothing migrated yet."""
     yield from _product(database, redis_url, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_product(
+    servers: local.Servers, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Product]:
+    """The product for all tests of a module together."""
+    redis_url = servers.redis_url.replace("db=0", "db=15")
+    with fresh_database(servers.database_url) as database:
+        yield from _product(database, redis_url, tmp_path_factory.mktemp("product"))
 
 
 @pytest.fixture

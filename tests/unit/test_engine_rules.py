@@ -1,0 +1,125 @@
+"""Rules of the engine that need no server: sizes, states, stages, sums, what an error means."""
+
+from __future__ import annotations
+
+import psycopg2
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from models.database import classify, require_version
+from models.errors import BadRow, Incompatible, Misconfigured, TooBig, Transient
+from models.ledger import FINISHED_STATES, OPEN_STATES, RUN_TRANSITIONS
+from models.messages import Reconciliation, RunReport, Verification
+from models.steps import STEPS, stage_names, stages_before, steps_of
+from producer.partition import LARGEST_ROWS, SMALLEST_ROWS, next_rows, window_pages
+from worker.batch import add
+
+
+def test_the_stages_are_those_of_the_interface_in_order() -> None:
+    assert stage_names() == [
+        "organization",
+        "users",
+        "projects",
+        "switch",
+        "verification",
+        "reconciliation",
+        "finish",
+    ]
+
+
+def test_verification_and_reconciliation_stand_side_by_side_before_the_finish() -> None:
+    assert stages_before("verification") == stages_before("reconciliation")
+    assert stages_before("finish")[-2:] == ["verification", "reconciliation"]
+
+
+def test_every_step_that_writes_rows_of_a_table_is_verified() -> None:
+    verified = {step.name for step in steps_of("verification")}
+    writing = {step.name for step in STEPS if step.stage in ("users", "projects", "switch")}
+    assert writing - verified == {"switch", "indexes", "removed"}
+
+
+def test_every_open_state_leads_to_an_end_and_every_end_but_success_back() -> None:
+    for state in OPEN_STATES:
+        assert any(start == state for start, _ in RUN_TRANSITIONS)
+    for state in FINISHED_STATES:
+        assert (state, "running") in RUN_TRANSITIONS
+
+
+def test_a_batch_size_moves_towards_its_target_by_at_most_four() -> None:
+    assert next_rows(500, 2.0) == 500
+    assert next_rows(500, 1.0) == 1000
+    assert next_rows(500, 0.01) == 2000
+    assert next_rows(500, 100) == 125
+    assert next_rows(60, 100) == SMALLEST_ROWS
+    assert next_rows(LARGEST_ROWS, 0) == LARGEST_ROWS
+
+
+def test_windows_grow_to_a_bound_that_no_number_of_users_moves() -> None:
+    sizes = [window_pages(window) for window in (0, 1, 2, 5, 6, 100_000)]
+    assert sizes == [8, 16, 32, 256, 256, 256]
+
+
+def test_counts_add_up_by_name_with_money_to_the_cent() -> None:
+    first = {"users": {"total": 2}, "rows": {"ai_tools": 1}, "credits_granted": "0.10"}
+    second = {"users": {"total": 3, "quarantined": 1}, "credits_granted": "0.20"}
+    assert add(first, second) == {
+        "users": {"total": 5, "quarantined": 1},
+        "rows": {"ai_tools": 1},
+        "credits_granted": "0.30",
+    }
+
+
+@pytest.mark.parametrize(
+    ("code", "branch"),
+    [
+        ("40P01", Transient),
+        ("40001", Transient),
+        ("55P03", Transient),
+        ("08006", Transient),
+        ("57014", TooBig),
+        ("53200", TooBig),
+        ("22003", BadRow),
+        ("23505", BadRow),
+        ("P0001", BadRow),
+        ("42703", Misconfigured),
+        ("42501", Misconfigured),
+    ],
+)
+def test_an_error_says_what_to_do_about_it(code: str, branch: type[Exception]) -> None:
+    error = psycopg2.errors.lookup(code)("a value of the application")
+    assert psycopg2.errors.lookup(code) is type(error)
+    error.__setstate__({"pgcode": code})
+    found = classify(DBAPIError("SELECT", {}, error))
+    assert type(found) is branch
+    if branch is not Misconfigured:
+        assert "application" not in found.message
+
+
+def test_postgresql_older_than_12_is_refused() -> None:
+    require_version(120000)
+    with pytest.raises(Incompatible, match="PostgreSQL 11 is too old"):
+        require_version(110022)
+
+
+@pytest.mark.parametrize(
+    ("state", "differences", "discrepancies", "status"),
+    [
+        ("running", 0, 0, 0),
+        ("paused", 0, 0, 0),
+        ("completed", 0, 0, 0),
+        ("completed_with_quarantine", 0, 0, 3),
+        ("failed", 0, 0, 1),
+        ("failed", 1, 0, 4),
+        ("failed", 0, 1, 4),
+        ("cancelled", 0, 0, 1),
+    ],
+)
+def test_the_exit_status_follows_from_the_state(
+    state: str, differences: int, discrepancies: int, status: int
+) -> None:
+    report = RunReport(
+        state=state,
+        verification=Verification(differences=differences),
+        reconciliation=Reconciliation(discrepancies=discrepancies),
+    )
+    assert report.exit_status == status

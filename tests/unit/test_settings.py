@@ -1,0 +1,93 @@
+"""The environment is read once, validated, and refused by the name of the variable."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from models.errors import Misconfigured
+from models.settings import load, parse_grants
+from producer.connect import celery_url, result_url
+
+
+def test_nothing_set_means_the_documented_defaults() -> None:
+    settings = load()
+    assert settings.database_url is None
+    assert (settings.users_table, settings.batch_size) == ("users", "auto")
+    assert settings.credit_grants == {
+        "student": Decimal(100),
+        "teacher": Decimal(500),
+        "admin": Decimal(1000),
+        "*": Decimal(100),
+    }
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MIGRATION_BATCH_SIZE", "0"),
+        ("MIGRATION_BATCH_SIZE", "1.5"),
+        ("MIGRATION_USERS_TABLE", "a.b.c"),
+        ("MIGRATION_USERS_TABLE", 'us"ers'),
+        ("MIGRATION_CREDIT_GRANTS", "student=100"),
+        ("MIGRATION_CREDIT_GRANTS", "*=NaN"),
+        ("MIGRATION_CREDIT_GRANTS", "o'hara=1,*=1"),
+        ("MIGRATION_API_URLS", "ftp://example.org"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(Misconfigured, match=variable) as refused:
+        load()
+    assert variable in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("variable", "url"),
+    [
+        ("DATABASE_URL", "mysql://secret-word@host/x"),
+        ("REDIS_URL", "amqp://secret-word@host"),
+    ],
+)
+def test_an_address_of_another_kind_is_refused_without_printing_it(
+    monkeypatch: pytest.MonkeyPatch, variable: str, url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://h/d")
+    monkeypatch.setenv("REDIS_URL", "redis://h")
+    monkeypatch.setenv(variable, url)
+    with pytest.raises(Misconfigured, match=variable) as refused:
+        load()
+    assert "secret-word" not in refused.value.message + refused.value.hint
+
+
+def test_celery_addresses_override_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgres://h/d")
+    monkeypatch.setenv("CELERY_BROKER_URL", "redis://broker")
+    with pytest.raises(Misconfigured, match="REDIS_URL"):
+        load()
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", "redis://results")
+    assert load().redis_url is None
+
+
+def test_grants_keep_their_cents() -> None:
+    assert parse_grants("student=0.01, *=99999999.99") == {
+        "student": Decimal("0.01"),
+        "*": Decimal("99999999.99"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "celery"),
+    [
+        ("redis://:secret@host:6379/1", "redis://:secret@host:6379/1"),
+        ("rediss://host/0", "rediss://host/0"),
+        ("unix:///run/redis.sock?db=3", "redis+socket:///run/redis.sock?virtual_host=3"),
+        ("unix://me:secret@/run/r.sock", "redis+socket://me:secret@/run/r.sock"),
+    ],
+)
+def test_every_redis_address_has_a_form_for_celery(url: str, celery: str) -> None:
+    assert celery_url(url) == celery
+    assert result_url(url).endswith(celery.removeprefix("redis+"))
