@@ -262,7 +262,7 @@ def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) ->
 
 
 @command(cli, "demo")
-@click.option("--users", type=click.IntRange(1), default=2_000, show_default=True)
+@click.option("--users", type=click.IntRange(1), default=5_000, show_default=True)
 def demo(users: int) -> Any:
     """The whole migration on embedded servers and generated data, from nothing to its end."""
     from producer import demo as show

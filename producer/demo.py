@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -49,12 +50,13 @@ def run(users: int, console: Console) -> RunReport:
     report.write_text(found.model_dump_json(indent=2) + "\n")
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Where to look next:")
     shown = os.path.relpath(home)
+    producer = "producer" if shutil.which("producer") else os.path.relpath(sys.argv[0])
     for what, where in (
         ("the report", f"{os.path.relpath(report)}"),
-        ("the rows set aside", f"MIGRATION_HOME={shown} producer quarantine"),
-        ("the ledger and the tables", f"MIGRATION_HOME={shown} producer status"),
+        ("the rows set aside", f"MIGRATION_HOME={shown} {producer} quarantine"),
+        ("the ledger and the tables", f"MIGRATION_HOME={shown} {producer} status"),
         ("the workers' logs", f"{os.path.relpath(home / 'logs')}"),
-        ("when you are done", f"MIGRATION_HOME={shown} producer servers stop"),
+        ("when you are done", f"MIGRATION_HOME={shown} {producer} servers stop"),
     ):
         console.print(f"  {what:<26} {where}", highlight=False, soft_wrap=True)
     return found
