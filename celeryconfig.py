@@ -24,8 +24,8 @@ worker_deduplicate_successful_tasks = False
 worker_prefetch_multiplier = 1
 worker_disable_prefetch = True
 
-# Time limits stay below the visibility timeout: no message runs twice while it is still running.
-# Index builds may take long; the ledger's lease, renewed as they go, is what guards a batch.
+# After an hour an unacknowledged message comes back. It changes nothing when its batch is done or
+# its lease runs: leases, not messages, decide who works on what.
 broker_transport_options = {
     "visibility_timeout": 3600,
     "global_keyprefix": "migration:",

@@ -35,7 +35,7 @@ SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
    WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS columns,
   (SELECT json_agg(json_build_object(
-        'name', x.relname, 'unique', i.indisunique AND i.indpred IS NULL,
+        'name', x.relname, 'unique', i.indisunique AND i.indimmediate AND i.indpred IS NULL,
         'valid', i.indisvalid, 'partial', i.indpred IS NOT NULL,
         'columns', (SELECT json_agg(a.attname ORDER BY k.position)
                     FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k(attnum, position)

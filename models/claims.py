@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from models.errors import LeaseLost
-from models.ledger import batches, runs
+from models.ledger import RECONCILIATION, VERIFICATION, batches, runs, stages
 from models.steps.base import Counts, Scope
 
 LEASE_SECONDS = 20
@@ -41,11 +41,22 @@ def lease_end() -> sa.ColumnElement[Any]:
 def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Claim | None:
     """Claim a batch that waits, or whose lease expired; None when it is not to be had.
 
+    It is not to be had while an earlier stage is open, or when the run is paused or over.
+
     Counts on the primary key of `batches`, and on the row lock of the UPDATE: of two workers at
     the same moment the second one finds the state changed.
     """
     now = sa.func.clock_timestamp()
     expired = sa.and_(batches.c.state == "running", batches.c.lease_until < now)
+    mine, earlier = stages.alias("mine"), stages.alias("earlier")
+    is_early = sa.exists().where(
+        mine.c.run_id == batches.c.run_id,
+        mine.c.name == batches.c.stage,
+        earlier.c.run_id == batches.c.run_id,
+        earlier.c.position < mine.c.position,
+        earlier.c.state != "done",
+        sa.not_(sa.and_(mine.c.name == RECONCILIATION, earlier.c.name == VERIFICATION)),
+    )
     row = connection.execute(
         sa.update(batches)
         .where(
@@ -53,6 +64,7 @@ def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Cl
             batches.c.run_id == run_id,
             runs.c.id == batches.c.run_id,
             runs.c.state.in_(("preparing", "running")),
+            ~is_early,
             sa.or_(batches.c.state == "pending", expired),
         )
         .values(
@@ -101,8 +113,19 @@ def fail(connection: Connection, claim: Claim, error: str) -> None:
 
 
 def hand_back(connection: Connection, claim: Claim, error: str) -> None:
-    """Let somebody else have the batch at once; raises LeaseLost when it is not ours."""
-    _change(connection, claim, state="pending", error=error, lease_until=None)
+    """Let somebody else have the batch, unless that was done too often: then it fails.
+
+    Raises LeaseLost when it is not ours.
+    """
+    often = batches.c.attempt - batches.c.retried_at >= MAX_ATTEMPTS
+    _change(
+        connection,
+        claim,
+        state=sa.case((often, "failed"), else_="pending"),
+        error=error,
+        lease_until=None,
+        published_at=None,
+    )
 
 
 def _change(connection: Connection, claim: Claim, **values: Any) -> None:

@@ -30,11 +30,14 @@ LOCK_TIMEOUT_MS = 2_000
 LOCK_ATTEMPTS = 30
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_TRANSIENT = {"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "25P03", "25P04", "53300"}
-_TOO_BIG = {"57014", "53200", "53400", "54000"}
-# Class 42 (undefined column, missing privilege, …) fails every row alike: quarantining them all
-# one by one would hide a wrong schema behind a million bad rows.
-_STRUCTURAL = "42"
+# Transient: 08 connection, 40 rollback, 55P03 lock, 57P.. shutdown, 25.. idle or read-only (a
+# failover), 53100 disk, 53300 connections, 58 the system around PostgreSQL.
+_TRANSIENT = ("08", "40", "55P03", "57P0", "25P03", "25P04", "25006", "53100", "53300", "58")
+_TOO_BIG = ("57014", "53200", "53400", "54")
+# Data, constraints, and what functions and triggers raise. Anything else (an undefined column, a
+# missing privilege, …) fails every row alike: quarantining them one by one would hide a wrong
+# schema behind a million bad rows.
+_BAD_ROW = ("21", "22", "23", "38", "39", "44", "P0", "XX000")
 
 
 def create(url: str, *, application: str = "migration") -> Engine:
@@ -125,16 +128,17 @@ def classify(error: DBAPIError) -> MigrationError:
     """
     code = sqlstate(error)
     name = type(error.orig).__name__
-    if error.connection_invalidated or code in _TRANSIENT or code.startswith("08"):
+    if error.connection_invalidated or code.startswith(_TRANSIENT):
         return Transient(f"{name} ({code or 'connection lost'})")
     if not code and isinstance(error.orig, psycopg2.OperationalError | psycopg2.InterfaceError):
         return Transient(f"{name} (connection lost)")
-    if code in _TOO_BIG:
+    if code.startswith(_TOO_BIG):
         return TooBig(f"{name} ({code})")
-    if code.startswith(_STRUCTURAL):
-        reason = str(error.orig).strip().splitlines()[0]
-        return Misconfigured(f"The database refuses the statement itself: {reason}")
-    return BadRow(f"{name} ({code})", sqlstate=code)
+    if code.startswith(_BAD_ROW):
+        return BadRow(f"{name} ({code})", sqlstate=code)
+    # These messages name tables, columns and roles, not values.
+    reason = str(error.orig).strip().splitlines()[0]
+    return Misconfigured(f"The database refuses the statement itself: {reason}")
 
 
 def retry_locks(action: Callable[[], T]) -> T:

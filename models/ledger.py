@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql as pg
 from models.errors import NotAllowed
 
 SCHEMA = "migration"
+VERIFICATION, RECONCILIATION, FINISH = "verification", "reconciliation", "finish"
 
 # (from, to): when it happens
 RUN_TRANSITIONS = {
@@ -38,7 +39,7 @@ FINISHED_STATES = ("completed", "completed_with_quarantine", "failed", "cancelle
 BATCH_TRANSITIONS = {
     ("pending", "running"): "a worker claims it: a lease, and the next attempt number",
     ("running", "done"): "its rows and this state commit together, while the attempt stands",
-    ("running", "pending"): "its lease expired, or its worker hands it back",
+    ("running", "pending"): "its lease expired, or its worker hands it back for now",
     ("running", "failed"): "it cannot be done, not even row by row",
     ("failed", "pending"): "an operator retries it",
 }
@@ -65,6 +66,8 @@ runs = sa.Table(
     sa.Column("throttled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("grants", pg.JSONB, nullable=False),
     sa.Column("batch_size", sa.Text, nullable=False),
+    # The legacy tables' names: a worker that is set to others must not touch this run.
+    sa.Column("tables", pg.ARRAY(sa.Text), nullable=False),
     # Legacy rows by entity, as counted (or estimated, beyond a million) when the run was opened.
     sa.Column("totals", pg.JSONB, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("error", sa.Text),
@@ -109,8 +112,11 @@ batches = sa.Table(
     sa.Column("rows", sa.Integer, nullable=False, server_default="0"),
     sa.Column("state", sa.Text, nullable=False, server_default="pending"),
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
+    # The attempt at which an operator retried it last: deaths are counted from there.
+    sa.Column("retried_at", sa.Integer, nullable=False, server_default="0"),
     sa.Column("worker", sa.Text),
-    _now("published_at"),
+    # Null: not published yet; `producer.enqueue.advance` does it when the stage's turn has come.
+    _now("published_at", null=True),
     _now("lease_until", null=True),
     _now("started_at", null=True),
     _now("finished_at", null=True),

@@ -82,8 +82,9 @@ def owners_are_enforced(child: Table, users: Table) -> bool:
 
 
 def _check(table: Table, required: tuple[str, ...]) -> None:
-    if table.kind not in ("r", "p"):
-        raise Incompatible(f"{table.label} is not a table", hint="Name the table behind it.")
+    if table.kind != "r":
+        kind = "partitioned" if table.kind == "p" else "no plain table"
+        raise Incompatible(f"{table.label} is {kind}", hint="Only plain tables can be migrated.")
     for column in required:
         if column not in table.columns:
             raise Incompatible(
@@ -118,7 +119,7 @@ def _check_owners(legacy: Legacy) -> None:
                 hint="Give both columns the same type.",
             )
     gpt = legacy.projects.columns["active_gpt_id"]
-    if gpt.base not in TEXT_TYPES or (gpt.length is not None and gpt.length < 36):
+    if gpt.base not in TEXT_TYPES - {"character"} or (gpt.length is not None and gpt.length < 36):
         raise Incompatible(
             f"{legacy.projects.label}.active_gpt_id: expected varchar(36) or longer to hold a"
             f" tool's id, found {gpt.type}"

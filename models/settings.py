@@ -37,6 +37,11 @@ class Settings(BaseSettings):
     )
     api_urls: Annotated[tuple[str, ...], NoDecode] = Field((), alias="MIGRATION_API_URLS")
 
+    @property
+    def tables(self) -> list[str]:
+        """The names of the legacy tables: users, subscriptions, projects."""
+        return [self.users_table, self.subscriptions_table, self.projects_table]
+
     @field_validator("database_url")
     @classmethod
     def _is_postgresql(cls, url: SecretStr | None) -> SecretStr | None:

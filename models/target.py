@@ -35,6 +35,9 @@ TABLES = (
     "marketplace_listings",
     "credit_logs",
 )
+# Columns that the migration leaves to their default, and those for which it may write a null.
+_NEVER_WRITTEN = ("description", "module_id", "error_message", "expires_at")
+_WRITTEN_AS_NULL = {"ai_tools": ("version",)}
 _CONFLICT_KEYS: dict[str, tuple[str, ...]] = {"tool_assignments": ("tool_id", "user_id")}
 
 
@@ -293,7 +296,8 @@ def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]
             connection.execute(CreateTable(metadata.tables[f"{target.schema}.{name}"]))
             added.append(("table", name, name))
     for name, column in EARLY_INDEXES:
-        if name not in target.tables or not target.tables[name].has_index_on(column):
+        # On an adopted table it is built concurrently, in `models.steps.indexes`.
+        if name not in target.tables:
             table = metadata.tables[f"{target.schema}.{name}"]
             index = sa.Index(f"ix_{name}_{column}", table.c[column])
             connection.execute(CreateIndex(index))
@@ -360,7 +364,9 @@ def _check_column(table: Table, wanted: sa.Column[Any], found: Column, user_key:
         right = key_family(found.base) == key_family(user_key.base)
     elif isinstance(kind, pg.ENUM):
         labels = set(found.enum or ())
-        right = found.base in TEXT_TYPES or labels.issuperset(kind.enums)
+        room = max(map(len, kind.enums))
+        is_text = found.base in TEXT_TYPES and (found.length is None or found.length >= room)
+        right = is_text or labels.issuperset(kind.enums)
     elif isinstance(kind, sa.String):
         refers = wanted.name == "id" or wanted.name.endswith("_id")
         room = keys.ID_LENGTH if refers else 1
@@ -383,10 +389,13 @@ def _check_column(table: Table, wanted: sa.Column[Any], found: Column, user_key:
 
 
 def _check_insertable(table: Table, declared: sa.Table) -> None:
+    nulls = _WRITTEN_AS_NULL.get(declared.name, ())
     for column in table.columns.values():
-        filled = column.name in declared.columns or column.default is not None or column.generated
-        if column.not_null and not filled:
-            raise _differs(table, column.name, "a default, or null allowed", "neither")
+        written = column.name in declared.columns and column.name not in _NEVER_WRITTEN
+        filled = written or column.default is not None or column.generated
+        points_at_user = column.name == "assigned_by" and table.key_on("assigned_by") is not None
+        if column.not_null and (not filled or column.name in nulls or points_at_user):
+            raise _differs(table, column.name, "null allowed, for rows that have no value", "none")
     conflict_key = _CONFLICT_KEYS.get(declared.name, ("id",))
     if not any(i.valid and i.unique and set(i.columns) == set(conflict_key) for i in table.indexes):
         columns = ", ".join(conflict_key)

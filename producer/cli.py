@@ -244,7 +244,7 @@ def cancel(run: str | None, yes: bool) -> Any:
 @click.argument("more", nargs=-1, metavar="[KEY]...")
 def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) -> Any:
     """The rows set aside, with their reasons; accepts those that stay out (--accept KEY …)."""
-    from producer import control, output, report
+    from producer import connect, control, output, report
 
     engine = _engine()
     accepted = 0
@@ -253,7 +253,9 @@ def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) ->
         rest = [*([run] if run else []), *more]
         known = {row["run_id"] for row in report.history(engine)}
         named = next((word for word in rest if word in known), None)
-        accepted = control.accept(engine, named, [*keys, *(w for w in rest if w != named)])
+        accepted = control.accept(
+            engine, connect.settings().base, named, [*keys, *(w for w in rest if w != named)]
+        )
         run = named
         console.print(f"{accepted} accepted. Close the run: producer retry --wait")
     rows = report.quarantined(engine, run)

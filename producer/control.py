@@ -35,9 +35,14 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
                 f"Run {run.id} is {run.state}: there is nothing to resume",
                 hint="See: producer status",
             )
+        _require_no_other(connection, run.id)
         move_run(connection, run.id, "running")
-    # The messages of the batches that wait were spent on finding the run paused.
-    enqueue.publish_pending(engine, run.id)
+        # The messages of the batches that wait were spent on finding the run paused.
+        connection.execute(
+            sa.update(batches)
+            .where(batches.c.run_id == run.id, batches.c.state == "pending")
+            .values(published_at=None)
+        )
     enqueue.advance(engine, settings, run.id)
     return str(run.id)
 
@@ -59,7 +64,7 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
         connection.execute(
             sa.update(batches)
             .where(batches.c.run_id == run.id, batches.c.state == "failed")
-            .values(state="pending", attempt=0, published_at=sa.func.clock_timestamp())
+            .values(state="pending", retried_at=batches.c.attempt, published_at=None)
         )
         for step, stage, keys in _retried_keys(connection, context):
             _insert_keys(connection, run.id, stage, step, keys)
@@ -70,7 +75,6 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
         # Projects that pass now are switched like all others: their pages are few, and a page
         # with nothing to do costs one index scan.
         _restart(connection, run.id, ("switch", VERIFICATION, RECONCILIATION, FINISH))
-    enqueue.publish_pending(engine, run.id)
     enqueue.advance(engine, settings, run.id)
     return str(run.id)
 
@@ -89,36 +93,63 @@ def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: s
             raise NotAllowed(
                 f"Run {run.id} did not get as far as the {stage}", hint="Run: producer retry --wait"
             )
-        _restart(connection, run.id, (stage,))
+        # The other check starts over too where it did not end: a failed batch would fail the run.
+        unchecked = connection.scalars(
+            sa.select(stages.c.name)
+            .where(stages.c.run_id == run.id, stages.c.state != "done")
+            .where(stages.c.name.in_((VERIFICATION, RECONCILIATION)))
+        )
+        _restart(connection, run.id, (stage, *unchecked))
     enqueue.advance(engine, settings, run.id)
     return str(run.id)
 
 
-def accept(engine: Engine, run_id: str | None, keys: Iterable[str]) -> int:
+def accept(engine: Engine, settings: Settings, run_id: str | None, keys: Iterable[str]) -> int:
     """Accept rows that stay out, each given as `key` or `entity:key`; returns how many.
 
-    Raises Misconfigured, and accepts none, when one of them is not in the quarantine.
+    What was set aside because of an accepted owner is accepted with it. Raises Misconfigured, and
+    accepts none, when a key is not in the quarantine, or stands there for several entities.
     """
-    accepted = 0
     with transaction(engine) as connection:
         run = report.find_run(connection, run_id)
+        standing = (quarantine.c.run_id == run.id, quarantine.c.state.in_(("open", "accepted")))
+        chosen = []
         for given in keys:
-            entity, colon, key = given.partition(":")
-            named = sa.and_(quarantine.c.entity == entity, quarantine.c.legacy_key == key)
-            matches = quarantine.c.legacy_key == given
+            name = quarantine.c.entity + ":" + quarantine.c.legacy_key
             found = connection.execute(
-                sa.update(quarantine)
-                .where(sa.or_(matches, named) if colon else matches)
-                .where(quarantine.c.run_id == run.id)
-                .where(quarantine.c.state.in_(("open", "accepted")))
-                .values(state="accepted", changed_at=sa.func.clock_timestamp())
-            ).rowcount
-            if not found:
-                raise Misconfigured(
-                    f"{given} is not in the quarantine of run {run.id}",
-                    hint="List the keys: producer quarantine. None was accepted.",
+                sa.select(quarantine.c.entity, quarantine.c.legacy_key).where(
+                    *standing, sa.or_(quarantine.c.legacy_key == given, name == given)
                 )
-            accepted += found
+            ).all()
+            if len(found) != 1:
+                why = "stands for several rows" if found else "is not in the quarantine"
+                raise Misconfigured(
+                    f"{given} {why} of run {run.id}",
+                    hint="Write it as entity:key, from producer quarantine. None was accepted.",
+                )
+            chosen.append(tuple(found[0]))
+        accepted = connection.execute(
+            sa.update(quarantine)
+            .where(*standing, sa.tuple_(quarantine.c.entity, quarantine.c.legacy_key).in_(chosen))
+            .values(state="accepted", changed_at=sa.func.clock_timestamp())
+        ).rowcount
+        context = Context.read(connection, settings, run)
+        for entity, table in (
+            ("subscription", context.legacy.subscriptions),
+            ("project", context.legacy.projects),
+        ):
+            accepted += connection.execute(
+                text(
+                    "UPDATE migration.quarantine q"
+                    " SET state = 'accepted', changed_at = clock_timestamp()"
+                    f" FROM {table.sql} c JOIN migration.quarantine u"
+                    " ON u.entity = 'user' AND u.legacy_key = c.user_id::text"
+                    " AND u.state = 'accepted'"
+                    " WHERE q.entity = :entity AND q.legacy_key = c.id::text"
+                    " AND q.state = 'open' AND q.reason = 'owner_quarantined'"
+                ),
+                {"entity": entity},
+            ).rowcount
     return accepted
 
 
@@ -136,15 +167,21 @@ def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tup
             f"Run {run.id} is {run.state}: {what} is for a run that has ended",
             hint="Wait for its end, or resume it, and try again: producer status --watch",
         )
-    other = connection.scalar(sa.select(runs.c.id).where(runs.c.state.in_(ledger.OPEN_STATES)))
-    if other:
-        raise NotAllowed(f"Run {other} is open", hint="Wait for its end: producer status --watch")
+    _require_no_other(connection, run.id)
     move_run(connection, run.id, "running", error=None)
     return run
 
 
+def _require_no_other(connection: Connection, run_id: str) -> None:
+    other = connection.scalar(
+        sa.select(runs.c.id).where(runs.c.state.in_(ledger.OPEN_STATES), runs.c.id != run_id)
+    )
+    if other:
+        raise NotAllowed(f"Run {other} is open", hint="Wait for its end: producer status --watch")
+
+
 def _retried_keys(connection: Connection, context: Context) -> list[tuple[str, str, list[str]]]:
-    """(step, stage, keys) of what is open: users, owners of the rest, orphans and projects.
+    """(step, stage, keys) of what is open or was missing: users, owners, orphans, projects.
 
     An owner that exists now is migrated with all that hangs on it, new or mended.
     """
@@ -155,12 +192,14 @@ def _retried_keys(connection: Connection, context: Context) -> list[tuple[str, s
     )
 
     def keys(sql: str) -> list[str]:
-        return list(connection.scalars(text(sql)))
+        return list(connection.scalars(text(sql), {"run_id": context.run_id}))
 
     def open_keys(entity: str, kind: str) -> str:
         return (
             f"(SELECT CAST(q.legacy_key AS {kind}) FROM migration.quarantine q"
-            f" WHERE q.entity = '{entity}' AND q.state = 'open')"
+            f" WHERE q.entity = '{entity}' AND q.state = 'open'"
+            f" UNION SELECT CAST(d.legacy_key AS {kind}) FROM migration.differences d"
+            f" WHERE d.entity = '{entity}' AND d.run_id = :run_id AND d.kind = 'missing')"
         )
 
     users, subscriptions, projects = (

@@ -16,6 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from models import ledger
 from models.database import transaction
+from models.errors import NotAllowed
 from models.ledger import batches, differences, move_run, quarantine, runs, stages
 from models.settings import Settings
 from models.steps import (
@@ -45,15 +46,14 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
                 id=run_id,
                 grants={name: str(amount) for name, amount in settings.credit_grants.items()},
                 batch_size=str(settings.batch_size),
+                tables=settings.tables,
                 started_at=sa.func.clock_timestamp(),
             )
             .on_conflict_do_nothing()
             .returning(runs.c.id)
         )
         if opened is None:
-            joined = connection.scalar(
-                sa.select(runs.c.id).where(runs.c.state.in_(ledger.OPEN_STATES))
-            )
+            joined = _open_run_id(connection)
             # None: it ended between the two statements.
             return (str(joined), False) if joined else open_run(engine, settings)
         names = stage_names()
@@ -73,6 +73,20 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
             totals["subscription"] = partition.count_rows(connection, context.legacy.subscriptions)
         connection.execute(sa.update(runs).where(runs.c.id == run_id).values(totals=totals))
         return run_id, True
+
+
+def _open_run_id(connection: Connection) -> str | None:
+    """The run that is open, if any; raises NotAllowed while one is being rolled back."""
+    found = connection.execute(
+        sa.select(runs.c.id, runs.c.state).where(
+            runs.c.state.in_((*ledger.OPEN_STATES, "rolling_back"))
+        )
+    ).one_or_none()
+    if found and found.state == "rolling_back":
+        raise NotAllowed(
+            f"Run {found.id} is being rolled back", hint="Wait for its end: producer status --watch"
+        )
+    return found.id if found else None
 
 
 def advance(engine: Engine, settings: Settings, run_id: str) -> None:
@@ -104,6 +118,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
         if row.name == FINISH and _fail_on_differences(connection, run_id):
             return windows
         if _open_batches(connection, run_id, row.name):
+            windows.append(_publish_waiting(connection, run_id, row.name))
             continue
         error = _failed_batch(connection, run_id, row.name)
         if error is not None:
@@ -197,7 +212,9 @@ def _insert(
 ) -> list[Message]:
     blank = {"low": None, "high": None, "key_list": None, "rows": 1}
     ids = connection.scalars(
-        sa.insert(batches).returning(batches.c.id, sort_by_parameter_order=True),
+        sa.insert(batches)
+        .values(published_at=sa.func.clock_timestamp())
+        .returning(batches.c.id, sort_by_parameter_order=True),
         [
             {
                 **blank,
@@ -230,6 +247,18 @@ def _open_batches(connection: Connection, run_id: str, stage: str) -> bool:
             .limit(1)
         )
     )
+
+
+def _publish_waiting(connection: Connection, run_id: str, stage: str) -> list[Message]:
+    """Batches of the stage that were never published, or handed back: a retry put them there."""
+    taken = connection.execute(
+        sa.update(batches)
+        .where(batches.c.run_id == run_id, batches.c.stage == stage)
+        .where(batches.c.state == "pending", batches.c.published_at.is_(None))
+        .values(published_at=sa.func.clock_timestamp())
+        .returning(batches.c.run_id, batches.c.id, batches.c.stage, batches.c.step)
+    )
+    return [Message(*row) for row in taken]
 
 
 def _failed_batch(connection: Connection, run_id: str, stage: str) -> str | None:
@@ -270,18 +299,3 @@ def _complete(connection: Connection, run_id: str, *, was: str) -> None:
     if was == "preparing":
         move_run(connection, run_id, "running")
     move_run(connection, run_id, "completed_with_quarantine" if set_aside else "completed")
-
-
-def publish_pending(engine: Engine, run_id: str) -> None:
-    """Publish every waiting batch of a run, a chord a stage: after a retry put them there."""
-    with transaction(engine) as connection:
-        waiting = connection.execute(
-            sa.select(batches.c.run_id, batches.c.id, batches.c.stage, batches.c.step)
-            .where(batches.c.run_id == run_id, batches.c.state == "pending")
-            .order_by(batches.c.id)
-        ).all()
-    by_stage: dict[str, list[Message]] = {}
-    for row in waiting:
-        by_stage.setdefault(row.stage, []).append(Message(*row))
-    for messages in by_stage.values():
-        publish_window(messages)

@@ -46,7 +46,9 @@ class Reconciler(threading.Thread):
                 tick(self._engine, self._settings)
             except DBAPIError as failure:
                 log.warning("reconciler waits", error=classify(failure).message)
-            except (MigrationError, redis.RedisError, OSError) as failure:
+            except MigrationError as failure:
+                log.warning("reconciler waits", error=failure.message)
+            except (redis.RedisError, OSError) as failure:
                 log.warning("reconciler waits", error=type(failure).__name__)
             except Exception:
                 log.exception("reconciler waits")
@@ -81,7 +83,7 @@ def _reopen_expired(connection: Connection) -> list[Message]:
     expired = sa.and_(batches.c.state == "running", batches.c.lease_until < now)
     connection.execute(
         sa.update(batches)
-        .where(expired, batches.c.attempt >= MAX_ATTEMPTS)
+        .where(expired, batches.c.attempt - batches.c.retried_at >= MAX_ATTEMPTS)
         .values(state="failed", error=f"its worker died {MAX_ATTEMPTS} times", finished_at=now)
     )
     reopened = connection.execute(

@@ -72,6 +72,10 @@ def _check_privileges(connection: Connection, tables: Legacy) -> None:
             text("SELECT has_table_privilege(CAST(:oid AS oid), 'SELECT')"), {"oid": table.oid}
         ):
             missing.append(f"SELECT on {table.label}")
+        elif connection.scalar(
+            text("SELECT row_security_active(CAST(:oid AS oid))"), {"oid": table.oid}
+        ):
+            missing.append(f"BYPASSRLS (row-level security hides rows of {table.label})")
     if missing:
         role = connection.scalar(text("SELECT current_user"))
         raise NotAllowed(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from types import TracebackType
@@ -22,14 +22,16 @@ from sqlalchemy.exc import DBAPIError
 from models import claims
 from models.claims import LEASE_SECONDS, Claim
 from models.database import classify, transaction
-from models.errors import BadRow, LeaseLost, MigrationError, TooBig, Transient
-from models.ledger import runs
+from models.errors import BadRow, LeaseLost, MigrationError, Misconfigured, TooBig, Transient
+from models.ledger import quarantine, runs
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
 from models.steps.base import SET_ASIDE_AGAIN, Context, Counts, Scope, Step
 from worker import verify
 
 MAX_RETRIES = 6
+# Where the database refuses this many rows and not one of the batch passes, it is not the rows.
+WHOLESALE = 20
 log = structlog.get_logger("migration.batch")
 
 
@@ -52,21 +54,26 @@ def run(
     except LeaseLost:
         logger.warning("lease lost")
         return {"outcome": "lost"}
+    except Transient as error:
+        logger.warning("batch handed back", error=error.message)
+        return _give_up(engine, claim, claims.hand_back, error.message)
     except MigrationError as error:
         logger.error("batch failed", error=error.message)
-        return _fail(engine, claim, error.message)
+        return _give_up(engine, claim, claims.fail, error.message)
     except Exception as bug:
         # The task's boundary: a mistake of ours fails the batch at once and by name.
         logger.exception("batch failed")
-        return _fail(engine, claim, f"a bug: {type(bug).__name__}")
+        return _give_up(engine, claim, claims.fail, f"a bug: {type(bug).__name__}")
     logger.info("batch done", seconds=round(time.monotonic() - started, 3), counts=counts)
     return {"outcome": "done"}
 
 
-def _fail(engine: Engine, claim: Claim, error: str) -> dict[str, str]:
+def _give_up(
+    engine: Engine, claim: Claim, how: Callable[[Connection, Claim, str], None], error: str
+) -> dict[str, str]:
     try:
         with transaction(engine) as connection:
-            claims.fail(connection, claim, error)
+            how(connection, claim, error)
     except LeaseLost:
         return {"outcome": "lost"}
     return {"outcome": "failed"}
@@ -128,11 +135,29 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim) -> Counts:
     with transaction(engine) as connection:
         context = _context(connection, settings, claim)
         if claim.stage in (VERIFICATION, RECONCILIATION):
-            counts = verify.check(context, claim.stage, step, claim.scope)
+            counts = _check(context, claim.stage, step, claim.scope)
         else:
             counts = _apply(context, step, claim.scope)
+            _refuse_wholesale(context, step, counts)
         claims.complete(connection, claim, counts)
     return counts
+
+
+def _refuse_wholesale(context: Context, step: Step, counts: Counts) -> None:
+    """Raise when the database refuses a large batch row by row: that is no matter of bad rows."""
+    name = f"{step.entity}s"
+    seen = counts.get(name, {})
+    if not seen or seen["total"] > seen["quarantined"]:
+        return
+    refused = context.connection.execute(
+        sa.select(sa.func.count(), sa.func.min(quarantine.c.message)).where(
+            quarantine.c.batch_id == context.batch_id,
+            quarantine.c.entity == step.entity,
+            quarantine.c.reason == "rejected",
+        )
+    ).one()
+    if refused[0] >= WHOLESALE:
+        raise Misconfigured(f"Every row of the batch was refused. {refused[1]}")
 
 
 def _apply_outside(engine: Engine, settings: Settings, claim: Claim, step: Step) -> Counts:
@@ -147,6 +172,11 @@ def _apply_outside(engine: Engine, settings: Settings, claim: Claim, step: Step)
 
 def _context(connection: Connection, settings: Settings, claim: Claim) -> Context:
     run = connection.execute(sa.select(runs).where(runs.c.id == claim.run_id)).one()
+    if run.tables != settings.tables:
+        raise Misconfigured(
+            f"This worker is set to the tables {', '.join(settings.tables)},"
+            f" but the run migrates {', '.join(run.tables)}"
+        )
     return Context.read(connection, settings, run, batch_id=claim.batch_id)
 
 
@@ -156,6 +186,8 @@ def _apply(context: Context, step: Step, scope: Scope) -> Counts:
         with _as_ours(), context.connection.begin_nested():
             return step.apply(context, scope)
     except (BadRow, TooBig) as error:
+        if step.source(context) is None:
+            raise
         keys = _keys(context, step, scope)
         if len(keys) > 1:
             middle = len(keys) // 2
@@ -163,6 +195,21 @@ def _apply(context: Context, step: Step, scope: Scope) -> Counts:
             first, second = (_apply(context, step, half) for half in halves)
             return add(first, second)
         return _apply_one(context, step, scope.only(keys), error)
+
+
+def _check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
+    """Verify a scope, in halves where it is too big for one statement's time."""
+    try:
+        with _as_ours(), context.connection.begin_nested():
+            return verify.check(context, stage, step, scope)
+    except TooBig:
+        keys = _keys(context, step, scope)
+        if len(keys) <= 1:
+            raise
+        middle = len(keys) // 2
+        halves = (scope.only(keys[:middle]), scope.only(keys[middle:]))
+        first, second = (_check(context, stage, step, half) for half in halves)
+        return add(first, second)
 
 
 def _apply_one(context: Context, step: Step, scope: Scope, error: MigrationError) -> Counts:
@@ -212,7 +259,8 @@ def _part_keys(context: Context, step: Step, scope: Scope) -> list[str]:
     table = step.dependents(context)
     if table is None:
         return []
-    condition = scope.condition("t.user_id", table.columns["user_id"].base)
+    # Cast to the owners' own type: the column may be a smaller integer.
+    condition = scope.condition("t.user_id", context.legacy.users.columns["id"].base)
     statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
     return list(context.connection.scalars(statement, scope.parameters))
 

@@ -1,11 +1,9 @@
-"""Verification and reconciliation of one page: store every difference, count what was checked."""
+"""Verification and reconciliation of one page: store each difference, count what was checked."""
 
 from __future__ import annotations
 
-import sqlalchemy as sa
 from sqlalchemy import text
 
-from models.ledger import differences
 from models.steps import RECONCILIATION
 from models.steps.base import BLANKS, Context, Counts, Scope, Step, entities
 
@@ -17,9 +15,8 @@ _STORE = (
 
 
 def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
-    """Check one page with the step's own expectations; repeating it replaces what it stored."""
+    """Check one page with the step's own expectations, in the batch's transaction."""
     connection = context.connection
-    connection.execute(sa.delete(differences).where(differences.c.batch_id == context.batch_id))
     parameters = {
         "run_id": context.run_id,
         "batch_id": context.batch_id,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pkgutil import resolve_name
 
+from models.ledger import FINISH, RECONCILIATION, VERIFICATION
 from models.steps.base import Step
 
+__all__ = ["FINISH", "RECONCILIATION", "STEPS", "VERIFICATION"]
+
 _ORDER = (
-    "indexes:LegacyIndex",
+    "indexes:EarlyIndexes",
     "organization:Organization",
     "users:Users",
     "orphans:Orphans",
@@ -20,10 +23,6 @@ _ORDER = (
 )
 
 STEPS: list[Step] = [resolve_name(f"models.steps.{entry}")() for entry in _ORDER]
-
-VERIFICATION = "verification"
-RECONCILIATION = "reconciliation"
-FINISH = "finish"
 
 
 def by_name(name: str) -> Step:

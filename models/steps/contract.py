@@ -15,6 +15,7 @@ from models.steps.indexes import HELPER_INDEX, alter, drop_concurrently, is_ours
 from models.target import REFERENCES, USER_DEFAULTS, Reference
 
 _CHECK_VIOLATION = "23514"
+_FOREIGN_KEY_VIOLATION = "23503"
 
 
 class Contract(Step):
@@ -65,7 +66,28 @@ def _add_key(context: Context, reference: Reference) -> None:
         return
     else:
         name = key.name
-    alter(connection, f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {quote(name)}")
+    validate = f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {quote(name)}"
+    try:
+        alter(connection, validate)
+    except DBAPIError as failure:
+        if sqlstate(failure) != _FOREIGN_KEY_VIOLATION:
+            raise
+        _remove_orphans(context, reference)
+        alter(connection, validate)
+
+
+def _remove_orphans(context: Context, reference: Reference) -> None:
+    """What the key would have done itself, had it stood when the application deleted the row."""
+    column = quote(reference.column)
+    orphan = (
+        f"t.{column} IS NOT NULL AND NOT EXISTS (SELECT FROM"
+        f" {context.target.table(reference.refers_to).sql} r WHERE r.id = t.{column})"
+    )
+    table = context.target.table(reference.table).sql
+    if reference.on_delete == "CASCADE":
+        context.connection.exec_driver_sql(f"DELETE FROM {table} t WHERE {orphan}")
+    else:
+        context.connection.exec_driver_sql(f"UPDATE {table} t SET {column} = NULL WHERE {orphan}")
 
 
 def _close_columns(context: Context) -> None:

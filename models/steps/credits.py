@@ -5,7 +5,8 @@ from __future__ import annotations
 from models.catalog import Table
 from models.steps.base import Context, Scope, Step
 
-# The grant is held against the grants of the run that gave it, and against the user's type.
+# A grant of this run is held against the run's own amounts and the user's type; whoever was
+# granted earlier may have another type by now.
 _DISCREPANCIES = """
 SELECT found.kind, 'user', u.id::text, found.target_table, found.detail
 FROM {users} u
@@ -15,8 +16,10 @@ LEFT JOIN LATERAL (
   SELECT sum(CASE c.operation WHEN 'add' THEN c.amount WHEN 'deduct' THEN -c.amount END) AS total,
     count(*) FILTER (WHERE c.reason = 'migration_grant') AS grants,
     count(*) FILTER (WHERE c.reason = 'migration_opening') AS openings,
-    count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.amount IS DISTINCT FROM coalesce(
+    count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :run_id
+      AND c.amount IS DISTINCT FROM coalesce(
       r.grants ->> u.user_type::text, r.grants ->> '*')::numeric) AS wrong_grants,
+    count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :run_id) AS given_now,
     count(*) FILTER (WHERE c.operation NOT IN ('add', 'deduct') OR c.amount < 0) AS invalid
   FROM {credit_logs} c LEFT JOIN migration.runs r ON r.id = c.run_id
   WHERE c.user_id = u.id
@@ -29,7 +32,7 @@ CROSS JOIN LATERAL (
   UNION ALL SELECT 'extra', 'credit_logs', 'grant' WHERE log.grants > 1
   UNION ALL SELECT 'extra', 'credit_logs', 'opening' WHERE log.openings > 1
   UNION ALL SELECT 'extra', 'credit_logs', 'set aside'
-  WHERE q.legacy_key IS NOT NULL AND log.grants > 0
+  WHERE q.legacy_key IS NOT NULL AND log.given_now > 0
   UNION ALL SELECT 'wrong_value', 'credit_logs', 'amount' WHERE log.wrong_grants > 0
   UNION ALL SELECT 'wrong_value', 'credit_logs', 'operation' WHERE log.invalid > 0
 ) AS found

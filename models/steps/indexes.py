@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from models.catalog import Table, quote
 from models.database import LOCK_TIMEOUT_MS, retry_locks
 from models.steps.base import Context, Counts, Scope, Step
-from models.target import REFERENCES
+from models.target import EARLY_INDEXES, REFERENCES
 
 HELPER_INDEX = "migration_helper_user_id"
 
@@ -63,22 +63,30 @@ def drop_concurrently(connection: Connection, schema: str, name: str) -> None:
     connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {quote(schema)}.{quote(name)}")
 
 
-class LegacyIndex(Step):
-    """Builds the index on the subscriptions' owner where the application has none."""
+class EarlyIndexes(Step):
+    """Builds the indexes that every batch needs, where the application has none."""
 
-    name = "legacy_index"
+    name = "early_indexes"
     stage = "organization"
     queue = "migration.control"
     transactional = False
 
     def items(self, context: Context) -> list[str]:
-        return [] if context.legacy.subscriptions.has_index_on("user_id") else ["user_id"]
+        wanted = [("subscriptions", "user_id"), *EARLY_INDEXES]
+        tables = {**context.target.tables, "subscriptions": context.legacy.subscriptions}
+        return [name for name, column in wanted if not tables[name].has_index_on(column)]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         connection = context.connection
-        table = context.legacy.subscriptions
-        record(connection, "helper_index", "subscriptions", HELPER_INDEX)
-        build_concurrently(connection, table, HELPER_INDEX, "user_id")
+        (name,) = scope.keys or ()
+        if name == "subscriptions":
+            record(connection, "helper_index", name, HELPER_INDEX)
+            build_concurrently(connection, context.legacy.subscriptions, HELPER_INDEX, "user_id")
+        else:
+            column = dict(EARLY_INDEXES)[name]
+            record(connection, "index", name, f"ix_{name}_{column}")
+            table = context.target.table(name)
+            build_concurrently(connection, table, f"ix_{name}_{column}", column)
         return {"indexes": 1}
 
 

@@ -45,7 +45,7 @@ WHERE NOT EXISTS (
 UNION ALL
 SELECT 'extra', 'organization', o.id, 'organizations', NULL
 FROM {organizations} o
-WHERE o.name = 'Default Organization' AND EXISTS (
+WHERE o.id = 'default-organization' AND EXISTS (
   SELECT FROM {organizations} e
   WHERE e.name = o.name AND (e.created_at, e.id) < (o.created_at, o.id))
 """

@@ -30,10 +30,10 @@ LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key =
   AND q.state IN ('open', 'accepted')
 WHERE {scope} AND u.id IS NULL AND q.legacy_key IS NULL
 UNION ALL
-SELECT 'extra', 'subscription', s.id::text, 'ai_tools', 'set aside'
+SELECT 'extra', 'subscription', s.id::text, 'tool_usage_logs', 'set aside'
 FROM migration.quarantine q
 JOIN {subscriptions} s ON s.id::text = q.legacy_key
-JOIN {ai_tools} t ON t.id = {tool_id}
+JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :run_id
 WHERE q.entity = 'subscription' AND q.state IN ('open', 'accepted') AND {scope}
 """
 
@@ -66,8 +66,8 @@ class Orphans(Step):
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         key = context.legacy.subscriptions.columns["id"].base
-        tool_id = keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key)
-        return [context.render(_DIFFERENCES, scope=_condition(context, scope), tool_id=tool_id)]
+        usage_id = keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key)
+        return [context.render(_DIFFERENCES, scope=_condition(context, scope), usage_id=usage_id)]
 
     def account(self, context: Context, scope: Scope) -> str:
         return context.render(_ACCOUNT, scope=_condition(context, scope))

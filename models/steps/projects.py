@@ -18,7 +18,7 @@ _MIGRATE = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
     u.id AS user_id, own.id AS suite_id, p.active_gpt_id AS gpt_id,
-    btrim(coalesce(p.active_gpt_id, ''), :blanks) <> ''
+    btrim(coalesce(p.active_gpt_id, ''), :blanks) <> '' AND p.active_gpt_id <> {tool_id}
       AND NOT EXISTS (SELECT FROM {ai_tools} t WHERE t.id = p.active_gpt_id) AS has_gpt,
     CASE WHEN u.id IS NULL THEN 'owner_missing'
          WHEN own.id IS NULL OR q.legacy_key IS NOT NULL THEN 'owner_quarantined' END AS reason

@@ -83,12 +83,14 @@ CROSS JOIN LATERAL (
 ) AS found
 """
 
+# A project that the database refuses in the switch keeps the tool that was made for it before.
 _SET_ASIDE = """
-SELECT 'extra', 'project', p.id::text, 'ai_tools', 'set aside'
+SELECT 'extra', 'project', p.id::text, 'tool_usage_logs', 'set aside'
 FROM migration.quarantine q
 JOIN {projects} p ON p.id::text = q.legacy_key
-JOIN {ai_tools} t ON t.id = {tool_id}
-WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND {scope}
+JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :run_id
+WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> 'rejected'
+  AND {scope}
 """
 
 _ACCOUNT = """

@@ -28,7 +28,7 @@ WITH legacy AS MATERIALIZED (
     lower(btrim(coalesce({role}, ''), :blanks)) AS role,
     u.user_type, u.billing_tier, u.organization_id, u.department_id, u.credits_balance, u.is_active,
     own.id AS own_suite_id, {grant_id} AS grant_id, {opening_id} AS opening_id,
-    coalesce(own.id, {suite_id}) AS suite_id
+    {suite_id} AS made_suite_id, coalesce(own.id, {suite_id}) AS suite_id
   FROM {users} u
   LEFT JOIN LATERAL (
     SELECT s.id FROM {ai_suites} s WHERE s.user_id = u.id ORDER BY s.created_at, s.id LIMIT 1
@@ -137,10 +137,10 @@ granted AS (
   FROM typed o CROSS JOIN LATERAL (SELECT {grant_amount} AS amount) AS g
   WHERE o.needs_grant
   ON CONFLICT (id) DO NOTHING
-  RETURNING user_id, amount, balance_after
+  RETURNING user_id, amount
 ),
 changed AS MATERIALIZED (
-  SELECT o.*, g.amount, g.balance_after
+  SELECT o.*, g.amount
   FROM typed o LEFT JOIN granted g ON g.user_id = o.id
   WHERE o.sets_user_type OR o.sets_billing_tier OR o.sets_is_active OR o.sets_organization
      OR g.user_id IS NOT NULL
@@ -150,7 +150,7 @@ image AS (
   SELECT :run_id, 'user', c.legacy_key, jsonb_strip_nulls(jsonb_build_object(
     'user_type', c.user_type, 'billing_tier', c.billing_tier, 'is_active', c.is_active,
     'organization_id', c.organization_id, 'department_id', c.department_id,
-    'credits_balance', c.credits_balance, 'suite', c.own_suite_id,
+    'credits_balance', c.credits_balance, 'suite', nullif(c.own_suite_id, c.made_suite_id),
     'kept', nullif(to_jsonb(array_remove(ARRAY[
       CASE WHEN NOT c.sets_user_type THEN 'user_type' END,
       CASE WHEN NOT c.sets_billing_tier THEN 'billing_tier' END,
@@ -159,18 +159,24 @@ image AS (
   FROM changed c
   ON CONFLICT (entity, legacy_key, run_id) DO NOTHING
 ),
+-- `u` is the row as it is locked: whatever the application wrote since the snapshot stands.
 updated AS (
   UPDATE {users} u SET
-    user_type = CASE WHEN c.sets_user_type
-                THEN CAST(c.final_type AS {user_type_type}) ELSE u.user_type END,
-    billing_tier = CASE WHEN c.sets_billing_tier
-                   THEN CAST('free' AS {billing_tier_type}) ELSE u.billing_tier END,
-    is_active = CASE WHEN c.sets_is_active THEN true ELSE u.is_active END,
-    organization_id = CASE WHEN c.sets_organization
-                      THEN h.organization_id ELSE u.organization_id END,
-    department_id = CASE WHEN c.sets_organization
-                    THEN coalesce(u.department_id, h.department_id) ELSE u.department_id END,
-    credits_balance = coalesce(c.balance_after, u.credits_balance)
+    user_type = CASE WHEN c.sets_user_type AND u.user_type IS NOT DISTINCT FROM c.user_type
+      THEN CAST(c.final_type AS {user_type_type}) ELSE u.user_type END,
+    billing_tier = CASE
+      WHEN c.sets_billing_tier AND u.billing_tier IS NOT DISTINCT FROM c.billing_tier
+      THEN CAST('free' AS {billing_tier_type}) ELSE u.billing_tier END,
+    is_active = CASE WHEN c.sets_is_active AND u.is_active IS NOT DISTINCT FROM c.is_active
+      THEN true ELSE u.is_active END,
+    organization_id = CASE
+      WHEN c.sets_organization AND u.organization_id IS NOT DISTINCT FROM c.organization_id
+      THEN h.organization_id ELSE u.organization_id END,
+    department_id = CASE
+      WHEN c.sets_organization AND u.organization_id IS NOT DISTINCT FROM c.organization_id
+      THEN coalesce(u.department_id, h.department_id) ELSE u.department_id END,
+    credits_balance = CASE WHEN c.amount IS NOT NULL
+      THEN coalesce(u.credits_balance, 0) + c.amount ELSE u.credits_balance END
   FROM changed c LEFT JOIN home h ON true
   WHERE u.id = c.id
   RETURNING 1

@@ -10,17 +10,18 @@ from models import keys
 from models.legacy import optional
 from models.steps.base import Context, Scope
 
-# What the columns were before comes from the newest before-image; without one (forgotten),
-# only nulls can be told.
+# What the columns were before comes from the newest before-image. Where an earlier run wrote it,
+# the new application may have changed the columns since: only nulls can be told then.
 _USERS = """
 SELECT found.kind, 'user', found.legacy_key, found.target_table, found.detail
 FROM (
   SELECT u.id, u.id::text AS legacy_key, u.email, u.user_type::text, u.billing_tier::text,
     u.is_active, u.organization_id, u.department_id, u.credits_balance,
-    b.was, coalesce(b.was -> 'kept', '[]') AS kept, b.was IS NOT NULL AS is_known,
+    b.was, coalesce(b.was -> 'kept', '[]') AS kept,
+    b.run_id IS NOT DISTINCT FROM :run_id AS is_known,
     lower(btrim({role}, :blanks)) AS role
   FROM {users} u LEFT JOIN LATERAL (
-    SELECT i.was FROM migration.before_images i
+    SELECT i.was, i.run_id FROM migration.before_images i
     WHERE i.entity = 'user' AND i.legacy_key = u.id::text ORDER BY i.run_id DESC LIMIT 1
   ) AS b ON true
   WHERE {scope} AND NOT EXISTS (
@@ -28,9 +29,11 @@ FROM (
       AND q.state IN ('open', 'accepted'))
 ) AS u
 LEFT JOIN (
-  SELECT o.id AS organization_id, min(d.id) AS department_id FROM {organizations} o
+  SELECT (array_agg(o.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1] AS organization_id,
+    (array_agg(d.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1] AS department_id
+  FROM {organizations} o
   LEFT JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
-  WHERE o.name = 'Default Organization' GROUP BY o.id
+  WHERE o.name = 'Default Organization'
 ) AS home ON true
 LEFT JOIN {ai_suites} s ON s.id = {suite_id}
 CROSS JOIN LATERAL (
@@ -75,11 +78,12 @@ CROSS JOIN LATERAL (
 ) AS found
 """
 
+# What an earlier run migrated and is bad now stays as it was until it is mended.
 _SET_ASIDE_USERS = """
-SELECT 'extra', 'user', u.id::text, 'ai_suites', 'set aside'
+SELECT 'extra', 'user', u.id::text, 'credit_logs', 'set aside'
 FROM migration.quarantine q
 JOIN {users} u ON u.id::text = q.legacy_key
-JOIN {ai_suites} s ON s.id = {suite_id}
+JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :run_id
 WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
 """
 
@@ -171,7 +175,7 @@ UNION ALL
 SELECT 'extra', 'subscription', l.id, 'tool_usage_logs', NULL
 FROM page JOIN {tool_usage_logs} l ON l.user_id = page.id
 LEFT JOIN expected e ON e.usage_id = l.id
-WHERE e.usage_id IS NULL AND ({is_usage} OR l.action = 'migration' AND {is_used_tool})
+WHERE e.usage_id IS NULL AND l.action = 'migration' AND ({is_usage} OR {is_used_tool})
 """
 
 _ACCOUNT = """
@@ -227,6 +231,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "scope": scope.condition("u.id", user_key),
         "role": "coalesce(" + optional(users, "role", "''", alias="u") + "::text, '')",
         "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),
+        "grant_id": keys.id_of(keys.GRANT, "u.id", user_key),
         "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
         "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
         "version": optional(subscriptions, "version", "NULL", alias="s") + "::text",

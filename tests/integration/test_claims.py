@@ -32,7 +32,9 @@ def engine(database: str) -> Iterator[Engine]:
     schema.upgrade(engine, SETTINGS)
     with engine.begin() as connection:
         connection.execute(
-            sa.insert(runs).values(id=RUN, grants={}, batch_size="auto", state="running")
+            sa.insert(runs).values(
+                id=RUN, grants={}, batch_size="auto", state="running", tables=SETTINGS.tables
+            )
         )
         connection.execute(sa.insert(stages).values(run_id=RUN, name="users", position=0))
         connection.execute(

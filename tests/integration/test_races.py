@@ -1,0 +1,383 @@
+"""What a live application, an operator or a bad schema does at the worst moment.
+
+The engine runs in this process, batch by batch, so that a test can stop between any two.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Engine, text
+
+from models import claims
+from models import database as databases
+from models.errors import Incompatible, LeaseLost, Misconfigured, NotAllowed
+from models.ledger import batches, quarantine
+from models.messages import RunReport
+from models.settings import Settings
+from producer import control, enqueue, report, schema
+from tests import variants
+from worker import batch
+
+
+@pytest.fixture
+def settings(servers: object) -> Settings:
+    from models.settings import load
+
+    return load()
+
+
+@pytest.fixture
+def engine(database: str) -> Iterator[Engine]:
+    engine = databases.create(database)
+    with engine.begin() as connection:
+        variants.PLAIN.build(connection, 60)
+    yield engine
+    engine.dispose()
+
+
+def change(engine: Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement.replace("%", "%%"))
+
+
+def scalar(engine: Engine, query: str) -> Any:
+    with engine.connect() as connection:
+        return connection.scalar(text(query))
+
+
+def start(engine: Engine, settings: Settings) -> str:
+    schema.upgrade(engine, settings)
+    run_id, _ = enqueue.open_run(engine, settings)
+    return run_id
+
+
+def go_on(
+    engine: Engine,
+    settings: Settings,
+    run_id: str,
+    *,
+    before: Callable[[str], None] = lambda stage: None,
+    backwards: bool = False,
+) -> RunReport:
+    """Advance and work until the run is over; `before` is called with each batch's stage."""
+    while True:
+        enqueue.advance(engine, settings, run_id)
+        order = batches.c.id.desc() if backwards else batches.c.id
+        with engine.connect() as connection:
+            waiting = connection.execute(
+                sa.select(batches.c.id, batches.c.stage)
+                .where(batches.c.run_id == run_id, batches.c.state == "pending")
+                .order_by(order)
+            ).all()
+        found = report.read(engine, run_id)
+        if found.state not in ("preparing", "running"):
+            return found
+        for row in waiting:
+            before(row.stage)
+            batch.run(engine, settings, run_id, row.id, "test")
+
+
+def whole_run(engine: Engine, settings: Settings, **options: Any) -> RunReport:
+    return go_on(engine, settings, start(engine, settings), **options)
+
+
+def wait_for_lock(engine: Engine) -> None:
+    """Wait until some session waits for a row that another one holds."""
+    end = time.monotonic() + 30
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    while not scalar(engine, query):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_what_the_application_writes_while_a_batch_waits_for_the_row_stands(
+    engine: Engine, settings: Settings
+) -> None:
+    run_id = start(engine, settings)
+    go_on_to_users = []
+
+    def hold(stage: str) -> None:
+        if stage == "users" and not go_on_to_users:
+            go_on_to_users.append(stage)
+            connection = engine.connect()
+            changed = connection.begin()
+            connection.execute(
+                text(
+                    "UPDATE users SET is_active = false, user_type = 'admin',"
+                    " credits_balance = coalesce(credits_balance, 0) + 10"
+                    " WHERE id = (SELECT min(id) FROM users WHERE email LIKE '%@%')"
+                )
+            )
+            connection.execute(
+                text(
+                    "INSERT INTO credit_logs (id, user_id, operation, amount, balance_after)"
+                    " SELECT 'app', min(id), 'add', 10, 10 FROM users WHERE email LIKE '%@%'"
+                )
+            )
+            threading.Thread(target=lambda: (wait_for_lock(engine), changed.commit())).start()
+
+    go_on(engine, settings, run_id, before=hold)
+    with engine.connect() as connection:
+        user = connection.execute(
+            text(
+                "SELECT * FROM users WHERE id = (SELECT user_id FROM credit_logs WHERE id = 'app')"
+            )
+        ).one()
+        logged = connection.scalar(
+            text("SELECT sum(amount) FROM credit_logs WHERE user_id = :id"), {"id": user.id}
+        )
+    assert (user.is_active, user.user_type) == (False, "admin")
+    assert user.credits_balance == logged
+
+
+def test_a_tool_is_never_made_of_a_tool(engine: Engine, settings: Settings) -> None:
+    assert whole_run(engine, settings).exit_status == 3
+    change(
+        engine, "DELETE FROM ai_tools WHERE id = (SELECT min(id) FROM ai_tools WHERE id LIKE 'p-%')"
+    )
+    second = whole_run(engine, settings)
+    assert second.differences["project missing ai_tools"] == 1
+    assert scalar(engine, "SELECT count(*) FROM ai_tools WHERE name LIKE 'p-%'") == 0
+
+
+def test_a_step_without_rows_of_its_own_fails_instead_of_being_set_aside(
+    engine: Engine, settings: Settings
+) -> None:
+    schema.upgrade(engine, settings)
+    change(engine, "ALTER TABLE organizations ADD CHECK (name <> 'Default Organization')")
+    failed = whole_run(engine, settings)
+    assert (failed.state, failed.exit_status) == ("failed", 1)
+    assert failed.error and "organization" in failed.error.message
+    change(engine, "ALTER TABLE organizations DROP CONSTRAINT organizations_name_check")
+    assert failed.run_id
+    control.retry(engine, settings, failed.run_id)
+    assert go_on(engine, settings, failed.run_id).exit_status == 3
+
+
+def test_a_table_that_refuses_every_row_fails_the_batch_and_quarantines_nobody(
+    engine: Engine, settings: Settings
+) -> None:
+    schema.upgrade(engine, settings)
+    change(engine, "ALTER TABLE ai_suites ADD CHECK (name = 'impossible')")
+    failed = whole_run(engine, settings)
+    assert (failed.state, failed.exit_status) == ("failed", 1)
+    assert failed.error and "Every row of the batch was refused" in failed.error.message
+    assert scalar(engine, "SELECT count(*) FROM migration.quarantine") == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("ai_tools", "description"), ("ai_tools", "version"), ("tool_assignments", "expires_at")],
+)
+def test_an_adopted_column_that_takes_no_null_is_refused_by_name(
+    engine: Engine, settings: Settings, table: str, column: str
+) -> None:
+    schema.upgrade(engine, settings)
+    change(engine, f"ALTER TABLE {table} ALTER {column} SET NOT NULL")
+    with pytest.raises(Incompatible, match=f"{table}.{column}"):
+        schema.upgrade(engine, settings)
+
+
+def test_a_retry_takes_the_owner_before_its_project_in_whatever_order_they_come(
+    engine: Engine, settings: Settings
+) -> None:
+    # A user with a project, set aside with it.
+    change(
+        engine,
+        "UPDATE users SET email = repeat(' ', 9) WHERE id ="
+        " (SELECT max(p.user_id) FROM projects p JOIN users u ON u.id = p.user_id)",
+    )
+    first = whole_run(engine, settings)
+    assert first.exit_status == 3 and first.run_id
+    change(
+        engine,
+        "UPDATE users SET email = id || '@mended.example'"
+        " WHERE id IN (SELECT legacy_key FROM migration.quarantine)",
+    )
+    control.retry(engine, settings, first.run_id)
+    go_on(engine, settings, first.run_id, backwards=True)
+    left = scalar(
+        engine,
+        "SELECT count(*) FROM migration.quarantine"
+        " WHERE state = 'open' AND reason = 'owner_quarantined'",
+    )
+    assert left == 0
+
+
+def test_a_user_deleted_during_the_run_does_not_stop_its_end(
+    engine: Engine, settings: Settings
+) -> None:
+    gone: list[str] = []
+
+    def delete(stage: str) -> None:
+        if stage == "switch" and not gone:
+            gone.append(scalar(engine, "SELECT min(user_id) FROM ai_suites"))
+            for table, column in (
+                ("gpt_subscriptions", "user_id"),
+                ("projects", "user_id"),
+                ("users", "id"),
+            ):
+                change(engine, f"DELETE FROM {table} WHERE {column} = '{gone[0]}'")
+
+    ended = whole_run(engine, settings, before=delete)
+    assert ended.exit_status == 3, ended.error
+    for table in ("ai_suites", "tool_assignments", "tool_usage_logs", "credit_logs"):
+        assert scalar(engine, f"SELECT count(*) FROM {table} WHERE user_id = '{gone[0]}'") == 0
+    assert scalar(engine, "SELECT count(*) FROM pg_constraint WHERE NOT convalidated") == 0
+
+
+def test_a_user_that_came_after_its_page_is_found_missing_and_taken_by_a_retry(
+    engine: Engine, settings: Settings
+) -> None:
+    def insert(stage: str) -> None:
+        if stage == "switch":
+            change(
+                engine,
+                "INSERT INTO users (id, email, hashed_password, full_name)"
+                " VALUES ('aaa', 'late@example.org', '', '') ON CONFLICT DO NOTHING",
+            )
+
+    late = whole_run(engine, settings, before=insert)
+    assert late.exit_status == 4 and late.run_id
+    assert late.differences["user missing ai_suites"] == 1
+    control.retry(engine, settings, late.run_id)
+    assert go_on(engine, settings, late.run_id).exit_status == 3
+    assert scalar(engine, "SELECT count(*) FROM ai_suites WHERE user_id = 'aaa'") == 1
+
+
+def test_ordinary_life_between_two_runs_is_no_difference(
+    engine: Engine, settings: Settings
+) -> None:
+    assert whole_run(engine, settings).exit_status == 3
+    change(
+        engine,
+        "UPDATE users SET billing_tier = 'premium', user_type = 'admin', is_active = false"
+        " WHERE id = (SELECT min(user_id) FROM ai_suites)",
+        "UPDATE users SET organization_id = NULL WHERE id = (SELECT max(user_id) FROM ai_suites)",
+        "UPDATE users SET credits_balance = credits_balance - 5"
+        " WHERE id = (SELECT min(user_id) FROM ai_suites)",
+        "INSERT INTO credit_logs (id, user_id, operation, amount, balance_after)"
+        " SELECT 'spent', min(user_id), 'deduct', 5, 95 FROM ai_suites",
+    )
+    second = whole_run(engine, settings)
+    assert (second.differences, second.exit_status) == ({}, 3)
+
+
+def test_a_locked_row_hands_the_batch_back_instead_of_failing_the_run(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "MAX_RETRIES", 0)
+    monkeypatch.setattr(databases, "LOCK_TIMEOUT_MS", 100)
+    run_id = start(engine, settings)
+    enqueue.advance(engine, settings, run_id)
+    with engine.connect() as connection:
+        waiting = connection.execute(sa.select(batches)).one()
+    batch.run(engine, settings, run_id, waiting.id, "test")
+    enqueue.advance(engine, settings, run_id)
+    users = scalar(engine, "SELECT min(id) FROM migration.batches WHERE stage = 'users'")
+    claim = None
+    with databases.transaction(engine) as connection:
+        claim = claims.claim(connection, run_id, users, "test")
+        assert claim
+        claims.hand_back(connection, claim, "locked")
+    with engine.connect() as connection:
+        row = connection.execute(sa.select(batches).where(batches.c.id == users)).one()
+    assert (row.state, row.published_at) == ("pending", None)
+    assert go_on(engine, settings, run_id).exit_status == 3
+
+
+def test_a_retry_never_lowers_an_attempt_so_the_fence_holds(
+    engine: Engine, settings: Settings
+) -> None:
+    schema.upgrade(engine, settings)
+    change(engine, "ALTER TABLE ai_suites ADD CHECK (name = 'impossible')")
+    failed = whole_run(engine, settings)
+    assert failed.run_id
+    with engine.connect() as connection:
+        row = connection.execute(sa.select(batches).where(batches.c.state == "failed")).one()
+    zombie = claims.Claim(failed.run_id, row.id, "users", "users", row.attempt, None)  # type: ignore[arg-type]
+    control.retry(engine, settings, failed.run_id)
+    with databases.transaction(engine) as connection:
+        assert claims.claim(connection, failed.run_id, row.id, "new")
+    with pytest.raises(LeaseLost), databases.transaction(engine) as connection:
+        claims.complete(connection, zombie, {})
+
+
+def test_a_bare_key_that_stands_for_several_rows_is_not_accepted(
+    engine: Engine, settings: Settings
+) -> None:
+    ended = whole_run(engine, settings)
+    with engine.begin() as connection:
+        row = connection.execute(sa.select(quarantine).limit(1)).one()
+        twin = dict(row._mapping) | {"entity": "user" if row.entity != "user" else "project"}
+        connection.execute(sa.insert(quarantine).values(twin))
+    with pytest.raises(Misconfigured, match="several rows"):
+        control.accept(engine, settings, ended.run_id, [row.legacy_key])
+    assert scalar(engine, "SELECT count(*) FROM migration.quarantine WHERE state='accepted'") == 0
+
+
+def test_accepting_a_user_accepts_what_hangs_on_it(engine: Engine, settings: Settings) -> None:
+    change(
+        engine,
+        "UPDATE users SET email = repeat(' ', 9) WHERE id ="
+        " (SELECT max(p.user_id) FROM projects p JOIN gpt_subscriptions s USING (user_id)"
+        " JOIN users u ON u.id = user_id)",
+    )
+    ended = whole_run(engine, settings)
+    with engine.connect() as connection:
+        users = list(
+            connection.scalars(
+                sa.select(quarantine.c.legacy_key).where(quarantine.c.entity == "user")
+            )
+        )
+    assert control.accept(engine, settings, ended.run_id, users) > len(users)
+    left = scalar(
+        engine,
+        "SELECT count(*) FROM migration.quarantine"
+        " WHERE state = 'open' AND reason = 'owner_quarantined'",
+    )
+    assert left == 0
+
+
+def test_a_cancelled_run_is_not_resumed_beside_an_open_one(
+    engine: Engine, settings: Settings
+) -> None:
+    first = start(engine, settings)
+    control.cancel(engine, first)
+    second, is_new = enqueue.open_run(engine, settings)
+    assert is_new
+    with pytest.raises(NotAllowed, match=second):
+        control.resume(engine, settings, first)
+
+
+def test_a_worker_set_to_other_tables_does_not_touch_the_run(
+    engine: Engine, settings: Settings
+) -> None:
+    run_id = start(engine, settings)
+    change(engine, "CREATE TABLE others (LIKE users INCLUDING ALL)")
+    enqueue.advance(engine, settings, run_id)
+    batch_id = scalar(engine, "SELECT min(id) FROM migration.batches")
+    other = settings.model_copy(update={"users_table": "others"})
+    assert batch.run(engine, other, run_id, batch_id, "test") == {"outcome": "failed"}
+    assert "others" in scalar(engine, "SELECT error FROM migration.batches")
+
+
+def test_a_default_with_a_colon_and_a_percent_sign_is_read_as_it_is(
+    engine: Engine, settings: Settings
+) -> None:
+    change(engine, "ALTER TABLE users ADD organization_id varchar DEFAULT 'org:100%'")
+    assert whole_run(engine, settings).exit_status == 3
+    assert (
+        scalar(
+            engine,
+            "SELECT count(*) FROM users WHERE organization_id = 'org:100%' AND email LIKE '%@%'",
+        )
+        == 0
+    )
