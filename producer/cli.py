@@ -176,6 +176,9 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
         return _wait(found.run_id)
     output.stages(console, found)
     output.summary(console, found)
+    if found.differences:
+        output.rows(console, report.first_differences(engine, found.run_id), "")
+        console.print("All of them are in the table migration.differences.")
     return found, found.exit_status
 
 

@@ -97,6 +97,26 @@ def quarantined(engine: Engine, run_id: str | None) -> list[dict[str, Any]]:
         return [dict(row._mapping) for row in found]
 
 
+def first_differences(engine: Engine, run_id: str | None, limit: int = 20) -> list[dict[str, Any]]:
+    """The first differences and discrepancies of a run, row by row."""
+    with transaction(engine) as connection:
+        run = find_run(connection, run_id)
+        columns = differences.c
+        found = connection.execute(
+            sa.select(
+                columns.kind,
+                columns.entity,
+                columns.legacy_key.label("key"),
+                columns.target_table.label("table"),
+                columns.detail,
+            )
+            .where(columns.run_id == run.id)
+            .order_by(columns.id)
+            .limit(limit)
+        )
+        return [dict(row._mapping) for row in found]
+
+
 def _report(connection: Connection, run: Any) -> RunReport:
     now = sa.func.coalesce(runs.c.finished_at, sa.func.clock_timestamp())
     seconds = float(

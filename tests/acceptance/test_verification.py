@@ -153,6 +153,7 @@ def test_exactly_the_planted_faults_are_found(keeping: Product) -> None:
     keeping.run("reconcile", "--wait", "--json")
     status = keeping.run("status", "--json")
     assert (status.status, status.json["differences"]) == (4, wanted)
+    assert "missing" in status.err and "migration.differences" in status.err
     checked = status.json["verification"]["differences"]
     checked += status.json["reconciliation"]["discrepancies"]
     with keeping.engine.connect() as connection:
