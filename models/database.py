@@ -141,6 +141,15 @@ def classify(error: DBAPIError) -> MigrationError:
     return Misconfigured(f"The database refuses the statement itself: {reason}")
 
 
+@contextmanager
+def as_ours() -> Iterator[None]:
+    """Turn a database error into the branch that says what to do about it."""
+    try:
+        yield
+    except DBAPIError as failure:
+        raise classify(failure) from None
+
+
 def retry_locks(action: Callable[[], T]) -> T:
     """Run `action` again, with back-off, while it cannot get its lock within `lock_timeout`.
 

@@ -1,7 +1,7 @@
 """One batch, top to bottom. START HERE for the engine.
 
 Claim it; do it in one transaction together with its state in the ledger; retry what is
-transient; bisect what is bad, down to the row, and set that row aside.
+transient; leave what is bad to `bisect`, which finds the row and sets it aside.
 """
 
 from __future__ import annotations
@@ -9,25 +9,23 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from decimal import Decimal
+from collections.abc import Callable
 from types import TracebackType
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from models import claims
 from models.claims import LEASE_SECONDS, Claim
-from models.database import classify, transaction
-from models.errors import BadRow, LeaseLost, MigrationError, Misconfigured, TooBig, Transient
+from models.database import as_ours, classify, transaction
+from models.errors import LeaseLost, MigrationError, Misconfigured, Transient
 from models.ledger import quarantine, runs
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
-from models.steps.base import SET_ASIDE_AGAIN, Context, Counts, Scope, Step
-from worker import verify
+from models.steps.base import Context, Counts, Step
+from worker import bisect
 
 MAX_RETRIES = 6
 # Where the database refuses this many rows and not one of the batch passes, it is not the rows.
@@ -118,7 +116,7 @@ def _with_retries(engine: Engine, settings: Settings, claim: Claim) -> Counts:
     """Attempt the batch until it is done, or cannot be; back-off doubles, with jitter."""
     for retry in range(MAX_RETRIES + 1):
         try:
-            with _as_ours():
+            with as_ours():
                 return _attempt(engine, settings, claim)
         except Transient:
             if retry == MAX_RETRIES:
@@ -135,9 +133,9 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim) -> Counts:
     with transaction(engine) as connection:
         context = _context(connection, settings, claim)
         if claim.stage in (VERIFICATION, RECONCILIATION):
-            counts = _check(context, claim.stage, step, claim.scope)
+            counts = bisect.check(context, claim.stage, step, claim.scope)
         else:
-            counts = _apply(context, step, claim.scope)
+            counts = bisect.apply(context, step, claim.scope)
             _refuse_wholesale(context, step, counts)
         claims.complete(connection, claim, counts)
     return counts
@@ -178,142 +176,6 @@ def _context(connection: Connection, settings: Settings, claim: Claim) -> Contex
             f" but the run migrates {', '.join(run.tables)}"
         )
     return Context.read(connection, settings, run, batch_id=claim.batch_id)
-
-
-def _apply(context: Context, step: Step, scope: Scope) -> Counts:
-    """Apply a scope; where a row of it is bad or it is too big, halve it, down to that row."""
-    try:
-        with _as_ours(), context.connection.begin_nested():
-            return step.apply(context, scope)
-    except (BadRow, TooBig) as error:
-        if step.source(context) is None:
-            raise
-        keys = _keys(context, step, scope)
-        if len(keys) > 1:
-            middle = len(keys) // 2
-            halves = (scope.only(keys[:middle]), scope.only(keys[middle:]))
-            first, second = (_apply(context, step, half) for half in halves)
-            return add(first, second)
-        return _apply_one(context, step, scope.only(keys), error)
-
-
-def _check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
-    """Verify a scope, in halves where it is too big for one statement's time."""
-    try:
-        with _as_ours(), context.connection.begin_nested():
-            return verify.check(context, stage, step, scope)
-    except TooBig:
-        keys = _keys(context, step, scope)
-        if len(keys) <= 1:
-            raise
-        middle = len(keys) // 2
-        halves = (scope.only(keys[:middle]), scope.only(keys[middle:]))
-        first, second = (_check(context, stage, step, half) for half in halves)
-        return add(first, second)
-
-
-def _apply_one(context: Context, step: Step, scope: Scope, error: MigrationError) -> Counts:
-    """One legacy row that fails: alone it may pass, and then one of its dependents is bad."""
-    parts = _part_keys(context, step, scope)
-    if parts:
-        try:
-            with _as_ours(), context.connection.begin_nested():
-                counts = step.apply(context, scope.with_parts([]))
-            return add(counts, _apply_parts(context, step, scope, parts))
-        except (BadRow, TooBig) as alone:
-            error = alone
-    _set_aside(context, step.entity, list(scope.keys or ()), "rejected", error)
-    counts = {f"{step.entity}s": {"total": 1, "quarantined": 1}}
-    if parts:
-        _set_aside(context, step.part_entity, parts, "owner_quarantined", error)
-        counts[f"{step.part_entity}s"] = {"total": len(parts), "quarantined": len(parts)}
-    return counts
-
-
-def _apply_parts(context: Context, step: Step, scope: Scope, parts: list[str]) -> Counts:
-    """The dependents of one row, halved down to the one that fails. The row itself has passed."""
-    try:
-        with _as_ours(), context.connection.begin_nested():
-            counts = step.apply(context, scope.with_parts(parts))
-            return {name: value for name, value in counts.items() if name != f"{step.entity}s"}
-    except (BadRow, TooBig) as error:
-        if len(parts) > 1:
-            middle = len(parts) // 2
-            halves = (parts[:middle], parts[middle:])
-            first, second = (_apply_parts(context, step, scope, half) for half in halves)
-            return add(first, second)
-        _set_aside(context, step.part_entity, parts, "rejected", error)
-        return {f"{step.part_entity}s": {"total": 1, "quarantined": 1}}
-
-
-def _keys(context: Context, step: Step, scope: Scope) -> list[str]:
-    table = step.source(context)
-    if table is None:
-        return list(scope.keys or ())
-    condition = scope.condition("t.id", table.columns["id"].base)
-    statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
-    return list(context.connection.scalars(statement, scope.parameters))
-
-
-def _part_keys(context: Context, step: Step, scope: Scope) -> list[str]:
-    table = step.dependents(context)
-    if table is None:
-        return []
-    # Cast to the owners' own type: the column may be a smaller integer.
-    condition = scope.condition("t.user_id", context.legacy.users.columns["id"].base)
-    statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
-    return list(context.connection.scalars(statement, scope.parameters))
-
-
-_SET_ASIDE = text(
-    "INSERT INTO migration.quarantine AS q"
-    " (entity, legacy_key, run_id, batch_id, reason, message)"
-    " SELECT :entity, key, :run_id, :batch_id, :reason, :message"
-    f" FROM unnest(CAST(:keys AS text[])) AS key {SET_ASIDE_AGAIN}"
-)
-
-
-def _set_aside(
-    context: Context, entity: str, keys: list[str], reason: str, error: MigrationError
-) -> None:
-    """Quarantine rows that the database refuses; its own words stay out, they may quote data."""
-    message = f"The database refuses the row: {error.message}"
-    context.connection.execute(
-        _SET_ASIDE,
-        {
-            "entity": entity,
-            "keys": keys,
-            "run_id": context.run_id,
-            "batch_id": context.batch_id,
-            "reason": reason,
-            "message": "The owner is set aside." if reason == "owner_quarantined" else message,
-        },
-    )
-
-
-def add(first: Counts, second: Counts) -> Counts:
-    """The sum of two counts, name by name, nested ones too; amounts of money are strings."""
-    total = dict(first)
-    for name, value in second.items():
-        present = total.get(name)
-        if present is None:
-            total[name] = value
-        elif isinstance(value, dict):
-            total[name] = add(present, value)
-        elif isinstance(value, str):
-            total[name] = str(Decimal(present) + Decimal(value))
-        else:
-            total[name] = present + value
-    return total
-
-
-@contextmanager
-def _as_ours() -> Iterator[None]:
-    """Turn a database error into the branch that says what to do about it."""
-    try:
-        yield
-    except DBAPIError as failure:
-        raise classify(failure) from None
 
 
 def worker_name(hostname: str, pid: int) -> str:

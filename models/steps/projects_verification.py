@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models import keys
 from models.steps.base import Context, Scope
-from models.steps.users_verification import system_assigner
+from models.steps.verification import hanging_rows, system_assigner
 
 # The GPT that a project had is in the before-image of the run that switched it. A project without
 # one must point at some tool, if at anything: the new application made it, or its images are gone.
@@ -54,21 +54,7 @@ CROSS JOIN LATERAL (
     ('configuration', t.configuration::jsonb IS DISTINCT FROM
       jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name))
   ) AS v(name, differs) WHERE t.id IS NOT NULL AND v.differs
-  UNION ALL SELECT 'wrong_value', 'tool_assignments', v.name
-  FROM (VALUES
-    ('assigned_by', a.assigned_by::text IS DISTINCT FROM {assigned_by}),
-    ('permissions', a.permissions::jsonb IS DISTINCT FROM
-      jsonb_build_object('full_access', true)),
-    ('expires_at', a.expires_at IS NOT NULL)
-  ) AS v(name, differs) WHERE a.tool_id IS NOT NULL AND v.differs
-  UNION ALL SELECT 'wrong_owner', 'tool_usage_logs', NULL
-  WHERE l.id IS NOT NULL AND (l.user_id <> e.user_id OR l.tool_id <> e.tool_id)
-  UNION ALL SELECT 'wrong_value', 'tool_usage_logs', v.name
-  FROM (VALUES
-    ('action', l.action IS DISTINCT FROM 'migration'),
-    ('credits_used', l.credits_used IS DISTINCT FROM 0),
-    ('status', l.status IS DISTINCT FROM 'completed')
-  ) AS v(name, differs) WHERE l.id IS NOT NULL AND v.differs
+  {hanging_rows}
   UNION ALL SELECT 'extra', 'tool_usage_logs', 'twin'
   FROM {tool_usage_logs} o
   WHERE o.tool_id = t.id AND o.action = 'migration' AND o.id <> e.usage_id
@@ -111,6 +97,7 @@ def differences(context: Context, scope: Scope) -> list[str]:
             tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
             usage_id=keys.id_of(keys.PROJECT_USAGE, "p.id", key),
             assigned_by=system_assigner(context),
+            hanging_rows=hanging_rows(context),
         )
         for sql in (_PROJECTS, _SET_ASIDE)
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from models import keys
 from models.legacy import optional
 from models.steps.base import Context, Scope
+from models.steps.verification import hanging_rows, system_assigner
 
 # What the columns were before comes from the newest before-image. Where an earlier run wrote it,
 # the new application may have changed the columns since: only nulls can be told then.
@@ -120,21 +121,7 @@ CROSS JOIN LATERAL (
     ('configuration', t.configuration::jsonb IS DISTINCT FROM
       coalesce(nullif(e.preferences, 'null'), '{{}}'))
   ) AS v(name, differs) WHERE t.id IS NOT NULL AND v.differs
-  UNION ALL SELECT 'wrong_value', 'tool_assignments', v.name
-  FROM (VALUES
-    ('assigned_by', a.assigned_by::text IS DISTINCT FROM {assigned_by}),
-    ('permissions', a.permissions::jsonb IS DISTINCT FROM
-      jsonb_build_object('full_access', true)),
-    ('expires_at', a.expires_at IS NOT NULL)
-  ) AS v(name, differs) WHERE a.tool_id IS NOT NULL AND v.differs
-  UNION ALL SELECT 'wrong_owner', 'tool_usage_logs', NULL
-  WHERE l.id IS NOT NULL AND (l.user_id <> e.user_id OR l.tool_id <> e.tool_id)
-  UNION ALL SELECT 'wrong_value', 'tool_usage_logs', v.name
-  FROM (VALUES
-    ('action', l.action IS DISTINCT FROM 'migration'),
-    ('credits_used', l.credits_used IS DISTINCT FROM 0),
-    ('status', l.status IS DISTINCT FROM 'completed')
-  ) AS v(name, differs) WHERE l.id IS NOT NULL AND v.differs
+  {hanging_rows}
 ) AS found
 """
 
@@ -208,14 +195,6 @@ def account(context: Context, scope: Scope) -> str:
     return context.render(_ACCOUNT, scope=_expressions(context, scope)["scope"])
 
 
-def system_assigner(context: Context) -> str:
-    """What `assigned_by` must hold: null where it can only hold a user's key."""
-    table = context.target.table("tool_assignments")
-    points_at_user = table.key_on("assigned_by") is not None
-    is_text = table.columns["assigned_by"].base in ("character varying", "text", "character")
-    return "NULL" if points_at_user or not is_text else "'system'"
-
-
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     users, subscriptions = context.legacy.users, context.legacy.subscriptions
     user_key = users.columns["id"].base
@@ -239,6 +218,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "is_active": optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
         "preferences": preferences,
         "assigned_by": system_assigner(context),
+        "hanging_rows": hanging_rows(context),
         "is_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
         "is_assigned_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "a.tool_id"),
         "is_usage": keys.has_kind(keys.SUBSCRIPTION_USAGE, "l.id"),

@@ -12,7 +12,7 @@ from models.ledger import FINISHED_STATES, OPEN_STATES, RUN_TRANSITIONS
 from models.messages import Reconciliation, RunReport, Verification
 from models.steps import STEPS, stage_names, stages_before, steps_of
 from producer.partition import LARGEST_ROWS, SMALLEST_ROWS, next_rows, window_pages
-from worker.batch import add
+from worker.bisect import add
 
 
 def test_the_stages_are_those_of_the_interface_in_order() -> None:

@@ -1,0 +1,153 @@
+"""How far a run is, from its batches: stages, sums of what they counted, how the rows stand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from models.ledger import batches, differences, quarantine, stages
+from models.messages import Batches, Stage, Standing
+from models.steps import RECONCILIATION, VERIFICATION, steps_of
+
+ENTITIES = {"users": "user", "subscriptions": "subscription", "projects": "project"}
+WRITTEN = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
+
+
+def stages_of(connection: Connection, run: Any) -> list[Stage]:
+    """The stages in order, with their batches and the rows that those have passed."""
+    seconds = sa.extract(
+        "epoch",
+        sa.func.coalesce(stages.c.finished_at, sa.func.clock_timestamp()) - stages.c.started_at,
+    )
+    in_state = {
+        state: sa.func.count().filter(batches.c.state == state).label(state)
+        for state in ("done", "failed")
+    }
+    rows_done = sa.func.coalesce(
+        sa.func.sum(batches.c.rows).filter(batches.c.state == "done", batches.c.key_list.is_(None)),
+        0,
+    )
+    grouped = {
+        row.stage: row
+        for row in connection.execute(
+            sa.select(
+                batches.c.stage,
+                sa.func.count().label("total"),
+                rows_done.label("rows_done"),
+                *in_state.values(),
+            )
+            .where(batches.c.run_id == run.id)
+            .group_by(batches.c.stage)
+        )
+    }
+    result = []
+    for row in connection.execute(
+        sa.select(stages.c.name, stages.c.state, sa.func.coalesce(seconds, 0).label("seconds"))
+        .where(stages.c.run_id == run.id)
+        .order_by(stages.c.position)
+    ):
+        found = grouped.get(row.name)
+        total = sum(run.totals.get(step.entity, 0) for step in steps_of(row.name) if step.entity)
+        done = int(found.rows_done) if found else 0
+        result.append(
+            Stage(
+                name=row.name,
+                state=row.state,
+                batches=Batches(total=found.total, done=found.done, failed=found.failed)
+                if found
+                else Batches(),
+                rows=done,
+                rows_total=max(total, done) if row.state != "done" else done,
+                seconds=round(float(row.seconds), 3),
+            )
+        )
+    return result
+
+
+def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], Any]:
+    """Sums of what the batches counted, in one pass over the run's batches."""
+
+    def total(path: str) -> sa.ColumnElement[Any]:
+        value = sa.func.sum(sa.cast(batches.c.counts.op("#>>")(path), sa.Numeric))
+        return sa.func.coalesce(value, 0)
+
+    paths = {("written", name): f"{{rows,{name}}}" for name in WRITTEN}
+    paths["written", "credits_granted"] = "{credits_granted}"
+    checked = {
+        (VERIFICATION, "rows_checked"): "{rows_checked}",
+        (VERIFICATION, "differences"): "{differences}",
+        (RECONCILIATION, "users_checked"): "{users_checked}",
+        (RECONCILIATION, "discrepancies"): "{discrepancies}",
+    }
+    standing = {
+        (group, f"{name}.{what}"): f"{{{name},{what}}}"
+        for group in ("written", VERIFICATION)
+        for name in ENTITIES
+        for what in ("total", "quarantined")
+    }
+    is_check = batches.c.stage == VERIFICATION
+    columns = []
+    for (group, name), path in {**paths, **checked, **standing}.items():
+        column = total(path)
+        if (group, name) in standing:
+            column = sa.func.coalesce(
+                sa.func.sum(sa.cast(batches.c.counts.op("#>>")(path), sa.Numeric)).filter(
+                    is_check if group == VERIFICATION else ~is_check, batches.c.key_list.is_(None)
+                ),
+                0,
+            )
+        columns.append(column.label(f"{group}/{name}"))
+    row = connection.execute(sa.select(*columns).where(batches.c.run_id == run_id)).one()
+    return {
+        (group, name): value if name == "credits_granted" else int(value)
+        for label, value in row._mapping.items()
+        for group, _, name in [str(label).partition("/")]
+    }
+
+
+def standing_of(
+    connection: Connection,
+    run: Any,
+    counts: Mapping[tuple[str, str], Any],
+    name: str,
+    *,
+    verified: bool,
+) -> Standing:
+    """Once verified: as the verification counted. Before: what the batches have passed so far."""
+    entity = ENTITIES[name]
+    if not verified:
+        seen = counts["written", f"{name}.total"]
+        aside = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(quarantine)
+            .where(quarantine.c.entity == entity, quarantine.c.state.in_(("open", "accepted")))
+        )
+        total = max(seen, run.totals.get(entity, 0))
+        return Standing(total=total, migrated=max(0, seen - aside), quarantined=aside)
+    missing = connection.scalar(
+        sa.select(sa.func.count(sa.distinct(differences.c.legacy_key))).where(
+            differences.c.run_id == run.id,
+            differences.c.entity == entity,
+            differences.c.kind == "missing",
+            differences.c.stage == VERIFICATION,
+        )
+    )
+    total, aside = (counts[VERIFICATION, f"{name}.{what}"] for what in ("total", "quarantined"))
+    return Standing(total=total, migrated=total - aside - (missing or 0), quarantined=aside)
+
+
+def eta(found: list[Stage]) -> float | None:
+    """Seconds left: rows left in each stage at the pace of the stage, or of all stages so far."""
+    done = sum(stage.rows for stage in found)
+    spent = sum(stage.seconds for stage in found if stage.rows)
+    if not done or not spent:
+        return None
+    left = 0.0
+    for stage in found:
+        rows_left = stage.rows_total - stage.rows
+        pace = stage.rows / stage.seconds if stage.rows and stage.seconds else done / spent
+        left += rows_left / pace if stage.state != "done" else 0.0
+    return round(left, 1)
