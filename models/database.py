@@ -110,7 +110,7 @@ def transaction(
             f"SET LOCAL statement_timeout = {int(statement_timeout_ms)};"
             f"SET LOCAL lock_timeout = {int(lock_timeout_ms)};"
             f"SET LOCAL idle_in_transaction_session_timeout = {int(idle_timeout_ms)};"
-            "SET LOCAL timezone = 'UTC'"
+            "SET LOCAL timezone = 'UTC'; SET LOCAL jit = off"
         )
         yield connection
 

@@ -28,6 +28,7 @@ from models.steps.base import Context, Counts, Step
 from worker import bisect
 
 MAX_RETRIES = 6
+WORK_MEM_MB = 32
 # Where the database refuses this many rows and not one of the batch passes, it is not the rows.
 WHOLESALE = 20
 log = structlog.get_logger("migration.batch")
@@ -131,6 +132,8 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim) -> Counts:
         return _apply_outside(engine, settings, claim, step)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
     with transaction(engine) as connection:
+        # The statements pass a batch's rows through a dozen CTEs: without room they go over disk.
+        connection.exec_driver_sql(f"SET LOCAL work_mem = '{WORK_MEM_MB}MB'")
         context = _context(connection, settings, claim)
         if claim.stage in (VERIFICATION, RECONCILIATION):
             counts = bisect.check(context, claim.stage, step, claim.scope)

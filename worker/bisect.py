@@ -29,7 +29,8 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
             halves = (scope.only(keys[:middle]), scope.only(keys[middle:]))
             first, second = (apply(context, step, half) for half in halves)
             return add(first, second)
-        return _apply_one(context, step, scope.only(keys), error)
+        # No key: the application deleted the row meanwhile.
+        return _apply_one(context, step, scope.only(keys), error) if keys else {}
 
 
 def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:

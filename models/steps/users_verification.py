@@ -165,21 +165,21 @@ LEFT JOIN expected e ON e.usage_id = l.id
 WHERE e.usage_id IS NULL AND l.action = 'migration' AND ({is_usage} OR {is_used_tool})
 """
 
+# Joined as sets: a subquery a user would scan the whole quarantine once for each of them.
 _ACCOUNT = """
-SELECT count(*) AS users,
-  count(q.legacy_key) AS users_quarantined,
-  coalesce(sum(s.total), 0)::bigint AS subscriptions,
-  coalesce(sum(s.quarantined), 0)::bigint AS subscriptions_quarantined
-FROM {users} u
-LEFT JOIN migration.quarantine q
-  ON q.entity = 'user' AND q.legacy_key = u.id::text AND q.state IN ('open', 'accepted')
-LEFT JOIN LATERAL (
-  SELECT count(*) AS total, count(sq.legacy_key) AS quarantined FROM {subscriptions} s
-  LEFT JOIN migration.quarantine sq ON sq.entity = 'subscription'
-    AND sq.legacy_key = s.id::text AND sq.state IN ('open', 'accepted')
-  WHERE s.user_id = u.id
-) AS s ON true
-WHERE {scope}
+WITH page AS MATERIALIZED (SELECT u.id FROM {users} u WHERE {scope}),
+standing AS MATERIALIZED (
+  SELECT q.entity, q.legacy_key FROM migration.quarantine q
+  WHERE q.entity IN ('user', 'subscription') AND q.state IN ('open', 'accepted')
+)
+SELECT (SELECT count(*) FROM page) AS users,
+  (SELECT count(*) FROM page
+   JOIN standing ON standing.entity = 'user' AND standing.legacy_key = page.id::text
+  ) AS users_quarantined,
+  (SELECT count(*) FROM page JOIN {subscriptions} s ON s.user_id = page.id) AS subscriptions,
+  (SELECT count(*) FROM page JOIN {subscriptions} s ON s.user_id = page.id
+   JOIN standing ON standing.entity = 'subscription' AND standing.legacy_key = s.id::text
+  ) AS subscriptions_quarantined
 """
 
 
