@@ -10,9 +10,9 @@ from sqlalchemy.exc import DBAPIError
 
 from models.catalog import quote
 from models.database import sqlstate
+from models.declared import REFERENCES, USER_DEFAULTS, Reference
 from models.steps.base import Context, Counts, Scope, Step
 from models.steps.indexes import HELPER_INDEX, alter, drop_concurrently, is_ours, record
-from models.target import REFERENCES, USER_DEFAULTS, Reference
 
 _CHECK_VIOLATION = "23514"
 _FOREIGN_KEY_VIOLATION = "23503"

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, text
 
 from models.catalog import Table, quote
 from models.database import LOCK_TIMEOUT_MS, retry_locks
+from models.declared import EARLY_INDEXES, REFERENCES
 from models.steps.base import Context, Counts, Scope, Step
-from models.target import EARLY_INDEXES, REFERENCES
 
 HELPER_INDEX = "migration_helper_user_id"
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from models import keys
 from models.catalog import TEXT_TYPES, Table, quote
+from models.declared import ENUMS
 from models.legacy import optional
 from models.steps import users_verification
 from models.steps.base import Context, Counts, Scope, Step, counts, default_of
-from models.target import ENUMS
 
 # A user whose balance somebody may be moving is locked before the statement takes its snapshot,
 # so that the balance and the log that it reads belong together. Waits in key order.
