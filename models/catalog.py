@@ -1,6 +1,6 @@
 """What the database holds right now: tables, columns, indexes and keys, as its catalog says.
 
-Read afresh for every batch (two queries): a column's default or a key may have come meanwhile.
+Read afresh for every batch, in one query for a list of names: a default or a key may have come.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ INTEGER_TYPES = {"smallint", "integer", "bigint"}
 TEXT_TYPES = {"character varying", "text", "character"}
 
 _TABLES = text("""
-SELECT c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
+SELECT wanted.name AS wanted, c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
   pg_catalog.pg_get_userbyid(c.relowner) AS owner,
   (SELECT json_agg(json_build_object(
         'name', a.attname,
@@ -149,14 +149,9 @@ def quote_name(name: str) -> str:
 
 def read_tables(connection: Connection, names: list[str]) -> dict[str, Table]:
     """The tables that exist among `names` (each quoted for SQL), by that name."""
-    found = {
-        int(row.oid): _table(row._mapping) for row in connection.execute(_TABLES, {"names": names})
+    return {
+        row.wanted: _table(row._mapping) for row in connection.execute(_TABLES, {"names": names})
     }
-    oids = connection.execute(
-        text("SELECT n, to_regclass(n)::oid::bigint FROM unnest(CAST(:names AS text[])) AS n"),
-        {"names": names},
-    )
-    return {name: found[oid] for name, oid in oids if oid in found}
 
 
 def _table(row: Any) -> Table:

@@ -38,6 +38,16 @@ def lease_end() -> sa.ColumnElement[Any]:
     return sa.func.clock_timestamp() + sa.text(f"interval '{LEASE_SECONDS} seconds'")
 
 
+def is_expired() -> sa.ColumnElement[bool]:
+    """Condition on `batches`: claimed, and the lease ran out by the database's clock."""
+    return sa.and_(batches.c.state == "running", batches.c.lease_until < sa.func.clock_timestamp())
+
+
+def was_tried_often() -> sa.ColumnElement[bool]:
+    """Condition on `batches`: no further attempt, unless an operator retries it."""
+    return batches.c.attempt - batches.c.retried_at >= MAX_ATTEMPTS
+
+
 def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Claim | None:
     """Claim a batch that waits, or whose lease expired; None when it is not to be had.
 
@@ -46,8 +56,6 @@ def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Cl
     Counts on the primary key of `batches`, and on the row lock of the UPDATE: of two workers at
     the same moment the second one finds the state changed.
     """
-    now = sa.func.clock_timestamp()
-    expired = sa.and_(batches.c.state == "running", batches.c.lease_until < now)
     mine, earlier = stages.alias("mine"), stages.alias("earlier")
     is_early = sa.exists().where(
         mine.c.run_id == batches.c.run_id,
@@ -65,14 +73,14 @@ def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Cl
             runs.c.id == batches.c.run_id,
             runs.c.state.in_(("preparing", "running")),
             ~is_early,
-            sa.or_(batches.c.state == "pending", expired),
+            sa.or_(batches.c.state == "pending", is_expired()),
         )
         .values(
             state="running",
             attempt=batches.c.attempt + 1,
             worker=worker,
             lease_until=lease_end(),
-            started_at=now,
+            started_at=sa.func.clock_timestamp(),
             error=None,
         )
         .returning(batches)
@@ -117,11 +125,10 @@ def hand_back(connection: Connection, claim: Claim, error: str) -> None:
 
     Raises LeaseLost when it is not ours.
     """
-    often = batches.c.attempt - batches.c.retried_at >= MAX_ATTEMPTS
     _change(
         connection,
         claim,
-        state=sa.case((often, "failed"), else_="pending"),
+        state=sa.case((was_tried_often(), "failed"), else_="pending"),
         error=error,
         lease_until=None,
         published_at=None,

@@ -1,7 +1,8 @@
 """The ledger's tables and states: runs, stages, batches, quarantine, differences, before-images.
 
 They live in the schema `migration` of the dashboard's database, so that a batch's rows and its
-state commit together. Everything that changes a state goes through the tables of transitions.
+state commit together. A run changes its state in `move_run`, and nowhere else; a batch does in
+`models.claims`, in the reconciler and in `producer.control`, as its table of transitions says.
 """
 
 from __future__ import annotations
@@ -43,8 +44,6 @@ BATCH_TRANSITIONS = {
     ("running", "failed"): "it cannot be done, not even row by row",
     ("failed", "pending"): "an operator retries it",
 }
-STAGE_STATES = ("pending", "running", "done", "failed")
-QUARANTINE_STATES = ("open", "accepted", "resolved", "removed")
 
 metadata = sa.MetaData(schema=SCHEMA)
 
@@ -71,7 +70,6 @@ runs = sa.Table(
     # Legacy rows by entity, as counted (or estimated, beyond a million) when the run was opened.
     sa.Column("totals", pg.JSONB, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("error", sa.Text),
-    sa.Column("retries", sa.Integer, nullable=False, server_default="0"),
     _now("created_at"),
     _now("started_at", null=True),
     _now("finished_at", null=True),

@@ -17,7 +17,7 @@ from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
 from models.database import classify
-from models.errors import MigrationError, Misconfigured, Unreachable
+from models.errors import MigrationError, Misconfigured
 from models.messages import ErrorReport, RunReport
 from models.steps import RECONCILIATION, VERIFICATION
 
@@ -77,20 +77,14 @@ def _as_ours(failure: Exception) -> MigrationError:
         return failure
     if isinstance(failure, DBAPIError):
         return classify(failure)
+    from producer.connect import first_line, unreachable_redis
+
     if isinstance(failure, RedisError | OperationalError):
-        return Unreachable(
-            f"Redis cannot be reached: {_first_line(failure)}",
-            hint="Check REDIS_URL: host, port, user and password.",
-        )
+        return unreachable_redis(failure)
     return MigrationError(
-        f"This should not have happened: {type(failure).__name__}: {_first_line(failure)}",
+        f"This should not have happened: {type(failure).__name__}: {first_line(failure)}",
         hint="Run it again with --debug for the traceback. The ledger is consistent.",
     )
-
-
-def _first_line(failure: Exception) -> str:
-    lines = str(failure).strip().splitlines()
-    return lines[0] if lines else type(failure).__name__
 
 
 def _json(result: Any) -> str:

@@ -87,8 +87,18 @@ def check_redis() -> None:
         client.ping()
         client.close()
     except (redis.RedisError, ValueError, OSError) as failure:
-        reason = str(failure).strip().splitlines()[0] if str(failure) else type(failure).__name__
-        raise Unreachable(
-            f"Redis cannot be reached: {reason}",
-            hint="Check REDIS_URL: host, port, user and password.",
-        ) from None
+        raise unreachable_redis(failure) from None
+
+
+def unreachable_redis(failure: Exception) -> Unreachable:
+    """The error that a user sees for whatever a Redis client raised."""
+    return Unreachable(
+        f"Redis cannot be reached: {first_line(failure)}",
+        hint="Check REDIS_URL: host, port, user and password.",
+    )
+
+
+def first_line(failure: Exception) -> str:
+    """The first line of an error's text, or its type where it has none."""
+    lines = str(failure).strip().splitlines()
+    return lines[0] if lines else type(failure).__name__

@@ -70,9 +70,9 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
 def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], Any]:
     """Sums of what the batches counted, in one pass over the run's batches."""
 
-    def total(path: str) -> sa.ColumnElement[Any]:
+    def total(path: str, *of: sa.ColumnElement[bool]) -> sa.ColumnElement[Any]:
         value = sa.func.sum(sa.cast(batches.c.counts.op("#>>")(path), sa.Numeric))
-        return sa.func.coalesce(value, 0)
+        return sa.func.coalesce(value.filter(*of), 0)
 
     paths = {("written", name): f"{{rows,{name}}}" for name in WRITTEN}
     paths["written", "credits_granted"] = "{credits_granted}"
@@ -89,17 +89,18 @@ def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], A
         for what in ("total", "quarantined")
     }
     is_check = batches.c.stage == VERIFICATION
-    columns = []
-    for (group, name), path in {**paths, **checked, **standing}.items():
-        column = total(path)
-        if (group, name) in standing:
-            column = sa.func.coalesce(
-                sa.func.sum(sa.cast(batches.c.counts.op("#>>")(path), sa.Numeric)).filter(
-                    is_check if group == VERIFICATION else ~is_check, batches.c.key_list.is_(None)
-                ),
-                0,
-            )
-        columns.append(column.label(f"{group}/{name}"))
+    columns = [
+        total(path, sa.true()).label(f"{group}/{name}")
+        for (group, name), path in {**paths, **checked}.items()
+    ] + [
+        # A retry passes rows again: its batches, which have lists of keys, do not count here.
+        total(
+            path,
+            is_check if group == VERIFICATION else ~is_check,
+            batches.c.key_list.is_(None),
+        ).label(f"{group}/{name}")
+        for (group, name), path in standing.items()
+    ]
     row = connection.execute(sa.select(*columns).where(batches.c.run_id == run_id)).one()
     return {
         (group, name): value if name == "credits_granted" else int(value)

@@ -14,7 +14,7 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.claims import MAX_ATTEMPTS
+from models.claims import MAX_ATTEMPTS, is_expired, was_tried_often
 from models.database import classify, transaction
 from models.errors import MigrationError
 from models.ledger import batches, runs
@@ -80,15 +80,14 @@ def tick(engine: Engine, settings: Settings) -> int:
 def _reopen_expired(connection: Connection) -> list[Message]:
     """Batches whose lease ran out go back; one that took its workers down too often fails."""
     now = sa.func.clock_timestamp()
-    expired = sa.and_(batches.c.state == "running", batches.c.lease_until < now)
     connection.execute(
         sa.update(batches)
-        .where(expired, batches.c.attempt - batches.c.retried_at >= MAX_ATTEMPTS)
+        .where(is_expired(), was_tried_often())
         .values(state="failed", error=f"its worker died {MAX_ATTEMPTS} times", finished_at=now)
     )
     reopened = connection.execute(
         sa.update(batches)
-        .where(expired)
+        .where(is_expired())
         .values(state="pending", lease_until=None, published_at=now)
         .returning(*_COLUMNS)
     )

@@ -23,7 +23,6 @@ from producer import reconciler, report
 from producer.queue import app
 
 POLL_SECONDS = 0.5
-WORKER_CHECK_SECONDS = 4.0
 SILENT_SECONDS = 4.0
 
 
@@ -59,7 +58,7 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
                             "No worker is running. Start one: celery -A worker worker"
                             " (waiting for it)"
                         )
-            except (RedisError, OperationalError, OSError, Transient) as failure:
+            except (RedisError, OperationalError, OSError) as failure:
                 console.print(f"Redis does not answer ({type(failure).__name__}); waiting for it")
             except DBAPIError as failure:
                 error = classify(failure)

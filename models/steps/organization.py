@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from models.steps.base import Context, Counts, Scope, Step
 
-NAME, DEPARTMENT = "Default Organization", "General"
-
 # An organization of that name that is there already is adopted; the fixed ids make two writers
 # at the same moment meet on the primary key.
 _CREATE = """

@@ -216,11 +216,7 @@ SELECT
   (SELECT count(*) FROM tool) AS ai_tools,
   (SELECT count(*) FROM assignment) AS tool_assignments,
   (SELECT count(*) FROM usage_log) AS tool_usage_logs,
-  (SELECT coalesce(sum(amount), 0) FROM granted) AS credits_granted,
-  (SELECT count(*) FROM opening) AS openings,
-  (SELECT count(*) FROM updated) AS users_updated,
-  (SELECT count(*) FROM set_aside) AS set_aside,
-  (SELECT count(*) FROM resolved) AS resolved
+  (SELECT coalesce(sum(amount), 0) FROM granted) AS credits_granted
 """
 
 

@@ -5,6 +5,7 @@ The engine runs in this process, batch by batch, so that a test can stop between
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -273,23 +274,22 @@ def test_ordinary_life_between_two_runs_is_no_difference(
 def test_a_locked_row_hands_the_batch_back_instead_of_failing_the_run(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "MAX_RETRIES", 0)
-    monkeypatch.setattr(databases, "LOCK_TIMEOUT_MS", 100)
     run_id = start(engine, settings)
     enqueue.advance(engine, settings, run_id)
-    with engine.connect() as connection:
-        waiting = connection.execute(sa.select(batches)).one()
-    batch.run(engine, settings, run_id, waiting.id, "test")
+    first = scalar(engine, "SELECT min(id) FROM migration.batches")
+    assert batch.run(engine, settings, run_id, first, "test") == {"outcome": "done"}
     enqueue.advance(engine, settings, run_id)
     users = scalar(engine, "SELECT min(id) FROM migration.batches WHERE stage = 'users'")
-    claim = None
-    with databases.transaction(engine) as connection:
-        claim = claims.claim(connection, run_id, users, "test")
-        assert claim
-        claims.hand_back(connection, claim, "locked")
+    impatient = functools.partial(databases.transaction, lock_timeout_ms=100)
+    with engine.begin() as application, monkeypatch.context() as patch:
+        application.execute(text("UPDATE users SET full_name = full_name"))
+        patch.setattr(batch, "transaction", impatient)
+        patch.setattr(batch, "MAX_RETRIES", 1)
+        batch.run(engine, settings, run_id, users, "test")
     with engine.connect() as connection:
         row = connection.execute(sa.select(batches).where(batches.c.id == users)).one()
-    assert (row.state, row.published_at) == ("pending", None)
+    assert (row.state, row.published_at, row.attempt) == ("pending", None, 1)
+    assert "55P03" in row.error
     assert go_on(engine, settings, run_id).exit_status == 3
 
 
