@@ -13,12 +13,14 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from models.errors import LeaseLost
-from models.ledger import RECONCILIATION, VERIFICATION, batches, runs, stages
+from models.ledger import RECONCILIATION, VERIFICATION, batches, move_batches, runs, stages
 from models.steps.base import Counts, Scope
 
 LEASE_SECONDS = 20
-# A batch whose worker died this often is not given to another one.
-MAX_ATTEMPTS = 5
+# After so many leases that ran out a batch is split, so that what kills its workers is found.
+MAX_LAPSES = 3
+# After being handed back so often it fails: what it waits for does not pass.
+MAX_HAND_BACKS = 5
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,9 @@ def is_expired() -> sa.ColumnElement[bool]:
     return sa.and_(batches.c.state == "running", batches.c.lease_until < sa.func.clock_timestamp())
 
 
-def was_tried_often() -> sa.ColumnElement[bool]:
-    """Condition on `batches`: no further attempt, unless an operator retries it."""
-    return batches.c.attempt - batches.c.retried_at >= MAX_ATTEMPTS
+def lapses_too_often() -> sa.ColumnElement[bool]:
+    """Condition on `batches` with an expired lease: it is to be split, not tried again."""
+    return batches.c.lapses + 1 >= MAX_LAPSES
 
 
 def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Claim | None:
@@ -66,58 +68,49 @@ def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Cl
         sa.not_(sa.and_(mine.c.name == RECONCILIATION, earlier.c.name == VERIFICATION)),
     )
     row = connection.execute(
-        sa.update(batches)
+        move_batches(
+            "running",
+            attempt=batches.c.attempt + 1,
+            lapses=batches.c.lapses + sa.case((is_expired(), 1), else_=0),
+            worker=worker,
+            lease_until=lease_end(),
+            started_at=sa.func.clock_timestamp(),
+            error=None,
+        )
         .where(
             batches.c.id == batch_id,
             batches.c.run_id == run_id,
             runs.c.id == batches.c.run_id,
             runs.c.state.in_(("preparing", "running")),
             ~is_early,
-            sa.or_(batches.c.state == "pending", is_expired()),
-        )
-        .values(
-            state="running",
-            attempt=batches.c.attempt + 1,
-            worker=worker,
-            lease_until=lease_end(),
-            started_at=sa.func.clock_timestamp(),
-            error=None,
+            sa.or_(batches.c.state == "pending", sa.and_(is_expired(), ~lapses_too_often())),
         )
         .returning(batches)
     ).one_or_none()
     if row is None:
         return None
-    keys = tuple(row.key_list) if row.key_list is not None else None
-    return Claim(run_id, batch_id, row.stage, row.step, row.attempt, Scope(row.low, row.high, keys))
+    return Claim(run_id, batch_id, row.stage, row.step, row.attempt, scope_of(row._mapping))
+
+
+def scope_of(row: Any) -> Scope:
+    """What a batch, a row of the ledger, covers."""
+    keys, parts = (None if row[n] is None else tuple(row[n]) for n in ("key_list", "part_list"))
+    return Scope(row["low"], row["high"], keys, parts)
 
 
 def renew(connection: Connection, claim: Claim) -> None:
     """Extend the lease from now; raises LeaseLost when the batch is somebody else's."""
-    _change(connection, claim, lease_until=lease_end())
+    _require(connection, claim, sa.update(batches).values(lease_until=lease_end()))
 
 
 def complete(connection: Connection, claim: Claim, counts: Counts) -> None:
     """Mark the batch done, in the transaction of its rows; raises LeaseLost when it is not ours."""
-    _change(
-        connection,
-        claim,
-        state="done",
-        counts=counts,
-        lease_until=None,
-        finished_at=sa.func.clock_timestamp(),
-    )
+    _require(connection, claim, move_batches("done", counts=counts))
 
 
 def fail(connection: Connection, claim: Claim, error: str) -> None:
     """Mark the batch failed for good; raises LeaseLost when it is not ours."""
-    _change(
-        connection,
-        claim,
-        state="failed",
-        error=error,
-        lease_until=None,
-        finished_at=sa.func.clock_timestamp(),
-    )
+    _require(connection, claim, move_batches("failed", error=error))
 
 
 def hand_back(connection: Connection, claim: Claim, error: str) -> None:
@@ -125,25 +118,32 @@ def hand_back(connection: Connection, claim: Claim, error: str) -> None:
 
     Raises LeaseLost when it is not ours.
     """
-    _change(
-        connection,
-        claim,
-        state=sa.case((was_tried_often(), "failed"), else_="pending"),
-        error=error,
-        lease_until=None,
-        published_at=None,
-    )
+    too_often = batches.c.hand_backs + 1 >= MAX_HAND_BACKS
+    if not _change(connection, claim, move_batches("failed", error=error).where(too_often)):
+        back = batches.c.hand_backs + 1
+        _require(connection, claim, _to_waiting(error, hand_backs=back))
 
 
-def _change(connection: Connection, claim: Claim, **values: Any) -> None:
+def release(connection: Connection, claim: Claim) -> None:
+    """Let somebody else have the batch because this worker stops; raises LeaseLost."""
+    _require(connection, claim, _to_waiting("its worker was stopped"))
+
+
+def _to_waiting(error: str, **values: Any) -> sa.Update:
+    return move_batches("pending", error=error, published_at=None, **values)
+
+
+def _require(connection: Connection, claim: Claim, statement: sa.Update) -> None:
+    if not _change(connection, claim, statement):
+        raise LeaseLost(f"Batch {claim.batch_id}: attempt {claim.attempt} no longer stands")
+
+
+def _change(connection: Connection, claim: Claim, statement: sa.Update) -> bool:
     changed = connection.execute(
-        sa.update(batches)
-        .where(
+        statement.where(
             batches.c.id == claim.batch_id,
             batches.c.attempt == claim.attempt,
             batches.c.state == "running",
         )
-        .values(**values)
     )
-    if changed.rowcount != 1:
-        raise LeaseLost(f"Batch {claim.batch_id}: attempt {claim.attempt} no longer stands")
+    return changed.rowcount == 1

@@ -26,6 +26,7 @@ from models.errors import (
 T = TypeVar("T")
 
 OLDEST_SERVER = 120000
+STATEMENT_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 2_000
 LOCK_ATTEMPTS = 30
 
@@ -97,7 +98,7 @@ def require_version(version: int) -> None:
 def transaction(
     engine: Engine,
     *,
-    statement_timeout_ms: int = 60_000,
+    statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
     lock_timeout_ms: int = 10_000,
     idle_timeout_ms: int = 15_000,
 ) -> Iterator[Connection]:

@@ -1,8 +1,8 @@
 """The ledger's tables and states: runs, stages, batches, quarantine, differences, before-images.
 
 They live in the schema `migration` of the dashboard's database, so that a batch's rows and its
-state commit together. A run changes its state in `move_run`, and nowhere else; a batch does in
-`models.claims`, in the reconciler and in `producer.control`, as its table of transitions says.
+state commit together. A run changes its state in `move_run`, a batch in `move_batches`, and nowhere
+else: both refuse what the tables of transitions do not list.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ FINISHED_STATES = ("completed", "completed_with_quarantine", "failed", "cancelle
 
 BATCH_TRANSITIONS = {
     ("pending", "running"): "a worker claims it: a lease, and the next attempt number",
+    ("running", "running"): "its lease expired, and another worker claims it",
     ("running", "done"): "its rows and this state commit together, while the attempt stands",
     ("running", "pending"): "its lease expired, or its worker hands it back for now",
     ("running", "failed"): "it cannot be done, not even row by row",
+    ("running", "split"): "it took its worker down too often: smaller batches stand for it",
+    ("running", "quarantined"): "the same, and it was one row: that is set aside",
     ("failed", "pending"): "an operator retries it",
 }
 
@@ -107,11 +110,14 @@ batches = sa.Table(
     sa.Column("low", sa.Text),
     sa.Column("high", sa.Text),
     sa.Column("key_list", pg.ARRAY(sa.Text)),
+    # One key only, with just these of the rows that hang on it: the end of a splitting.
+    sa.Column("part_list", pg.ARRAY(sa.Text)),
     sa.Column("rows", sa.Integer, nullable=False, server_default="0"),
     sa.Column("state", sa.Text, nullable=False, server_default="pending"),
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
-    # The attempt at which an operator retried it last: deaths are counted from there.
-    sa.Column("retried_at", sa.Integer, nullable=False, server_default="0"),
+    # Since it was retried last: leases that ran out, and times that it was handed back.
+    sa.Column("lapses", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("hand_backs", sa.Integer, nullable=False, server_default="0"),
     sa.Column("worker", sa.Text),
     # Null: not published yet; `producer.enqueue.advance` does it when the stage's turn has come.
     _now("published_at", null=True),
@@ -214,3 +220,17 @@ def move_run(connection: Connection, run_id: str, to: str, **values: object) -> 
             f"Run {run_id} is {state}: it cannot become {to}", hint="See: producer status"
         )
     return str(left)
+
+
+def move_batches(to: str, **values: object) -> sa.Update:
+    """The statement that moves batches, wherever their present state allows it.
+
+    The caller adds which ones; `rowcount` or RETURNING says which were moved.
+    """
+    sources = [start for start, end in BATCH_TRANSITIONS if end == to]
+    over = sa.func.clock_timestamp() if to not in ("pending", "running") else None
+    return (
+        sa.update(batches)
+        .where(batches.c.state.in_(sources))
+        .values({"state": to, "lease_until": None, "finished_at": over} | values)
+    )

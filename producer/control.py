@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 from models import ledger
 from models.database import transaction
 from models.errors import Misconfigured, NotAllowed
-from models.ledger import batches, differences, move_run, quarantine, runs, stages
+from models.ledger import batches, differences, move_batches, move_run, quarantine, runs, stages
 from models.legacy import key_cast
 from models.settings import Settings
 from models.steps import FINISH, RECONCILIATION, VERIFICATION
@@ -62,9 +62,9 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
         run = _reopen(connection, run_id, "retry")
         context = Context.read(connection, settings, run)
         connection.execute(
-            sa.update(batches)
-            .where(batches.c.run_id == run.id, batches.c.state == "failed")
-            .values(state="pending", retried_at=batches.c.attempt, published_at=None)
+            move_batches("pending", lapses=0, hand_backs=0, published_at=None).where(
+                batches.c.run_id == run.id, batches.c.state == "failed"
+            )
         )
         for step, stage, keys in _retried_keys(connection, context):
             _insert_keys(connection, run.id, stage, step, keys)

@@ -177,7 +177,7 @@ def _cut(
     """The next batches of one step, and the key to go on from (None: the step is cut)."""
     table = step.source(context)
     if table is None:
-        return [{"key_list": [item]} for item in step.items(context)], None
+        return [{"key_list": [item], "rows": 0} for item in step.items(context)], None
     first = after is None
     rows = _batch_rows(connection, run, stage.name, step.name)
     pages = partition.window_pages(0 if first else stage.window)
@@ -210,7 +210,7 @@ def _batch_rows(connection: Connection, run: Any, stage: str, step: str) -> int:
 def _insert(
     connection: Connection, stage: Any, step: Step, found: list[dict[str, Any]]
 ) -> list[Message]:
-    blank = {"low": None, "high": None, "key_list": None, "rows": 1}
+    blank = {"low": None, "high": None, "key_list": None}
     ids = connection.scalars(
         sa.insert(batches)
         .values(published_at=sa.func.clock_timestamp())

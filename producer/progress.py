@@ -27,7 +27,7 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
         for state in ("done", "failed")
     }
     rows_done = sa.func.coalesce(
-        sa.func.sum(batches.c.rows).filter(batches.c.state == "done", batches.c.key_list.is_(None)),
+        sa.func.sum(batches.c.rows).filter(batches.c.state == "done", batches.c.window > 0),
         0,
     )
     grouped = {
@@ -93,12 +93,10 @@ def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], A
         total(path, sa.true()).label(f"{group}/{name}")
         for (group, name), path in {**paths, **checked}.items()
     ] + [
-        # A retry passes rows again: its batches, which have lists of keys, do not count here.
-        total(
-            path,
-            is_check if group == VERIFICATION else ~is_check,
-            batches.c.key_list.is_(None),
-        ).label(f"{group}/{name}")
+        # A retry passes rows again: its batches, which belong to no window, do not count here.
+        total(path, is_check if group == VERIFICATION else ~is_check, batches.c.window > 0).label(
+            f"{group}/{name}"
+        )
         for (group, name), path in standing.items()
     ]
     row = connection.execute(sa.select(*columns).where(batches.c.run_id == run_id)).one()

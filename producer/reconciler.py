@@ -14,12 +14,12 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.claims import MAX_ATTEMPTS, is_expired, was_tried_often
+from models.claims import is_expired, lapses_too_often
 from models.database import classify, transaction
 from models.errors import MigrationError
-from models.ledger import batches, runs
+from models.ledger import batches, move_batches, runs
 from models.settings import Settings
-from producer import enqueue
+from producer import enqueue, poison
 from producer.queue import QUEUES, Message, app, publish_again
 
 TICK_SECONDS = 3.0
@@ -68,7 +68,7 @@ def tick(engine: Engine, settings: Settings) -> int:
         ).all()
         if not open_runs:
             return 0
-        messages = _reopen_expired(connection) + _take_lost(connection)
+        messages = _reopen_expired(connection, settings) + _take_lost(connection)
     if messages:
         log.warning("published again", batches=len(messages))
         publish_again(messages)
@@ -77,18 +77,16 @@ def tick(engine: Engine, settings: Settings) -> int:
     return len(messages)
 
 
-def _reopen_expired(connection: Connection) -> list[Message]:
-    """Batches whose lease ran out go back; one that took its workers down too often fails."""
-    now = sa.func.clock_timestamp()
-    connection.execute(
-        sa.update(batches)
-        .where(is_expired(), was_tried_often())
-        .values(state="failed", error=f"its worker died {MAX_ATTEMPTS} times", finished_at=now)
+def _reopen_expired(connection: Connection, settings: Settings) -> list[Message]:
+    """Batches whose lease ran out go back; one that took its workers down too often is split."""
+    suspects = connection.execute(
+        sa.select(batches).where(is_expired(), lapses_too_often()).with_for_update(skip_locked=True)
     )
+    for batch in suspects.mappings().all():
+        poison.split(connection, settings, batch)
     reopened = connection.execute(
-        sa.update(batches)
-        .where(is_expired())
-        .values(state="pending", lease_until=None, published_at=now)
+        move_batches("pending", lapses=batches.c.lapses + 1, published_at=sa.func.clock_timestamp())
+        .where(is_expired(), ~lapses_too_often())
         .returning(*_COLUMNS)
     )
     return [Message(*row) for row in reopened]

@@ -25,6 +25,7 @@ from models.ledger import quarantine, runs
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
 from models.steps.base import Context, Counts, Step
+from producer import poison
 from worker import bisect
 
 MAX_RETRIES = 6
@@ -140,6 +141,7 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim) -> Counts:
         else:
             counts = bisect.apply(context, step, claim.scope)
             _refuse_wholesale(context, step, counts)
+            poison.follow(connection, context, claim)
         claims.complete(connection, claim, counts)
     return counts
 

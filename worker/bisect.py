@@ -1,36 +1,38 @@
-"""Halving a batch that fails, down to the row, under savepoints of the batch's own transaction.
+"""Halving a batch that fails, down to the row, inside the batch's own transaction.
 
 Bad rows are set aside one by one, in O(bad · log n) statements; what is too big runs in halves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 
-from sqlalchemy import text
-
-from models.database import as_ours
+from models.database import STATEMENT_TIMEOUT_MS, as_ours
 from models.errors import BadRow, MigrationError, TooBig
-from models.steps.base import SET_ASIDE_AGAIN, Context, Counts, Scope, Step
+from models.quarantine import OWNER_QUARANTINED, set_aside
+from models.steps.base import Context, Counts, Scope, Step
 from worker import verify
+
+SHORTEST_TIMEOUT_MS = 3_000
 
 
 def apply(context: Context, step: Step, scope: Scope) -> Counts:
     """Apply a scope; where a row of it is bad or it is too big, halve it, down to that row."""
+    step.prepare(context, scope)
+    trial = _Trial(context, step)
     try:
-        with as_ours(), context.connection.begin_nested():
-            return step.apply(context, scope)
+        return trial.run(scope)
     except (BadRow, TooBig) as error:
         if step.source(context) is None:
             raise
-        keys = _keys(context, step, scope)
-        if len(keys) > 1:
-            middle = len(keys) // 2
-            halves = (scope.only(keys[:middle]), scope.only(keys[middle:]))
-            first, second = (apply(context, step, half) for half in halves)
-            return add(first, second)
+        trial.undo()
+        keys = step.keys_in(context, scope)
+        trial.expected = len(keys)
         # No key: the application deleted the row meanwhile.
-        return _apply_one(context, step, scope.only(keys), error) if keys else {}
+        counts = trial.halve(scope, keys, error) if keys else {}
+    trial.set_aside()
+    return counts
 
 
 def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
@@ -39,92 +41,134 @@ def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
         with as_ours(), context.connection.begin_nested():
             return verify.check(context, stage, step, scope)
     except TooBig:
-        keys = _keys(context, step, scope)
+        keys = step.keys_in(context, scope)
         if len(keys) <= 1:
             raise
-        middle = len(keys) // 2
-        halves = (scope.only(keys[:middle]), scope.only(keys[middle:]))
-        first, second = (check(context, stage, step, half) for half in halves)
+        first, second = (check(context, stage, step, scope.only(half)) for half in _halves(keys))
         return add(first, second)
 
 
-def _apply_one(context: Context, step: Step, scope: Scope, error: MigrationError) -> Counts:
-    """One legacy row that fails: alone it may pass, and then one of its dependents is bad."""
-    parts = _part_keys(context, step, scope)
-    if parts:
+class _Trial:
+    """Attempts at parts of a batch, under one savepoint that moves along: what passed stays."""
+
+    def __init__(self, context: Context, step: Step) -> None:
+        self._context, self._step = context, step
+        self._has_failed = False
+        self._rejected: list[tuple[str, Sequence[str], str, MigrationError]] = []
+        # Rows of the whole batch: a part of them has that part of the time.
+        self.expected = 0
+        context.connection.exec_driver_sql("SAVEPOINT passed")
+
+    def run(self, scope: Scope, rows: int = 0) -> Counts:
+        """One attempt; an attempt that fails is undone before the next one begins."""
+        if self.expected:
+            share = STATEMENT_TIMEOUT_MS * rows // self.expected
+            self._go_on(f"SET LOCAL statement_timeout = {max(SHORTEST_TIMEOUT_MS, share)}")
+        self._has_failed = True
+        with as_ours():
+            counts = self._step.apply(self._context, scope)
+        self._has_failed = False
+        return counts
+
+    def undo(self) -> None:
+        """Undo a failed attempt, so that the transaction can be used."""
+        self._go_on("")
+
+    def _go_on(self, then: str) -> None:
+        passed = "RELEASE SAVEPOINT passed; SAVEPOINT passed"
+        mark = "ROLLBACK TO SAVEPOINT passed" if self._has_failed else passed
+        self._context.connection.exec_driver_sql(f"{mark}; {then}")
+        self._has_failed = False
+
+    def halve(self, scope: Scope, keys: Sequence[str], error: MigrationError) -> Counts:
+        """The rows of a scope that failed as a whole."""
+        if len(keys) == 1:
+            return self._one(scope.only(keys), error)
+        return self._both(keys, error, scope.only, lambda half, why: self.halve(scope, half, why))
+
+    def _both(
+        self,
+        keys: Sequence[str],
+        error: MigrationError,
+        scope_of: Callable[[Sequence[str]], Scope],
+        deeper: Callable[[Sequence[str], MigrationError], Counts],
+    ) -> Counts:
+        left, right = _halves(keys)
         try:
-            with as_ours(), context.connection.begin_nested():
-                counts = step.apply(context, scope.with_parts([]))
-            return add(counts, _apply_parts(context, step, scope, parts))
-        except (BadRow, TooBig) as alone:
-            error = alone
-    _set_aside(context, step.entity, list(scope.keys or ()), "rejected", error)
-    counts = {f"{step.entity}s": {"total": 1, "quarantined": 1}}
-    if parts:
-        _set_aside(context, step.part_entity, parts, "owner_quarantined", error)
-        counts[f"{step.part_entity}s"] = {"total": len(parts), "quarantined": len(parts)}
-    return counts
+            counts = self.run(scope_of(left), len(left))
+        except (BadRow, TooBig) as failure:
+            counts = deeper(left, failure)
+        else:
+            if isinstance(error, BadRow):
+                # The left half is good, so the bad row is in the right one: no need to ask.
+                return add(counts, deeper(right, error))
+        try:
+            return add(counts, self.run(scope_of(right), len(right)))
+        except (BadRow, TooBig) as failure:
+            return add(counts, deeper(right, failure))
+
+    def _one(self, scope: Scope, error: MigrationError) -> Counts:
+        """One legacy row that fails: alone it may pass, and then one of its dependents is bad."""
+        step, context = self._step, self._context
+        if self._has_failed:
+            self.undo()
+        hanging = step.part_keys_in(context, scope)
+        parts = hanging if scope.parts is None else scope.parts
+        if parts:
+            try:
+                counts = self.run(scope.with_parts([]), 1)
+            except (BadRow, TooBig) as alone:
+                error = alone
+            else:
+                return add(counts, self._parts(scope, parts, error))
+        elif isinstance(error, BadRow):
+            # It may have been inferred from its neighbours: the row itself has the last word.
+            try:
+                return self.run(scope, 1)
+            except (BadRow, TooBig) as alone:
+                error = alone
+        self._rejected.append((step.entity, scope.keys or (), "rejected", error))
+        counts = {f"{step.entity}s": {"total": 1, "quarantined": 1}}
+        if hanging:
+            self._rejected.append((step.part_entity, hanging, OWNER_QUARANTINED, error))
+            counts[f"{step.part_entity}s"] = {"total": len(hanging), "quarantined": len(hanging)}
+        return counts
+
+    def _parts(self, scope: Scope, parts: Sequence[str], error: MigrationError) -> Counts:
+        """The dependents of one row, down to the one that fails. The row itself has passed."""
+        name = f"{self._step.entity}s"
+        if len(parts) == 1:
+            try:
+                counts = self.run(scope.with_parts(parts), 1)
+            except (BadRow, TooBig) as alone:
+                self._rejected.append((self._step.part_entity, parts, "rejected", alone))
+                return {f"{self._step.part_entity}s": {"total": 1, "quarantined": 1}}
+        else:
+            counts = self._both(
+                parts, error, scope.with_parts, lambda half, why: self._parts(scope, half, why)
+            )
+        return {what: value for what, value in counts.items() if what != name}
+
+    def set_aside(self) -> None:
+        """Quarantine what was refused; the database's own words stay out, they may quote data."""
+        self._go_on(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}")
+        context = self._context
+        for entity, keys, reason, error in self._rejected:
+            refused = f"The database refuses the row: {error.message}"
+            set_aside(
+                context.connection,
+                context.run_id,
+                context.batch_id,
+                entity,
+                keys,
+                reason=reason,
+                message="The owner is set aside." if reason == OWNER_QUARANTINED else refused,
+            )
 
 
-def _apply_parts(context: Context, step: Step, scope: Scope, parts: list[str]) -> Counts:
-    """The dependents of one row, halved down to the one that fails. The row itself has passed."""
-    try:
-        with as_ours(), context.connection.begin_nested():
-            counts = step.apply(context, scope.with_parts(parts))
-            return {name: value for name, value in counts.items() if name != f"{step.entity}s"}
-    except (BadRow, TooBig) as error:
-        if len(parts) > 1:
-            middle = len(parts) // 2
-            halves = (parts[:middle], parts[middle:])
-            first, second = (_apply_parts(context, step, scope, half) for half in halves)
-            return add(first, second)
-        _set_aside(context, step.part_entity, parts, "rejected", error)
-        return {f"{step.part_entity}s": {"total": 1, "quarantined": 1}}
-
-
-def _keys(context: Context, step: Step, scope: Scope) -> list[str]:
-    table = step.source(context)
-    if table is None:
-        return list(scope.keys or ())
-    condition = scope.condition("t.id", table.columns["id"].base)
-    statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
-    return list(context.connection.scalars(statement, scope.parameters))
-
-
-def _part_keys(context: Context, step: Step, scope: Scope) -> list[str]:
-    table = step.dependents(context)
-    if table is None:
-        return []
-    # Cast to the owners' own type: the column may be a smaller integer.
-    condition = scope.condition("t.user_id", context.legacy.users.columns["id"].base)
-    statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
-    return list(context.connection.scalars(statement, scope.parameters))
-
-
-_SET_ASIDE = text(
-    "INSERT INTO migration.quarantine AS q"
-    " (entity, legacy_key, run_id, batch_id, reason, message)"
-    " SELECT :entity, key, :run_id, :batch_id, :reason, :message"
-    f" FROM unnest(CAST(:keys AS text[])) AS key {SET_ASIDE_AGAIN}"
-)
-
-
-def _set_aside(
-    context: Context, entity: str, keys: list[str], reason: str, error: MigrationError
-) -> None:
-    """Quarantine rows that the database refuses; its own words stay out, they may quote data."""
-    message = f"The database refuses the row: {error.message}"
-    context.connection.execute(
-        _SET_ASIDE,
-        {
-            "entity": entity,
-            "keys": keys,
-            "run_id": context.run_id,
-            "batch_id": context.batch_id,
-            "reason": reason,
-            "message": "The owner is set aside." if reason == "owner_quarantined" else message,
-        },
-    )
+def _halves(keys: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    middle = len(keys) // 2
+    return keys[:middle], keys[middle:]
 
 
 def add(first: Counts, second: Counts) -> Counts:

@@ -7,6 +7,7 @@ batch's transaction, and later runs its `differences` over the same pages.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from models.catalog import Table, quote_name, read_tables
 from models.declared import TABLES
 from models.errors import Incompatible
 from models.legacy import Legacy, key_cast
+from models.quarantine import SET_ASIDE_AGAIN
 from models.settings import Settings
 from models.target import Target
 
@@ -29,13 +31,6 @@ BLANKS = (
     "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
     "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-
-# How a row that is set aside (again) enters the quarantine; an operator's acceptance stands.
-SET_ASIDE_AGAIN = """ON CONFLICT (entity, legacy_key) DO UPDATE SET
-    run_id = excluded.run_id, batch_id = excluded.batch_id, reason = excluded.reason,
-    message = excluded.message, changed_at = clock_timestamp(),
-    attempts = CASE WHEN q.state IN ('open', 'accepted') THEN q.attempts + 1 ELSE 1 END,
-    state = CASE WHEN q.state = 'accepted' THEN 'accepted' ELSE 'open' END"""
 
 
 @dataclass(frozen=True)
@@ -78,11 +73,11 @@ class Scope:
             **{name: list(value) if value is not None else None for name, value in lists.items()},
         }
 
-    def only(self, keys: list[str]) -> Scope:
+    def only(self, keys: Sequence[str]) -> Scope:
         """The same kind of scope over these keys."""
         return replace(self, low=None, high=None, keys=tuple(keys))
 
-    def with_parts(self, parts: list[str]) -> Scope:
+    def with_parts(self, parts: Sequence[str]) -> Scope:
         """The same keys, with only these of the rows that hang on them."""
         return replace(self, parts=tuple(parts))
 
@@ -161,6 +156,9 @@ class Step:
         """The keys of a step without a source, a batch each."""
         return []
 
+    def prepare(self, context: Context, scope: Scope) -> None:
+        """Lock what `apply` must find unchanged; once a batch, however often it is halved."""
+
     def apply(self, context: Context, scope: Scope) -> Counts:
         """Write what the scope's rows must become; counts what was seen, written, set aside.
 
@@ -184,6 +182,25 @@ class Step:
     def dependents(self, context: Context) -> Table | None:
         """The table whose rows hang on this step's source by `user_id`, tried one by one last."""
         return None
+
+    def keys_in(self, context: Context, scope: Scope) -> list[str]:
+        """The legacy keys of a scope, in key order; those of a list as they are."""
+        table = self.source(context)
+        if table is None or scope.keys is not None:
+            return list(scope.keys or ())
+        condition = scope.condition("t.id", table.columns["id"].base)
+        statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
+        return list(context.connection.scalars(statement, scope.parameters))
+
+    def part_keys_in(self, context: Context, scope: Scope) -> list[str]:
+        """The keys of the rows that hang on a scope's rows, in key order."""
+        table = self.dependents(context)
+        if table is None:
+            return []
+        # Cast to the owners' own type: the column may be a smaller integer.
+        condition = scope.condition("t.user_id", context.legacy.users.columns["id"].base)
+        statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
+        return list(context.connection.scalars(statement, scope.parameters))
 
 
 def default_of(table: Table, column: str) -> str:

@@ -235,12 +235,15 @@ class Users(Step):
     def dependents(self, context: Context) -> Table:
         return context.legacy.subscriptions
 
+    def prepare(self, context: Context, scope: Scope) -> None:
+        user_key = context.legacy.users.columns["id"].base
+        context.execute(_LOCK_BALANCES, scope, scope=scope.condition("u.id", user_key))
+
     def apply(self, context: Context, scope: Scope) -> Counts:
         users, subscriptions = context.legacy.users, context.legacy.subscriptions
         user_key = users.columns["id"].base
         subscription_key = subscriptions.columns["id"].base
         in_scope = scope.condition("u.id", user_key)
-        context.execute(_LOCK_BALANCES, scope, scope=in_scope)
         row = context.execute(
             _MIGRATE,
             scope,

@@ -1,0 +1,116 @@
+"""A batch that takes its workers down: split at once into many, to the one row that does it.
+
+A row that kills its process leaves no error behind, only leases that run out. Each further death
+costs a lease, so a suspect batch is cut into a hundred parts and not into halves, and each part
+is split at its next death. In the end one row is set aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy import Connection, RowMapping
+
+from models.claims import MAX_LAPSES, Claim, scope_of
+from models.ledger import RECONCILIATION, VERIFICATION, batches, move_batches, runs
+from models.quarantine import OWNER_QUARANTINED, WORKER_DIED, set_aside
+from models.settings import Settings
+from models.steps import by_name
+from models.steps.base import Context, Scope
+
+PARTS = 100
+log = structlog.get_logger("migration.poison")
+
+
+def split(connection: Connection, settings: Settings, batch: RowMapping) -> None:
+    """Split a batch (a row of the ledger) whose lease ran out too often, or set its row aside.
+
+    In the caller's transaction, with the batch's row locked.
+    """
+    run = connection.execute(sa.select(runs).where(runs.c.id == batch["run_id"])).one()
+    context = Context.read(connection, settings, run, batch_id=batch["id"])
+    step, scope = by_name(batch["step"]), scope_of(batch)
+    is_check = batch["stage"] in (VERIFICATION, RECONCILIATION)
+    keys = step.keys_in(context, scope)
+    hanging = [] if is_check else step.part_keys_in(context, scope) if len(keys) == 1 else []
+    log.warning("batch split", run=run.id, batch=batch["id"], rows=len(keys))
+    if len(keys) > 1:
+        _replace(connection, batch, [scope.only(part) for part in _parts(keys)])
+    elif step.source(context) is None or is_check:
+        error = f"its worker died {batch['lapses'] + 1} times"
+        _move(connection, batch, "failed", error=error)
+    elif scope.parts is None and hanging:
+        # The row without what hangs on it; where that passes, `follow` goes on with the parts.
+        _replace(connection, batch, [scope.only(keys).with_parts([])])
+    elif scope.parts is not None and len(scope.parts) > 1:
+        parts = [scope.with_parts(part) for part in _parts(scope.parts)]
+        _replace(connection, batch, parts)
+    else:
+        _set_aside(context, batch, step.entity, step.part_entity, keys, hanging, scope)
+        _move(connection, batch, "quarantined")
+
+
+def follow(connection: Connection, context: Context, claim: Claim) -> None:
+    """After a suspect row passed alone: the rows that hang on it, in batches of their own."""
+    if claim.scope.parts != ():
+        return
+    hanging = by_name(claim.step).part_keys_in(context, claim.scope)
+    batch = connection.execute(sa.select(batches).where(batches.c.id == claim.batch_id))
+    scopes = [claim.scope.with_parts(part) for part in _parts(hanging)]
+    _insert(connection, batch.mappings().one(), scopes)
+
+
+def _set_aside(
+    context: Context,
+    batch: RowMapping,
+    entity: str,
+    part_entity: str,
+    keys: Sequence[str],
+    hanging: Sequence[str],
+    scope: Scope,
+) -> None:
+    """The row that is left, which is a part of one row, or that row with all its parts."""
+    culprit, its_keys = (part_entity, scope.parts) if scope.parts else (entity, keys)
+    arguments = (context.connection, context.run_id, batch["id"])
+    set_aside(
+        *arguments,
+        culprit,
+        its_keys,
+        reason=WORKER_DIED,
+        message="Its worker died, each time that it came to this row.",
+        attempts=batch["lapses"] + 1,
+    )
+    if culprit == entity and hanging:
+        message = "The owner is set aside."
+        set_aside(*arguments, part_entity, hanging, reason=OWNER_QUARANTINED, message=message)
+
+
+def _parts(keys: Sequence[str]) -> list[Sequence[str]]:
+    size = max(1, -(-len(keys) // PARTS))
+    return [keys[start : start + size] for start in range(0, len(keys), size)]
+
+
+def _replace(connection: Connection, batch: RowMapping, scopes: list[Scope]) -> None:
+    _insert(connection, batch, scopes)
+    _move(connection, batch, "split")
+
+
+def _insert(connection: Connection, batch: RowMapping, scopes: list[Scope]) -> None:
+    """Batches in the place of another one, not published yet; one death more splits them again."""
+    same = {name: batch[name] for name in ("run_id", "stage", "step", "window")}
+    for scope in scopes:
+        connection.execute(
+            sa.insert(batches).values(
+                **same,
+                key_list=scope.keys,
+                part_list=scope.parts,
+                rows=0 if scope.parts else len(scope.keys or ()),
+                lapses=MAX_LAPSES - 1,
+            )
+        )
+
+
+def _move(connection: Connection, batch: RowMapping, to: str, **values: object) -> None:
+    connection.execute(move_batches(to, **values).where(batches.c.id == batch["id"]))

@@ -1,0 +1,144 @@
+"""Rows that kill whoever touches them: found by splitting, set aside one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Engine, text
+
+from models import claims
+from models import database as databases
+from models.ledger import batches
+from models.settings import Settings, load
+from producer import control, enqueue, reconciler, report
+from tests import variants
+from tests.integration.test_races import change, scalar, start
+from worker import batch
+
+
+@pytest.fixture
+def settings(servers: object) -> Settings:
+    return load()
+
+
+@pytest.fixture
+def engine(database: str) -> Iterator[Engine]:
+    engine = databases.create(database)
+    with engine.begin() as connection:
+        variants.PLAIN.build(connection, 300)
+    yield engine
+    engine.dispose()
+
+
+class Workers:
+    """Workers that die at certain rows: the claim stays, and its lease is let run out."""
+
+    def __init__(self, engine: Engine, settings: Settings, run_id: str) -> None:
+        self.engine, self.settings, self.run_id = engine, settings, run_id
+        self.deaths = 0
+
+    def run(self, *, users: set[str], subscriptions: set[str]) -> None:
+        """Work until the run is over, dying at these keys."""
+        while report.read(self.engine, self.run_id).state in ("preparing", "running"):
+            enqueue.advance(self.engine, self.settings, self.run_id)
+            with self.engine.connect() as connection:
+                waiting = connection.execute(
+                    sa.select(batches)
+                    .where(batches.c.run_id == self.run_id, batches.c.state == "pending")
+                    .order_by(batches.c.id)
+                ).all()
+            for row in waiting:
+                if row.step == "users" and row.stage == "users":
+                    owners = self._killers(row, users, subscriptions)
+                    if owners:
+                        self._die(row.id)
+                        continue
+                batch.run(self.engine, self.settings, self.run_id, row.id, "test")
+            change(self.engine, "UPDATE migration.batches SET lease_until = 'epoch'"
+                   " WHERE state = 'running'")  # fmt: skip
+            reconciler.tick(self.engine, self.settings)
+
+    def _killers(self, row: sa.Row[tuple[object]], users: set[str], parts: set[str]) -> bool:
+        scope = claims.scope_of(row._mapping)
+        with self.engine.connect() as connection:
+            mine = "true" if scope.parts is None else "s.id = ANY(:parts)"
+            found = connection.execute(
+                text(
+                    f"SELECT u.id, s.id AS part FROM users u LEFT JOIN gpt_subscriptions s"
+                    f" ON s.user_id = u.id AND {mine}"
+                    f" WHERE {scope.condition('u.id', 'text')}"
+                ),
+                scope.parameters,
+            ).all()
+        return any(each.id in users or each.part in parts for each in found)
+
+    def _die(self, batch_id: int) -> None:
+        with databases.transaction(self.engine) as connection:
+            assert claims.claim(connection, self.run_id, batch_id, "doomed")
+        self.deaths += 1
+
+
+def good_rows(engine: Engine) -> tuple[str, str]:
+    """A user, and a subscription of another one, that are migrated when nothing kills."""
+    with engine.connect() as connection:
+        found = connection.execute(
+            text(
+                "SELECT s.user_id, min(s.id) AS id FROM gpt_subscriptions s"
+                " JOIN users u ON u.id = s.user_id AND u.email LIKE '%@%'"
+                " WHERE s.gpt_id <> '' AND s.preferences::text LIKE '{%rate_limit%}'"
+                " GROUP BY s.user_id HAVING count(*) > 2 ORDER BY s.user_id"
+            )
+        ).all()
+    return found[0].user_id, found[-1].id
+
+
+def test_a_row_that_kills_its_worker_is_set_aside_and_nothing_else(
+    engine: Engine, settings: Settings
+) -> None:
+    user, subscription = good_rows(engine)
+    run_id = start(engine, settings)
+    workers = Workers(engine, settings, run_id)
+    workers.run(users={user}, subscriptions={subscription})
+    ended = report.read(engine, run_id)
+    assert ended.exit_status == 3, ended.error
+    with engine.connect() as connection:
+        killed = connection.execute(
+            text(
+                "SELECT entity, legacy_key, attempts FROM migration.quarantine"
+                " WHERE reason = 'worker_died' ORDER BY entity DESC"
+            )
+        ).all()
+    assert [tuple(row) for row in killed] == [("user", user, 3), ("subscription", subscription, 3)]
+    # Three deaths of the batch; then the hundredth of it, the row, the row's own part.
+    assert workers.deaths <= 3 + 2 * 4
+    owner = f"(SELECT user_id FROM gpt_subscriptions WHERE id = '{subscription}')"
+    hanging = scalar(engine, f"SELECT count(*) FROM gpt_subscriptions WHERE user_id = {owner}")
+    made = scalar(engine, f"SELECT count(*) FROM tool_assignments WHERE user_id = {owner}"
+                  " AND tool_id LIKE 't-%'")  # fmt: skip
+    assert made == hanging - 1
+    assert scalar(engine, f"SELECT count(*) FROM ai_suites WHERE user_id = '{user}'") == 0
+
+
+def test_a_mended_killer_comes_with_a_retry_that_touches_only_it(
+    engine: Engine, settings: Settings
+) -> None:
+    user, subscription = good_rows(engine)
+    run_id = start(engine, settings)
+    workers = Workers(engine, settings, run_id)
+    workers.run(users={user}, subscriptions={subscription})
+    last = scalar(engine, "SELECT max(id) FROM migration.batches")
+    change(engine, "DELETE FROM migration.quarantine WHERE reason NOT IN"
+           " ('worker_died', 'owner_quarantined')")  # fmt: skip
+    control.retry(engine, settings, run_id)
+    tried = scalar(
+        engine,
+        f"SELECT count(DISTINCT k) FROM migration.batches, unnest(key_list) k"
+        f" WHERE id > {last} AND step = 'users'",
+    )
+    assert tried <= 4
+    workers.run(users=set(), subscriptions=set())
+    assert scalar(engine, "SELECT count(*) FROM migration.quarantine"
+                  " WHERE reason = 'worker_died' AND state = 'open'") == 0  # fmt: skip
+    assert scalar(engine, f"SELECT count(*) FROM ai_suites WHERE user_id = '{user}'") == 1
