@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from models.errors import LeaseLost
 from models.ledger import RECONCILIATION, VERIFICATION, batches, move_batches, runs, stages
-from models.steps.base import Counts, Scope
+from models.steps.base import Counts, Scope, add
 
 LEASE_SECONDS = 20
 # After so many leases that ran out a batch is split, so that what kills its workers is found.
@@ -101,6 +101,17 @@ def scope_of(row: Any) -> Scope:
 def renew(connection: Connection, claim: Claim) -> None:
     """Extend the lease from now; raises LeaseLost when the batch is somebody else's."""
     _require(connection, claim, sa.update(batches).values(lease_until=lease_end()))
+
+
+def record(connection: Connection, claim: Claim, counts: Counts) -> Counts:
+    """Add to what a batch of several transactions has counted; returns the sum.
+
+    Raises LeaseLost when the batch is somebody else's.
+    """
+    before = connection.scalar(sa.select(batches.c.counts).where(batches.c.id == claim.batch_id))
+    total = add(before or {}, counts)
+    _require(connection, claim, sa.update(batches).values(counts=total))
+    return total
 
 
 def complete(connection: Connection, claim: Claim, counts: Counts) -> None:

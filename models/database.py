@@ -111,7 +111,8 @@ def transaction(
             f"SET LOCAL statement_timeout = {int(statement_timeout_ms)};"
             f"SET LOCAL lock_timeout = {int(lock_timeout_ms)};"
             f"SET LOCAL idle_in_transaction_session_timeout = {int(idle_timeout_ms)};"
-            "SET LOCAL timezone = 'UTC'; SET LOCAL jit = off"
+            "SET LOCAL timezone = 'UTC'; SET LOCAL jit = off;"
+            "SET LOCAL migration.worker = 'on'"
         )
         yield connection
 

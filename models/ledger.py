@@ -175,6 +175,21 @@ before_images = sa.Table(
     # The values that were not null before the run wrote; `kept` names those that it left alone.
     sa.Column("was", pg.JSONB, nullable=False),
 )
+# What the application changed in the legacy tables while a run was open, and nobody took up yet.
+# Only ever inserted and deleted, so that no two writers of the application wait for each other.
+changes = sa.Table(
+    "changes",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("entity", sa.Text, nullable=False),
+    sa.Column("legacy_key", sa.Text, nullable=False),
+    # The user whom the row belongs or belonged to; null where it named none.
+    sa.Column("owner_key", sa.Text),
+    sa.Column("operation", sa.Text, nullable=False),
+    _now("captured_at"),
+    sa.Index("changes_by_owner", "owner_key", "entity"),
+    sa.Index("changes_by_key", "legacy_key", "entity"),
+)
 schema_objects = sa.Table(
     "schema_objects",
     metadata,

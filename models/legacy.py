@@ -68,6 +68,16 @@ def key_cast(base_type: str) -> str:
     return "bpchar" if base_type == "character" else base_type
 
 
+def key_from_text(text: str, base_type: str) -> str:
+    """SQL for the key that a text expression names; null where it names none."""
+    if key_family(base_type) == "text":
+        return text
+    kind, shape = ("uuid", "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+    if key_family(base_type) == "integer":
+        kind, shape = "bigint", "-?[0-9]{1,18}"
+    return f"(CASE WHEN {text} ~ '^{shape}$' THEN {text}::{kind} END)"
+
+
 def optional(table: Table, column: str, default: str, *, alias: str) -> str:
     """SQL for an optional column: the column itself, or `default` where it is missing."""
     return f"{alias}.{quote(column)}" if column in table.columns else default

@@ -8,17 +8,18 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
 from models import ledger
+from models.claims import MAX_LAPSES
 from models.database import transaction
 from models.errors import Misconfigured, NotAllowed
 from models.ledger import batches, differences, move_batches, move_run, quarantine, runs, stages
-from models.legacy import key_cast
 from models.settings import Settings
 from models.steps import FINISH, RECONCILIATION, VERIFICATION
 from models.steps.base import Context
-from producer import enqueue, report
+from producer import enqueue, report, retried
 
 # Keys a batch when rows are tried again: they are few, and scattered over the table.
 RETRY_KEYS = 500
+_CAPTURE = ("capture", "organization", ["user", "subscription", "project"], frozenset[str]())
 
 
 def pause(engine: Engine, run_id: str | None) -> str:
@@ -66,8 +67,10 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
                 batches.c.run_id == run.id, batches.c.state == "failed"
             )
         )
-        for step, stage, keys in _retried_keys(connection, context):
-            _insert_keys(connection, run.id, stage, step, keys)
+        # The application may have gone on without being watched since the run ended.
+        _insert_keys(connection, run.id, retried.Keys(*_CAPTURE))
+        for keys in retried.read(context):
+            _insert_keys(connection, run.id, keys)
         with_batches = sa.select(batches.c.stage).where(
             batches.c.run_id == run.id, batches.c.state == "pending"
         )
@@ -180,56 +183,20 @@ def _require_no_other(connection: Connection, run_id: str) -> None:
         raise NotAllowed(f"Run {other} is open", hint="Wait for its end: producer status --watch")
 
 
-def _retried_keys(connection: Connection, context: Context) -> list[tuple[str, str, list[str]]]:
-    """(step, stage, keys) of what is open or was missing: users, owners, orphans, projects.
-
-    An owner that exists now is migrated with all that hangs on it, new or mended.
-    """
-    legacy = context.legacy
-    user_key, subscription_key, project_key = (
-        key_cast(table.columns["id"].base)
-        for table in (legacy.users, legacy.subscriptions, legacy.projects)
-    )
-
-    def keys(sql: str) -> list[str]:
-        return list(connection.scalars(text(sql), {"run_id": context.run_id}))
-
-    def open_keys(entity: str, kind: str) -> str:
-        return (
-            f"(SELECT CAST(q.legacy_key AS {kind}) FROM migration.quarantine q"
-            f" WHERE q.entity = '{entity}' AND q.state = 'open'"
-            f" UNION SELECT CAST(d.legacy_key AS {kind}) FROM migration.differences d"
-            f" WHERE d.entity = '{entity}' AND d.run_id = :run_id AND d.kind = 'missing')"
-        )
-
-    users, subscriptions, projects = (
-        table.sql for table in (legacy.users, legacy.subscriptions, legacy.projects)
-    )
-    owners = keys(
-        f"SELECT u.id::text FROM {users} u WHERE u.id IN {open_keys('user', user_key)}"
-        f" OR u.id IN (SELECT s.user_id FROM {subscriptions} s"
-        f"   WHERE s.id IN {open_keys('subscription', subscription_key)})"
-        f" OR u.id IN (SELECT p.user_id FROM {projects} p"
-        f"   WHERE p.id IN {open_keys('project', project_key)})"
-        " ORDER BY u.id"
-    )
-    orphans = keys(f"SELECT k::text FROM {open_keys('subscription', subscription_key)} AS t(k)")
-    waiting = keys(f"SELECT k::text FROM {open_keys('project', project_key)} AS t(k)")
-    return [
-        ("users", "users", owners),
-        ("orphans", "users", orphans),
-        ("projects", "projects", waiting),
-    ]
-
-
-def _insert_keys(
-    connection: Connection, run_id: str, stage: str, step: str, keys: list[str]
-) -> None:
-    for start in range(0, len(keys), RETRY_KEYS):
-        chunk = keys[start : start + RETRY_KEYS]
+def _insert_keys(connection: Connection, run_id: str, found: retried.Keys) -> None:
+    """Batches of no window for these keys; what killed its workers goes alone."""
+    rest = [key for key in found.keys if key not in found.suspects]
+    lists = [rest[start : start + RETRY_KEYS] for start in range(0, len(rest), RETRY_KEYS)]
+    for keys in (*lists, *([key] for key in sorted(found.suspects))):
         connection.execute(
             sa.insert(batches).values(
-                run_id=run_id, stage=stage, step=step, window=0, key_list=chunk, rows=len(chunk)
+                run_id=run_id,
+                stage=found.stage,
+                step=found.step,
+                window=0,
+                key_list=keys,
+                rows=len(keys),
+                lapses=MAX_LAPSES - 1 if keys[0] in found.suspects else 0,
             )
         )
 

@@ -175,15 +175,19 @@ def _cut(
     connection: Connection, context: Context, run: Any, stage: Any, step: Step, after: str | None
 ) -> tuple[list[dict[str, Any]], str | None]:
     """The next batches of one step, and the key to go on from (None: the step is cut)."""
+    round_ = int(after) if after and after.isdecimal() else 0
+    lists = step.key_lists(context, round_)
+    if lists is not None:
+        found = [{"key_list": keys, "rows": 0} for keys in lists]
+        return found, str(round_ + 1) if found else None
     table = step.source(context)
-    if table is None:
-        return [{"key_list": [item], "rows": 0} for item in step.items(context)], None
+    assert table is not None
     first = after is None
     rows = _batch_rows(connection, run, stage.name, step.name)
     pages = partition.window_pages(0 if first else stage.window)
-    found = partition.cut(connection, table, after=after, rows=rows, pages=pages)
-    last = found[-1].high if len(found) == pages else None
-    return [{"low": page.low, "high": page.high, "rows": page.rows} for page in found], last
+    cut = partition.cut(connection, table, after=after, rows=rows, pages=pages)
+    last = cut[-1].high if len(cut) == pages else None
+    return [{"low": page.low, "high": page.high, "rows": page.rows} for page in cut], last
 
 
 def _batch_rows(connection: Connection, run: Any, stage: str, step: str) -> int:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from models.ledger import batches, differences, quarantine, stages
 from models.messages import Batches, Stage, Standing
-from models.steps import RECONCILIATION, VERIFICATION, steps_of
+from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
 
 ENTITIES = {"users": "user", "subscriptions": "subscription", "projects": "project"}
 WRITTEN = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
@@ -99,6 +99,11 @@ def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], A
         )
         for (group, name), path in standing.items()
     ]
+    columns += [
+        total(f"{{final,{name},{what}}}", sa.true()).label(f"{FINISH}/{name}.{what}")
+        for name in ENTITIES
+        for what in ("total", "quarantined")
+    ]
     row = connection.execute(sa.select(*columns).where(batches.c.run_id == run_id)).one()
     return {
         (group, name): value if name == "credits_granted" else int(value)
@@ -107,17 +112,31 @@ def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], A
     }
 
 
+def last_count(connection: Connection, run_id: str) -> str | None:
+    """Who counted all legacy rows last: the verification, the finish, or nobody yet."""
+    found: str | None = connection.scalar(
+        sa.select(stages.c.name)
+        .where(stages.c.run_id == run_id, stages.c.state == "done")
+        .where(stages.c.name.in_((VERIFICATION, FINISH)))
+        .order_by(stages.c.finished_at.desc())
+        .limit(1)
+    )
+    return found
+
+
 def standing_of(
     connection: Connection,
     run: Any,
     counts: Mapping[tuple[str, str], Any],
     name: str,
-    *,
-    verified: bool,
+    counted_by: str | None,
 ) -> Standing:
-    """Once verified: as the verification counted. Before: what the batches have passed so far."""
+    """How the rows of an entity stand, as `last_count` says; before it, what was seen so far."""
     entity = ENTITIES[name]
-    if not verified:
+    if counted_by == FINISH:
+        total, aside = (counts[FINISH, f"{name}.{what}"] for what in ("total", "quarantined"))
+        return Standing(total=total, migrated=total - aside, quarantined=aside)
+    if counted_by is None:
         seen = counts["written", f"{name}.total"]
         aside = connection.scalar(
             sa.select(sa.func.count())

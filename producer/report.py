@@ -122,9 +122,9 @@ def _report(connection: Connection, run: Any) -> RunReport:
     found = progress.stages_of(connection, run)
     by_name = {stage.name: stage for stage in found}
     counts = progress.counts_of(connection, run.id)
-    verified = by_name[VERIFICATION].state == "done"
+    last_count = progress.last_count(connection, run.id)
     standings = {
-        name: progress.standing_of(connection, run, counts, name, verified=verified)
+        name: progress.standing_of(connection, run, counts, name, last_count)
         for name in progress.ENTITIES
     }
     report = RunReport(

@@ -26,7 +26,7 @@ from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
 from models.steps.base import Context, Counts, Step
 from producer import poison
-from worker import bisect
+from worker import bisect, settle
 
 MAX_RETRIES = 6
 WORK_MEM_MB = 32
@@ -131,6 +131,8 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim) -> Counts:
     step = by_name(claim.step)
     if claim.stage not in (VERIFICATION, RECONCILIATION) and not step.transactional:
         return _apply_outside(engine, settings, claim, step)
+    if step.is_settling:
+        return settle.run(engine, lambda connection: _context(connection, settings, claim), claim)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
     with transaction(engine) as connection:
         # The statements pass a batch's rows through a dozen CTEs: without room they go over disk.
@@ -138,6 +140,8 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim) -> Counts:
         context = _context(connection, settings, claim)
         if claim.stage in (VERIFICATION, RECONCILIATION):
             counts = bisect.check(context, claim.stage, step, claim.scope)
+        elif step.is_late:
+            counts = settle.take_up(context, step, claim.scope)
         else:
             counts = bisect.apply(context, step, claim.scope)
             _refuse_wholesale(context, step, counts)

@@ -6,12 +6,11 @@ Bad rows are set aside one by one, in O(bad · log n) statements; what is too bi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 
 from models.database import STATEMENT_TIMEOUT_MS, as_ours
 from models.errors import BadRow, MigrationError, TooBig
 from models.quarantine import OWNER_QUARANTINED, set_aside
-from models.steps.base import Context, Counts, Scope, Step
+from models.steps.base import Context, Counts, Scope, Step, add
 from worker import verify
 
 SHORTEST_TIMEOUT_MS = 3_000
@@ -24,9 +23,9 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
     try:
         return trial.run(scope)
     except (BadRow, TooBig) as error:
+        trial.undo()
         if step.source(context) is None:
             raise
-        trial.undo()
         keys = step.keys_in(context, scope)
         trial.expected = len(keys)
         # No key: the application deleted the row meanwhile.
@@ -169,19 +168,3 @@ class _Trial:
 def _halves(keys: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
     middle = len(keys) // 2
     return keys[:middle], keys[middle:]
-
-
-def add(first: Counts, second: Counts) -> Counts:
-    """The sum of two counts, name by name, nested ones too; amounts of money are strings."""
-    total = dict(first)
-    for name, value in second.items():
-        present = total.get(name)
-        if present is None:
-            total[name] = value
-        elif isinstance(value, dict):
-            total[name] = add(present, value)
-        elif isinstance(value, str):
-            total[name] = str(Decimal(present) + Decimal(value))
-        else:
-            total[name] = present + value
-    return total

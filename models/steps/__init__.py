@@ -12,14 +12,24 @@ __all__ = ["FINISH", "RECONCILIATION", "STEPS", "VERIFICATION"]
 _ORDER = (
     "indexes:EarlyIndexes",
     "organization:Organization",
+    "capture:Capture",
     "users:Users",
     "orphans:Orphans",
     "projects:Projects",
     "indexes:TargetIndexes",
     "switch:Switch",
+    "changes:ChangedUsers",
+    "changes:ChangedProjects",
     "removed:Removed",
     "credits:Credits",
+    "changes:LateUsers",
+    "changes:LateProjects",
+    "contract:Keys",
+    "settle:Settle",
+    "removed:LateRemoved",
     "contract:Contract",
+    "totals:Totals",
+    "capture:Release",
 )
 
 STEPS: list[Step] = [resolve_name(f"models.steps.{entry}")() for entry in _ORDER]

@@ -92,6 +92,8 @@ class Context:
     legacy: Legacy
     target: Target
     grants: dict[str, Decimal]
+    # An earlier run has migrated rows, which may have changed since.
+    is_repeat: bool = False
 
     @classmethod
     def read(
@@ -101,7 +103,11 @@ class Context:
         legacy = legacy_tables.read(connection, settings)
         grants = {name: Decimal(amount) for name, amount in run.grants.items()}
         target = target_tables.read(connection, legacy)
-        return cls(connection, run.id, batch_id, legacy, target, grants)
+        is_repeat = connection.scalar(
+            text("SELECT EXISTS (SELECT FROM migration.runs WHERE id < :run_id)"),
+            {"run_id": run.id},
+        )
+        return cls(connection, run.id, batch_id, legacy, target, grants, bool(is_repeat))
 
     def find_table(self, name: str) -> Table:
         """A table that is neither legacy nor target, for a step of its own."""
@@ -147,6 +153,10 @@ class Step:
     part_entity: ClassVar[str] = ""
     # False: `apply` runs outside a transaction (CREATE INDEX CONCURRENTLY) and must be idempotent.
     transactional: ClassVar[bool] = True
+    # Applied after the verification: each batch verifies its own rows at once (see `recheck`).
+    is_late: ClassVar[bool] = False
+    # Runs in transactions of its own, the last one under a lock (`worker.settle`).
+    is_settling: ClassVar[bool] = False
 
     def source(self, context: Context) -> Table | None:
         """The table to page through by its `id`; None when the step has items instead."""
@@ -155,6 +165,15 @@ class Step:
     def items(self, context: Context) -> list[str]:
         """The keys of a step without a source, a batch each."""
         return []
+
+    def key_lists(self, context: Context, round_: int) -> list[list[str]] | None:
+        """The batches of a step that takes lists of keys instead of pages; None for pages.
+
+        Asked again with the next number when a round is done, until there is none left.
+        """
+        if self.source(context) is not None:
+            return None
+        return [[item] for item in self.items(context)] if round_ == 0 else []
 
     def prepare(self, context: Context, scope: Scope) -> None:
         """Lock what `apply` must find unchanged; once a batch, however often it is halved."""
@@ -173,6 +192,10 @@ class Step:
         Rows are (kind, entity, legacy_key, target_table, detail); no statement is shared with
         `apply`, and none selects a value of the application.
         """
+        return []
+
+    def recheck(self, context: Context, scope: Scope) -> list[str]:
+        """Statements like those of `differences`, run right after `apply` where it comes late."""
         return []
 
     def account(self, context: Context, scope: Scope) -> str:
@@ -228,3 +251,19 @@ def counts(row: Any) -> Counts:
         "rows": {name: found[name] for name in TABLES if name in found},
         "credits_granted": str(found.get("credits_granted", 0)),
     }
+
+
+def add(first: Counts, second: Counts) -> Counts:
+    """The sum of two counts, name by name, nested ones too; amounts of money are strings."""
+    total = dict(first)
+    for name, value in second.items():
+        present = total.get(name)
+        if present is None:
+            total[name] = value
+        elif isinstance(value, dict):
+            total[name] = add(present, value)
+        elif isinstance(value, str):
+            total[name] = str(Decimal(present) + Decimal(value))
+        else:
+            total[name] = present + value
+    return total

@@ -1,6 +1,8 @@
-"""Contract: foreign keys, defaults, NOT NULL; and the helper index goes.
+"""Contract: foreign keys and defaults, then validation and NOT NULL; and the helper index goes.
 
-Each piece is a batch of its own, safe to repeat, and holds no lock beyond `lock_timeout`.
+Each piece is a batch of its own, safe to repeat, and holds no lock beyond `lock_timeout`. Between
+the two halves `settle.py` takes up the last changes: from the first half on, the keys delete what
+hangs on a row that the application deletes, and the second half finds nothing left over.
 """
 
 from __future__ import annotations
@@ -16,6 +18,27 @@ from models.steps.indexes import HELPER_INDEX, alter, drop_concurrently, is_ours
 
 _CHECK_VIOLATION = "23514"
 _FOREIGN_KEY_VIOLATION = "23503"
+_REFERENCES = {f"{r.table}.{r.column}": r for r in REFERENCES}
+
+
+class Keys(Step):
+    """Adds foreign keys, not validated yet, and the defaults of the new columns."""
+
+    name = "keys"
+    stage = "finish"
+    queue = "migration.control"
+    transactional = False
+
+    def items(self, context: Context) -> list[str]:
+        return [*_REFERENCES, "defaults"]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        (item,) = scope.keys or ()
+        if item == "defaults":
+            _set_defaults(context)
+        else:
+            _add_key(context, _REFERENCES[item])
+        return {}
 
 
 class Contract(Step):
@@ -27,53 +50,54 @@ class Contract(Step):
     transactional = False
 
     def items(self, context: Context) -> list[str]:
-        return [f"{r.table}.{r.column}" for r in REFERENCES] + ["columns", "helper index"]
+        return [*_REFERENCES, "not null", "helper index"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         connection = context.connection
         (item,) = scope.keys or ()
-        if item == "columns":
-            _close_columns(context)
+        if item == "not null":
+            _require_values(context)
         elif item == "helper index":
             if is_ours(connection, "helper_index", "subscriptions", HELPER_INDEX):
                 drop_concurrently(connection, context.legacy.subscriptions.schema, HELPER_INDEX)
         else:
-            table, column = item.split(".")
-            reference = next(r for r in REFERENCES if (r.table, r.column) == (table, column))
-            _add_key(context, reference)
+            _validate(context, _REFERENCES[item])
         return {}
 
 
 def _add_key(context: Context, reference: Reference) -> None:
     connection = context.connection
     table = context.target.table(reference.table)
-    key = table.key_on(reference.column)
-    if key is None:
-        made_here = is_ours(connection, "table", reference.table, reference.table)
-        added_here = is_ours(connection, "column", reference.table, reference.column)
-        if not (made_here or added_here):
-            return
-        name = f"fk_{reference.table}_{reference.column}"
-        record(connection, "constraint", reference.table, name)
-        alter(
-            connection,
-            f"ALTER TABLE {table.sql} ADD CONSTRAINT {quote(name)}"
-            f" FOREIGN KEY ({quote(reference.column)})"
-            f" REFERENCES {context.target.table(reference.refers_to).sql} (id)"
-            f" ON DELETE {reference.on_delete} NOT VALID",
-        )
-    elif key.valid:
+    if table.key_on(reference.column) is not None:
         return
-    else:
-        name = key.name
-    validate = f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {quote(name)}"
+    made_here = is_ours(connection, "table", reference.table, reference.table)
+    added_here = is_ours(connection, "column", reference.table, reference.column)
+    if not (made_here or added_here):
+        return
+    name = f"fk_{reference.table}_{reference.column}"
+    record(connection, "constraint", reference.table, name)
+    alter(
+        connection,
+        f"ALTER TABLE {table.sql} ADD CONSTRAINT {quote(name)}"
+        f" FOREIGN KEY ({quote(reference.column)})"
+        f" REFERENCES {context.target.table(reference.refers_to).sql} (id)"
+        f" ON DELETE {reference.on_delete} NOT VALID",
+    )
+
+
+def _validate(context: Context, reference: Reference) -> None:
+    table = context.target.table(reference.table)
+    key = table.key_on(reference.column)
+    if key is None or key.valid:
+        return
+    validate = f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {quote(key.name)}"
     try:
-        alter(connection, validate)
+        alter(context.connection, validate)
     except DBAPIError as failure:
         if sqlstate(failure) != _FOREIGN_KEY_VIOLATION:
             raise
         _remove_orphans(context, reference)
-        alter(connection, validate)
+        alter(context.connection, validate)
 
 
 def _remove_orphans(context: Context, reference: Reference) -> None:
@@ -90,7 +114,7 @@ def _remove_orphans(context: Context, reference: Reference) -> None:
         context.connection.exec_driver_sql(f"UPDATE {table} t SET {column} = NULL WHERE {orphan}")
 
 
-def _close_columns(context: Context) -> None:
+def _set_defaults(context: Context) -> None:
     connection = context.connection
     users = context.legacy.users
     missing = [name for name in USER_DEFAULTS if users.columns[name].default is None]
@@ -101,6 +125,11 @@ def _close_columns(context: Context) -> None:
             f"ALTER COLUMN {quote(name)} SET DEFAULT {USER_DEFAULTS[name]}" for name in missing
         )
         alter(connection, f"ALTER TABLE {users.sql} {clauses}")
+
+
+def _require_values(context: Context) -> None:
+    connection = context.connection
+    users = context.legacy.users
     any_set_aside = connection.scalar(
         text(
             "SELECT true FROM migration.quarantine"

@@ -6,19 +6,24 @@ until then the old application reads `active_gpt_id` as its GPT.
 
 from __future__ import annotations
 
+import functools
+
 from models import keys
 from models.catalog import Table
-from models.steps import projects_verification
-from models.steps.base import Context, Counts, Scope, Step, counts
+from models.legacy import key_cast
+from models.steps import projects_changes, projects_verification
+from models.steps.base import Context, Counts, Scope, Step, add, counts
 from models.steps.users import assigned_by
 
 # A project that points at a tool is migrated, or the new application made it; anything else that
-# is not blank is a choice of GPT, and a tool that an earlier run made takes the newer choice.
+# is not blank is a choice of GPT, and a tool that an earlier run made takes the newer choice. One
+# that points at its own tool stands for the GPT of before, should that tool be missing.
 _MIGRATE = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
-    u.id AS user_id, own.id AS suite_id, p.active_gpt_id AS gpt_id,
-    btrim(coalesce(p.active_gpt_id, ''), :blanks) <> '' AND p.active_gpt_id <> {tool_id}
+    u.id AS user_id, own.id AS suite_id, coalesce(b.gpt_id, p.active_gpt_id) AS gpt_id,
+    btrim(coalesce(p.active_gpt_id, ''), :blanks) <> ''
+      AND (b.gpt_id IS NOT NULL OR p.active_gpt_id <> {tool_id})
       AND NOT EXISTS (SELECT FROM {ai_tools} t WHERE t.id = p.active_gpt_id) AS has_gpt,
     CASE WHEN u.id IS NULL THEN 'owner_missing'
          WHEN own.id IS NULL OR q.legacy_key IS NOT NULL THEN 'owner_quarantined' END AS reason
@@ -29,6 +34,12 @@ WITH project AS MATERIALIZED (
   LEFT JOIN LATERAL (
     SELECT s.id FROM {ai_suites} s WHERE s.user_id = u.id ORDER BY s.created_at, s.id LIMIT 1
   ) AS own ON true
+  LEFT JOIN LATERAL (
+    SELECT i.was ->> 'active_gpt_id' AS gpt_id FROM migration.before_images i
+    WHERE p.active_gpt_id = {tool_id} AND i.entity = 'project' AND i.legacy_key = p.id::text
+      AND i.was ? 'active_gpt_id'
+    ORDER BY i.run_id DESC LIMIT 1
+  ) AS b ON true
   WHERE {scope}
 ),
 choice AS MATERIALIZED (SELECT * FROM project WHERE has_gpt AND reason IS NULL),
@@ -40,7 +51,7 @@ tool AS (
     CAST('free' AS {tool_tier}), 0, true, false, now(), now(), c.suite_id
   FROM choice c
   ON CONFLICT (id) DO UPDATE SET
-    name = excluded.name, configuration = excluded.configuration, updated_at = now()
+    name = excluded.name, configuration = excluded.configuration
   WHERE t.name <> excluded.name
   RETURNING xmax = 0 AS is_new
 ),
@@ -92,21 +103,31 @@ class Projects(Step):
         return context.legacy.projects
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        key = context.legacy.projects.columns["id"].base
-        row = context.execute(
-            _MIGRATE,
-            scope,
-            scope=scope.condition("p.id", key),
-            tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
-            usage_id=keys.id_of(keys.PROJECT_USAGE, "p.id", key),
-            assigned_by=assigned_by(context),
-            tool_json=context.type_of("ai_tools", "configuration"),
-            tool_tier=context.type_of("ai_tools", "pricing_tier"),
-        ).one()
-        return counts(row)
+        names = _expressions(context, scope)
+        is_list = scope.keys is not None
+        found = list(projects_changes.before(context, scope, names)) if is_list else []
+        found.append(counts(context.execute(_MIGRATE, scope, **names).one()))
+        if is_list or context.is_repeat:
+            found += projects_changes.after(context, scope, names)
+        return functools.reduce(add, found)
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         return projects_verification.differences(context, scope)
 
     def account(self, context: Context, scope: Scope) -> str:
         return projects_verification.account(context, scope)
+
+
+def _expressions(context: Context, scope: Scope) -> dict[str, str]:
+    key = context.legacy.projects.columns["id"].base
+    return {
+        "scope": scope.condition("p.id", key),
+        "kind": key_cast(key),
+        "tool_id": keys.id_of(keys.PROJECT_TOOL, "p.id", key),
+        "usage_id": keys.id_of(keys.PROJECT_USAGE, "p.id", key),
+        "tool_id_of_key": keys.id_of(keys.PROJECT_TOOL, "k.id", key),
+        "usage_id_of_key": keys.id_of(keys.PROJECT_USAGE, "k.id", key),
+        "assigned_by": assigned_by(context),
+        "tool_json": context.type_of("ai_tools", "configuration"),
+        "tool_tier": context.type_of("ai_tools", "pricing_tier"),
+    }

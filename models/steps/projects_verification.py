@@ -8,15 +8,17 @@ from models.steps.verification import hanging_rows, system_assigner
 
 # The GPT that a project had is in the before-image of the run that switched it. A project without
 # one must point at some tool, if at anything: the new application made it, or its images are gone.
+# So must one that an earlier run switched: the new application may have chosen another since.
 _PROJECTS = """
 SELECT found.kind, 'project', e.legacy_key, found.target_table, found.detail
 FROM (
   SELECT p.id::text AS legacy_key, p.user_id, p.active_gpt_id, p.is_template,
     {tool_id} AS tool_id, {usage_id} AS usage_id, b.was,
-    btrim(coalesce(b.was ->> 'active_gpt_id', ''), :blanks) <> '' AS had_gpt,
+    btrim(coalesce(b.was ->> 'active_gpt_id', ''), :blanks) <> ''
+      AND (b.run_id = :run_id OR p.active_gpt_id = {tool_id}) AS had_gpt,
     btrim(coalesce(p.active_gpt_id, ''), :blanks) <> '' AS has_gpt
   FROM {projects} p LEFT JOIN LATERAL (
-    SELECT i.was FROM migration.before_images i
+    SELECT i.was, i.run_id FROM migration.before_images i
     WHERE i.entity = 'project' AND i.legacy_key = p.id::text
       AND i.was ? 'active_gpt_id' ORDER BY i.run_id DESC LIMIT 1
   ) AS b ON true
@@ -38,9 +40,12 @@ CROSS JOIN LATERAL (
   UNION ALL SELECT 'missing', 'ai_tools', NULL WHERE e.had_gpt AND t.id IS NULL
   UNION ALL SELECT 'missing', 'tool_assignments', NULL WHERE e.had_gpt AND a.tool_id IS NULL
   UNION ALL SELECT 'missing', 'tool_usage_logs', NULL WHERE e.had_gpt AND l.id IS NULL
-  UNION ALL SELECT 'extra', 'ai_tools', NULL WHERE NOT e.has_gpt AND t.id IS NOT NULL
-  UNION ALL SELECT 'extra', 'tool_assignments', NULL WHERE NOT e.has_gpt AND a.tool_id IS NOT NULL
-  UNION ALL SELECT 'extra', 'tool_usage_logs', NULL WHERE NOT e.has_gpt AND l.id IS NOT NULL
+  UNION ALL SELECT 'extra', 'ai_tools', NULL
+  WHERE l.session_id = :run_id AND NOT e.has_gpt AND t.id IS NOT NULL
+  UNION ALL SELECT 'extra', 'tool_assignments', NULL
+  WHERE l.session_id = :run_id AND NOT e.has_gpt AND a.tool_id IS NOT NULL
+  UNION ALL SELECT 'extra', 'tool_usage_logs', NULL
+  WHERE l.session_id = :run_id AND NOT e.has_gpt AND l.id IS NOT NULL
   UNION ALL SELECT 'wrong_owner', 'ai_tools', NULL
   WHERE t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id
   UNION ALL SELECT 'wrong_value', 'ai_tools', v.name
@@ -54,6 +59,7 @@ CROSS JOIN LATERAL (
     ('configuration', t.configuration::jsonb IS DISTINCT FROM
       jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name))
   ) AS v(name, differs) WHERE t.id IS NOT NULL AND v.differs
+    AND (l.session_id = :run_id OR t.updated_at IS NOT DISTINCT FROM t.created_at)
   {hanging_rows}
   UNION ALL SELECT 'extra', 'tool_usage_logs', 'twin'
   FROM {tool_usage_logs} o

@@ -44,3 +44,10 @@ class Removed(Step):
             for entity, table in tables.items()
         }
         return {"removed": context.execute(_CLOSE, scope, **expressions).scalar()}
+
+
+class LateRemoved(Removed):
+    """The same once the last change is taken up, so that what is left decides how the run ends."""
+
+    name = "late_removed"
+    stage = "finish"

@@ -27,7 +27,9 @@ image AS (
     'active_gpt_id', CASE WHEN p.tool_id IS NOT NULL THEN p.active_gpt_id END,
     'is_template', p.is_template))
   FROM project p
-  ON CONFLICT (entity, legacy_key, run_id) DO UPDATE SET was = excluded.was || b.was
+  -- A GPT chosen since the last switch is the one to go back to.
+  ON CONFLICT (entity, legacy_key, run_id) DO UPDATE SET was = b.was
+    || jsonb_strip_nulls(jsonb_build_object('active_gpt_id', excluded.was -> 'active_gpt_id'))
 ),
 switched AS (
   UPDATE {projects} u SET

@@ -6,12 +6,14 @@ aside; everything else of the batch goes through. `users_verification.py` has th
 
 from __future__ import annotations
 
+import functools
+
 from models import keys
 from models.catalog import TEXT_TYPES, Table, quote
 from models.declared import ENUMS
 from models.legacy import optional
-from models.steps import users_verification
-from models.steps.base import Context, Counts, Scope, Step, counts, default_of
+from models.steps import users_changes, users_verification
+from models.steps.base import Context, Counts, Scope, Step, add, counts, default_of
 
 # A user whose balance somebody may be moving is locked before the statement takes its snapshot,
 # so that the balance and the log that it reads belong together. Waits in key order.
@@ -240,49 +242,55 @@ class Users(Step):
         context.execute(_LOCK_BALANCES, scope, scope=scope.condition("u.id", user_key))
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        users, subscriptions = context.legacy.users, context.legacy.subscriptions
-        user_key = users.columns["id"].base
-        subscription_key = subscriptions.columns["id"].base
-        in_scope = scope.condition("u.id", user_key)
-        row = context.execute(
-            _MIGRATE,
-            scope,
-            scope=in_scope,
-            parts=scope.parts_condition("s.id", subscription_key),
-            role=optional(users, "role", "NULL", alias="u") + "::text",
-            suite_id=keys.id_of(keys.SUITE, "u.id", user_key),
-            grant_id=keys.id_of(keys.GRANT, "u.id", user_key),
-            opening_id=keys.id_of(keys.OPENING, "u.id", user_key),
-            tool_id=keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", subscription_key),
-            usage_id=keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", subscription_key),
-            version=optional(subscriptions, "version", "NULL", alias="s") + "::text",
-            is_active=_is_active(subscriptions),
-            preferences=preferences(subscriptions),
-            user_types=", ".join(f"'{name}'" for name in ENUMS["user_type"]),
-            grant_amount=grant_amount(context, "o.final_type"),
-            assigned_by=assigned_by(context),
-            suite_json=context.type_of("ai_suites", "configuration"),
-            tool_json=context.type_of("ai_tools", "configuration"),
-            tool_tier=context.type_of("ai_tools", "pricing_tier"),
-            user_type_type=users.columns["user_type"].type,
-            billing_tier_type=users.columns["billing_tier"].type,
-            **{
-                f"{column}_default": default_of(users, column)
-                for column in (
-                    "user_type",
-                    "billing_tier",
-                    "is_active",
-                    "organization_id",
-                )
-            },
-        ).one()
-        return counts(row)
+        names = _expressions(context, scope)
+        found = (
+            list(users_changes.before(context, scope, names)) if is_later(context, scope) else []
+        )
+        found.append(counts(context.execute(_MIGRATE, scope, **names).one()))
+        if is_later(context, scope):
+            found += users_changes.after(context, scope, names)
+        return functools.reduce(add, found)
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         return users_verification.differences(context, scope)
 
     def account(self, context: Context, scope: Scope) -> str:
         return users_verification.account(context, scope)
+
+
+def is_later(context: Context, scope: Scope) -> bool:
+    """Whether rows of this scope may have been migrated before: by an earlier run, or as a page."""
+    return context.is_repeat or scope.keys is not None
+
+
+def _expressions(context: Context, scope: Scope) -> dict[str, str]:
+    users, subscriptions = context.legacy.users, context.legacy.subscriptions
+    user_key = users.columns["id"].base
+    subscription_key = subscriptions.columns["id"].base
+    defaulted = ("user_type", "billing_tier", "is_active", "organization_id")
+    return {
+        "scope": scope.condition("u.id", user_key),
+        "parts": scope.parts_condition("s.id", subscription_key),
+        "role": optional(users, "role", "NULL", alias="u") + "::text",
+        "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),
+        "grant_id": keys.id_of(keys.GRANT, "u.id", user_key),
+        "opening_id": keys.id_of(keys.OPENING, "u.id", user_key),
+        "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", subscription_key),
+        "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", subscription_key),
+        "version": optional(subscriptions, "version", "NULL", alias="s") + "::text",
+        "is_active": _is_active(subscriptions),
+        "preferences": preferences(subscriptions),
+        "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
+        "grant_amount": grant_amount(context, "o.final_type"),
+        "role_amount": grant_amount(context, "role.type"),
+        "assigned_by": assigned_by(context),
+        "suite_json": context.type_of("ai_suites", "configuration"),
+        "tool_json": context.type_of("ai_tools", "configuration"),
+        "tool_tier": context.type_of("ai_tools", "pricing_tier"),
+        "user_type_type": users.columns["user_type"].type,
+        "billing_tier_type": users.columns["billing_tier"].type,
+        **{f"{column}_default": default_of(users, column) for column in defaulted},
+    }
 
 
 def preferences(subscriptions: Table) -> str:

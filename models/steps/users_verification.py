@@ -7,7 +7,7 @@ target row it must have produced, and every row that the migration made against 
 from __future__ import annotations
 
 from models import keys
-from models.legacy import optional
+from models.legacy import key_from_text, optional
 from models.steps.base import Context, Scope
 from models.steps.verification import hanging_rows, system_assigner
 
@@ -36,7 +36,9 @@ LEFT JOIN (
   LEFT JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
   WHERE o.name = 'Default Organization'
 ) AS home ON true
-LEFT JOIN {ai_suites} s ON s.id = {suite_id}
+LEFT JOIN (
+  SELECT e.*, e.updated_at IS NOT DISTINCT FROM e.created_at AS is_as_made FROM {ai_suites} e
+) AS s ON s.id = {suite_id}
 CROSS JOIN LATERAL (
   SELECT 'wrong_value' AS kind, u.legacy_key, 'users' AS target_table, 'user_type' AS detail
   WHERE u.user_type IS NULL OR (u.is_known AND u.user_type <> CASE
@@ -69,13 +71,14 @@ CROSS JOIN LATERAL (
     AND e.configuration::jsonb = s.configuration::jsonb
   UNION ALL SELECT 'wrong_owner', u.legacy_key, 'ai_suites', NULL WHERE s.user_id <> u.id
   UNION ALL SELECT 'wrong_value', u.legacy_key, 'ai_suites', 'name'
-  WHERE s.name <> concat(u.email, '''s Suite')
+  WHERE s.name <> concat(u.email, '''s Suite') AND (u.is_known OR s.is_as_made)
   UNION ALL SELECT 'wrong_value', u.legacy_key, 'ai_suites', 'configuration'
-  WHERE s.id IS NOT NULL AND s.configuration::jsonb IS DISTINCT FROM jsonb_build_object(
-    'default_tools', json_build_array(), 'preferences', json_build_object(),
-    'auto_configuration', true)
+  WHERE s.id IS NOT NULL AND (u.is_known OR s.is_as_made)
+    AND s.configuration::jsonb IS DISTINCT FROM jsonb_build_object(
+      'default_tools', json_build_array(), 'preferences', json_build_object(),
+      'auto_configuration', true)
   UNION ALL SELECT 'wrong_value', u.legacy_key, 'ai_suites', 'is_active'
-  WHERE s.id IS NOT NULL AND s.is_active IS DISTINCT FROM true
+  WHERE s.id IS NOT NULL AND s.is_active IS DISTINCT FROM true AND (u.is_known OR s.is_as_made)
 ) AS found
 """
 
@@ -121,48 +124,71 @@ CROSS JOIN LATERAL (
     ('configuration', t.configuration::jsonb IS DISTINCT FROM
       coalesce(nullif(e.preferences, 'null'), '{{}}'))
   ) AS v(name, differs) WHERE t.id IS NOT NULL AND v.differs
+    AND (l.session_id = :run_id OR t.updated_at IS NOT DISTINCT FROM t.created_at)
   {hanging_rows}
 ) AS found
 """
 
 # Rows that the migration made (their ids say so) and that no standing legacy row asks for, and
-# twins: rows made during the run that repeat a migrated one under another id.
+# twins: rows made during the run that repeat a migrated one under another id. What an earlier run
+# made may stay while its legacy row is set aside, or since the new application uses it.
 _EXTRA = """
 WITH page AS MATERIALIZED (SELECT u.id FROM {users} u WHERE {scope}),
-expected AS MATERIALIZED (
-  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id
+legacy AS MATERIALIZED (
+  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, q.legacy_key IS NULL AS stands
   FROM page JOIN {subscriptions} s ON s.user_id = page.id
-  WHERE NOT EXISTS (
-    SELECT FROM migration.quarantine q WHERE q.entity = 'subscription'
-      AND q.legacy_key = s.id::text AND q.state IN ('open', 'accepted'))
+  LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
+    AND q.state IN ('open', 'accepted')
 ),
 tools AS MATERIALIZED (
   SELECT t.id, s.user_id, t.suite_id, t.name, t.version, t.tool_type, t.configuration::jsonb,
-    t.created_at
+    t.created_at, t.updated_at
   FROM page JOIN {ai_suites} s ON s.user_id = page.id JOIN {ai_tools} t ON t.suite_id = s.id
+),
+stray AS MATERIALIZED (
+  SELECT t.id, 'subscription' AS entity, e.tool_id IS NULL AS is_gone FROM tools t
+  LEFT JOIN legacy e ON e.tool_id = t.id
+  WHERE {is_tool} AND e.stands IS NOT TRUE
+  UNION ALL
+  SELECT t.id, 'project', true FROM tools t
+  WHERE {is_project_tool} AND NOT EXISTS (SELECT FROM {projects} p WHERE p.id = {project_key})
+),
+judged AS MATERIALIZED (
+  SELECT x.id, x.entity, EXISTS (
+      SELECT FROM {tool_usage_logs} l
+      WHERE l.tool_id = x.id AND l.action = 'migration' AND l.session_id = :run_id)
+    OR (x.is_gone AND t.updated_at IS NOT DISTINCT FROM t.created_at
+      AND (SELECT count(*) FROM {tool_usage_logs} l
+           WHERE l.tool_id = x.id AND l.action IS DISTINCT FROM 'migration') = 0
+      AND (SELECT count(*) FROM {tool_assignments} a
+           WHERE a.tool_id = x.id AND a.assigned_by IS DISTINCT FROM {assigned_by}) = 0
+      AND (SELECT count(*) FROM {marketplace_listings} m WHERE m.tool_id = x.id) = 0) AS is_extra
+  FROM stray x JOIN tools t ON t.id = x.id
 )
-SELECT 'extra', 'subscription', t.id, 'ai_tools', NULL
-FROM tools t LEFT JOIN expected e ON e.tool_id = t.id
-WHERE {is_tool} AND e.tool_id IS NULL
+SELECT 'extra', j.entity, j.id, 'ai_tools', NULL FROM judged j WHERE j.is_extra
 UNION ALL
 SELECT 'extra', 'subscription', t.id, 'ai_tools', 'twin'
 FROM tools t JOIN tools o
   ON o.suite_id = t.suite_id AND o.name = t.name AND o.tool_type = t.tool_type
   AND o.configuration = t.configuration AND o.version IS NOT DISTINCT FROM t.version
-JOIN expected e ON e.tool_id = o.id
+JOIN legacy e ON e.tool_id = o.id AND e.stands
 WHERE NOT {is_tool} AND t.tool_type = 'gpt'
   AND t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
                        WHERE r.id = :run_id)
 UNION ALL
 SELECT 'extra', 'subscription', a.tool_id, 'tool_assignments', NULL
 FROM page JOIN {tool_assignments} a ON a.user_id = page.id
-LEFT JOIN expected e ON e.tool_id = a.tool_id AND e.user_id = a.user_id
-WHERE {is_assigned_tool} AND e.tool_id IS NULL AND a.assigned_by IS NOT DISTINCT FROM {assigned_by}
+LEFT JOIN legacy e ON e.tool_id = a.tool_id AND e.user_id = a.user_id AND e.stands
+LEFT JOIN judged j ON j.id = a.tool_id
+WHERE {is_assigned_tool} AND e.tool_id IS NULL AND j.is_extra IS NOT FALSE
+  AND a.assigned_by IS NOT DISTINCT FROM {assigned_by}
 UNION ALL
 SELECT 'extra', 'subscription', l.id, 'tool_usage_logs', NULL
 FROM page JOIN {tool_usage_logs} l ON l.user_id = page.id
-LEFT JOIN expected e ON e.usage_id = l.id
+LEFT JOIN legacy e ON e.usage_id = l.id AND e.stands
+LEFT JOIN judged j ON j.id = l.tool_id
 WHERE e.usage_id IS NULL AND l.action = 'migration' AND ({is_usage} OR {is_used_tool})
+  AND j.is_extra IS NOT FALSE
 """
 
 # Joined as sets: a subquery a user would scan the whole quarantine once for each of them.
@@ -220,6 +246,10 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "assigned_by": system_assigner(context),
         "hanging_rows": hanging_rows(context),
         "is_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
+        "is_project_tool": keys.has_kind(keys.PROJECT_TOOL, "t.id"),
+        "project_key": key_from_text(
+            "(t.configuration ->> 'project_id')", context.legacy.projects.columns["id"].base
+        ),
         "is_assigned_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "a.tool_id"),
         "is_usage": keys.has_kind(keys.SUBSCRIPTION_USAGE, "l.id"),
         "is_used_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "l.tool_id"),

@@ -6,18 +6,21 @@ Revision ID: 0001
 from alembic import op
 
 from models.ledger import TRY_JSONB, metadata
+from models.steps.capture import FUNCTION
 
 revision = "0001"
 down_revision = None
 
 
 def upgrade() -> None:
-    """Create the ledger's tables and the function that reads doubtful JSON."""
+    """Create the ledger's tables and its two functions."""
     metadata.create_all(op.get_bind(), checkfirst=False)
     op.execute(TRY_JSONB)
+    op.execute(FUNCTION)
 
 
 def downgrade() -> None:
     """Drop them."""
     op.execute("DROP FUNCTION migration.try_jsonb(text)")
+    op.execute("DROP FUNCTION migration.capture() CASCADE")
     metadata.drop_all(op.get_bind(), checkfirst=False)

@@ -1,0 +1,137 @@
+"""Live writes: what the application changes in the legacy tables while a run is open is noted.
+
+Triggers write one row a change to `migration.changes`; `changes.py` takes them up. They stay where
+a run failed or was cancelled, so that it can be continued, and go when one is complete.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from models.catalog import Table, quote
+from models.steps.base import Context, Counts, Scope, Step
+from models.steps.indexes import alter, record
+
+# What a target row is made from. A change of anything else is of no concern.
+_VALUES = {
+    "user": ("email", "role"),
+    "subscription": ("user_id", "gpt_id", "status", "is_active", "version", "preferences"),
+    "project": ("user_id", "active_gpt_id", "is_template"),
+}
+_ROWS_TRIGGER, _VALUES_TRIGGER = "migration_capture_rows", "migration_capture_values"
+# The migration's own writes are none of the application's.
+_NOT_OURS = "current_setting('migration.worker', true) IS DISTINCT FROM 'on'"
+
+# A trigger must never make the application's own write fail: whatever goes wrong in here is left
+# to the verification. Runs as its owner, since the application knows nothing of the schema.
+FUNCTION = """
+CREATE OR REPLACE FUNCTION migration.capture() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+  owned CONSTANT boolean := TG_ARGV[0] <> 'user';
+  before_owner text;
+  after_owner text;
+BEGIN
+  IF TG_OP <> 'INSERT' THEN
+    IF owned THEN before_owner := OLD.user_id::text; ELSE before_owner := OLD.id::text; END IF;
+    INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
+    VALUES (TG_ARGV[0], OLD.id::text, before_owner, TG_OP);
+  END IF;
+  IF TG_OP <> 'DELETE' THEN
+    IF owned THEN after_owner := NEW.user_id::text; ELSE after_owner := NEW.id::text; END IF;
+    IF TG_OP = 'INSERT' OR NEW.id IS DISTINCT FROM OLD.id
+        OR after_owner IS DISTINCT FROM before_owner THEN
+      INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
+      VALUES (TG_ARGV[0], NEW.id::text, after_owner, TG_OP);
+    END IF;
+  END IF;
+  RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+  RETURN NULL;
+END $$
+"""
+
+
+class Capture(Step):
+    """Puts the triggers on the legacy tables, before the first of their rows is read."""
+
+    name = "capture"
+    stage = "organization"
+    queue = "migration.control"
+    transactional = False
+
+    def items(self, context: Context) -> list[str]:
+        return list(_VALUES)
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        for entity in scope.keys or ():
+            table = _table(context, entity)
+            if not _has_triggers(context.connection, table):
+                record(context.connection, "triggers", table.label, entity)
+                alter(context.connection, _create(entity, table))
+        return {}
+
+
+class Release(Step):
+    """Takes the triggers away again, with what they noted since the last change was taken up."""
+
+    name = "release"
+    stage = "finish"
+    queue = "migration.control"
+    transactional = False
+
+    def items(self, context: Context) -> list[str]:
+        return ["triggers"]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        connection = context.connection
+        for entity in _VALUES:
+            table = _table(context, entity)
+            if _has_triggers(connection, table):
+                alter(connection, "; ".join(_drop(table)))
+        # The next run goes through all rows: it finds these changes by itself.
+        connection.exec_driver_sql("DELETE FROM migration.changes")
+        return {}
+
+
+def _table(context: Context, entity: str) -> Table:
+    table: Table = getattr(context.legacy, f"{entity}s")
+    return table
+
+
+def _has_triggers(connection: Connection, table: Table) -> bool:
+    found = connection.scalar(
+        text(
+            "SELECT count(*) FROM pg_trigger WHERE tgrelid = :oid AND tgenabled <> 'D'"
+            " AND tgname IN (:rows, :values)"
+        ),
+        {"oid": table.oid, "rows": _ROWS_TRIGGER, "values": _VALUES_TRIGGER},
+    )
+    return bool(found == 2)
+
+
+def _create(entity: str, table: Table) -> str:
+    changed = []
+    for name in ("id", *_VALUES[entity]):
+        column = table.columns.get(name)
+        if column:
+            # json has no equality; its text has.
+            cast = "::text" if column.base == "json" else ""
+            old, new = (f"{row}.{quote(name)}{cast}" for row in ("OLD", "NEW"))
+            changed.append(f"{old} IS DISTINCT FROM {new}")
+    function = f"EXECUTE FUNCTION migration.capture('{entity}')"
+    return "; ".join(
+        [
+            *_drop(table),
+            f"CREATE TRIGGER {_ROWS_TRIGGER} AFTER INSERT OR DELETE ON {table.sql}"
+            f" FOR EACH ROW WHEN ({_NOT_OURS}) {function}",
+            f"CREATE TRIGGER {_VALUES_TRIGGER} AFTER UPDATE ON {table.sql}"
+            f" FOR EACH ROW WHEN ({_NOT_OURS} AND ({' OR '.join(changed)})) {function}",
+        ]
+    )
+
+
+def _drop(table: Table) -> list[str]:
+    return [
+        f"DROP TRIGGER IF EXISTS {name} ON {table.sql}" for name in (_ROWS_TRIGGER, _VALUES_TRIGGER)
+    ]

@@ -1,0 +1,100 @@
+"""Taking target rows away: a tool with all that hangs on it, a user with all that was theirs."""
+
+from __future__ import annotations
+
+from models import keys
+from models.steps.base import Context, Counts, Scope, counts
+
+# A tool that the new application has changed, used or shared since is no longer ours to take.
+_UNTOUCHED = """({alias}.updated_at IS NOT DISTINCT FROM {alias}.created_at
+  AND NOT EXISTS (SELECT FROM {tool_usage_logs} x
+    WHERE x.tool_id = {alias}.id AND x.action IS DISTINCT FROM 'migration')
+  AND NOT EXISTS (SELECT FROM {tool_assignments} x
+    WHERE x.tool_id = {alias}.id AND x.assigned_by IS DISTINCT FROM {assigned_by})
+  AND NOT EXISTS (SELECT FROM {marketplace_listings} x WHERE x.tool_id = {alias}.id))"""
+
+_TOOLS = """
+WITH doomed AS MATERIALIZED ({doomed}),
+listing AS (
+  DELETE FROM {marketplace_listings} m USING doomed d WHERE m.tool_id = d.id
+),
+usage_log AS (
+  DELETE FROM {tool_usage_logs} l USING doomed d WHERE l.tool_id = d.id
+  RETURNING l.session_id IS NOT DISTINCT FROM :run_id AND l.action = 'migration' AS is_ours
+),
+assignment AS (
+  DELETE FROM {tool_assignments} a USING doomed d WHERE a.tool_id = d.id RETURNING 1
+),
+tool AS (
+  DELETE FROM {ai_tools} t USING doomed d WHERE t.id = d.id RETURNING 1
+)
+SELECT -(SELECT count(*) FROM usage_log WHERE is_ours) AS tool_usage_logs,
+  -(SELECT count(*) FROM assignment) AS tool_assignments,
+  -(SELECT count(*) FROM tool) AS ai_tools
+"""
+
+_GONE = """
+SELECT k.id::text FROM unnest(CAST(:keys AS {kind}[])) AS k(id)
+WHERE NOT EXISTS (SELECT FROM {users} u WHERE u.id = k.id)
+"""
+
+_THEIR_TOOLS = """
+  SELECT t.id FROM {ai_suites} s JOIN {ai_tools} t ON t.suite_id = s.id
+  WHERE s.user_id = ANY(CAST(:keys AS {kind}[]))
+"""
+
+_THEIRS = """
+WITH usage_log AS (
+  DELETE FROM {tool_usage_logs} l WHERE l.user_id = ANY(CAST(:keys AS {kind}[]))
+  RETURNING l.session_id IS NOT DISTINCT FROM :run_id AND l.action = 'migration' AS is_ours
+),
+assignment AS (
+  DELETE FROM {tool_assignments} a WHERE a.user_id = ANY(CAST(:keys AS {kind}[]))
+),
+credit AS (
+  DELETE FROM {credit_logs} c WHERE c.user_id = ANY(CAST(:keys AS {kind}[]))
+  RETURNING CASE WHEN c.run_id = :run_id AND c.reason = 'migration_grant' THEN c.amount END
+    AS granted
+),
+suite AS (
+  DELETE FROM {ai_suites} s WHERE s.user_id = ANY(CAST(:keys AS {kind}[])) RETURNING 1
+)
+SELECT -(SELECT count(*) FROM usage_log WHERE is_ours) AS tool_usage_logs,
+  -(SELECT count(*) FROM suite) AS ai_suites,
+  -(SELECT coalesce(sum(granted), 0) FROM credit) AS credits_granted
+"""
+
+
+def remove_tools(context: Context, doomed: str, scope: Scope, /, **names: str) -> Counts:
+    """Delete the tools whose ids `doomed` selects, and what hangs on them; counts are negative."""
+    statement = _TOOLS.replace("{doomed}", doomed)
+    return {"rows": dict(context.execute(statement, scope, **names).one()._mapping)}
+
+
+def remove_deleted_users(context: Context, scope: Scope, kind: str) -> list[Counts]:
+    """Delete what users of a list of keys left behind who are gone; ON DELETE CASCADE by hand.
+
+    The foreign keys that would do it come after the load.
+    """
+    gone = list(context.execute(_GONE, scope, kind=kind).scalars())
+    if not gone:
+        return []
+    scope = scope.only(gone)
+    return [
+        remove_tools(context, _THEIR_TOOLS, scope, kind=kind),
+        counts(context.execute(_THEIRS, scope, kind=kind).one()),
+    ]
+
+
+def is_untouched(context: Context, alias: str, assigned_by: str) -> str:
+    """SQL condition: the tool under this alias is as the migration made it, and nobody uses it."""
+    return context.render(_UNTOUCHED, alias=alias, assigned_by=assigned_by)
+
+
+def usage_of(tool_id: str, kind: str) -> str:
+    """SQL for the id of the usage log that was made beside a tool of ours."""
+    usage = {
+        keys.SUBSCRIPTION_TOOL: keys.SUBSCRIPTION_USAGE,
+        keys.PROJECT_TOOL: keys.PROJECT_USAGE,
+    }[kind]
+    return f"'{usage}' || substr({tool_id}, 2)"

@@ -1,0 +1,45 @@
+"""The last of the live writes, taken up and verified while the legacy tables take no write."""
+
+from __future__ import annotations
+
+from models.steps.base import Context, Scope, Step
+from models.steps.changes import KEYS_A_BATCH, ChangedProjects, ChangedUsers, pending
+
+# Below PostgreSQL's deadlock_timeout of a second: it is never the application that has to yield.
+LOCK_MS = 600
+# With the three locks taken, this long for each statement: writers wait no longer than 2 seconds.
+STATEMENT_MS = 700
+
+
+class Settle(Step):
+    """Runs in rounds of its own (`worker.settle`): few changes are left, then the lock."""
+
+    name = "settle"
+    stage = "finish"
+    queue = "migration.control"
+    is_settling = True
+
+    def items(self, context: Context) -> list[str]:
+        return ["rest"]
+
+
+def lock(context: Context) -> None:
+    """Keep writers off the three legacy tables until the transaction ends; readers go on."""
+    legacy = context.legacy
+    names = ", ".join(table.sql for table in (legacy.users, legacy.subscriptions, legacy.projects))
+    context.connection.exec_driver_sql(
+        f"SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {STATEMENT_MS};"
+        f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE"
+    )
+
+
+def next_scope(context: Context, *, after_users: bool) -> tuple[Step, Scope] | None:
+    """What is taken up next: users with their subscriptions first, then projects; None at the end.
+
+    `after_users`: the users of this transaction are done, even where none was found.
+    """
+    users = pending(context, "owner_key", ("user", "subscription"))
+    if users or not after_users:
+        return ChangedUsers(), Scope(keys=tuple(users[:KEYS_A_BATCH]))
+    projects = pending(context, "legacy_key", ("project",))
+    return (ChangedProjects(), Scope(keys=tuple(projects[:KEYS_A_BATCH]))) if projects else None

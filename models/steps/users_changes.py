@@ -1,0 +1,211 @@
+"""What a later change of a user or a subscription does to the rows that stand for them.
+
+A value that the application changed in a legacy row goes into the target row, as long as the new
+application has left that alone; what has no legacy row any more is taken away. Ids stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from models import keys
+from models.declared import USER_DEFAULTS
+from models.legacy import key_from_text
+from models.steps.base import Context, Counts, Scope
+from models.steps.removal import is_untouched, remove_deleted_users, remove_tools, usage_of
+
+# Users whom this run migrated, and who are bad now: a fresh migration would set them aside.
+_TURNED_BAD = """
+SELECT u.id::text FROM {users} u
+JOIN migration.before_images b
+  ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :run_id
+WHERE {scope} AND btrim(coalesce(u.email::text, ''), :blanks) = ''
+"""
+
+_TOOLS_OF_THIS_RUN = """
+  SELECT t.id FROM {users} u
+  JOIN {ai_suites} s ON s.user_id = u.id
+  JOIN {ai_tools} t ON t.suite_id = s.id
+  JOIN {tool_usage_logs} l ON l.session_id = :run_id
+    AND l.id IN ({subscription_usage}, {project_usage})
+  WHERE {scope} AND ({is_tool} OR {is_project_tool})
+"""
+
+_WITHDRAW = """
+WITH credit AS (
+  DELETE FROM {credit_logs} c USING {users} u
+  WHERE {scope} AND c.id IN ({grant_id}, {opening_id}) AND c.run_id = :run_id
+  RETURNING c.user_id, c.reason, c.amount
+),
+image AS (
+  DELETE FROM migration.before_images b USING {users} u
+  WHERE {scope} AND b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :run_id
+  RETURNING u.id, b.was, coalesce(b.was -> 'kept', '[]') AS kept
+),
+suite AS (
+  DELETE FROM {ai_suites} s USING {users} u
+  WHERE {scope} AND s.id = {suite_id} AND NOT EXISTS (
+    SELECT FROM {ai_tools} t WHERE t.suite_id = s.id)
+  RETURNING 1
+),
+restored AS (
+  UPDATE {users} u SET
+    {columns}
+    department_id = CASE WHEN i.kept ? 'organization_id' THEN u.department_id
+      ELSE i.was ->> 'department_id' END,
+    credits_balance = CASE WHEN g.amount IS NULL THEN u.credits_balance
+      WHEN i.was ? 'credits_balance' THEN u.credits_balance - g.amount
+      ELSE nullif(u.credits_balance - g.amount, 0) END
+  FROM image i LEFT JOIN credit g ON g.user_id = i.id AND g.reason = 'migration_grant'
+  WHERE u.id = i.id
+)
+SELECT -(SELECT count(*) FROM suite) AS ai_suites,
+  -(SELECT coalesce(sum(amount), 0) FROM credit WHERE reason = 'migration_grant') AS credits_granted
+"""
+
+# After `users.py` has written what is missing: suites exist, tools and assignments too.
+_REFRESH = """
+WITH expected AS MATERIALIZED (
+  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, s.gpt_id::text AS name,
+    {version} AS version, {is_active} AS is_active, {preferences} AS preferences,
+    own.id AS suite_id
+  FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
+  JOIN LATERAL (
+    SELECT o.id FROM {ai_suites} o WHERE o.user_id = u.id ORDER BY o.created_at, o.id LIMIT 1
+  ) AS own ON true
+  WHERE {scope} AND {parts} AND btrim(coalesce(u.email::text, ''), :blanks) <> ''
+    AND btrim(coalesce(s.gpt_id::text, ''), :blanks) <> ''
+),
+tool AS (
+  UPDATE {ai_tools} t SET name = e.name, version = e.version, is_active = e.is_active,
+    configuration = CASE WHEN jsonb_typeof(e.preferences) = 'null' THEN '{{}}'
+      ELSE e.preferences END::{tool_json},
+    suite_id = CASE WHEN home.user_id = e.user_id THEN t.suite_id ELSE e.suite_id END
+  FROM expected e, {ai_suites} home
+  WHERE t.id = e.tool_id AND home.id = t.suite_id
+    AND jsonb_typeof(e.preferences) IN ('object', 'null')
+    AND t.updated_at IS NOT DISTINCT FROM t.created_at
+    AND (home.user_id <> e.user_id OR t.name <> e.name
+      OR t.version IS DISTINCT FROM e.version OR t.is_active IS DISTINCT FROM e.is_active
+      OR t.configuration::jsonb IS DISTINCT FROM
+        CASE WHEN jsonb_typeof(e.preferences) = 'null' THEN '{{}}' ELSE e.preferences END)
+),
+assignment AS (
+  DELETE FROM {tool_assignments} a USING expected e
+  WHERE a.tool_id = e.tool_id AND a.user_id <> e.user_id
+    AND a.assigned_by IS NOT DISTINCT FROM {assigned_by}
+  RETURNING 1
+),
+usage_log AS (
+  UPDATE {tool_usage_logs} l SET user_id = e.user_id FROM expected e
+  WHERE l.id = e.usage_id AND l.user_id <> e.user_id
+),
+suite AS (
+  UPDATE {ai_suites} s SET name = u.email::text || '''s Suite' FROM {users} u
+  WHERE {scope} AND s.id = {suite_id} AND s.name <> u.email::text || '''s Suite'
+    AND s.updated_at IS NOT DISTINCT FROM s.created_at
+    AND btrim(coalesce(u.email::text, ''), :blanks) <> ''
+)
+SELECT -(SELECT count(*) FROM assignment) AS tool_assignments
+"""
+
+# Another role, hence another type and another grant: for users whom this run gave theirs.
+_RETYPE = """
+WITH stale AS MATERIALIZED (
+  SELECT u.id, {grant_id} AS grant_id, role.type, c.amount AS before, g.amount AS after
+  FROM {users} u
+  JOIN migration.before_images b
+    ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :run_id
+  JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :run_id
+  CROSS JOIN LATERAL (SELECT lower(btrim(coalesce({role}, ''), :blanks)) AS name) AS named
+  CROSS JOIN LATERAL (
+    SELECT CASE WHEN named.name IN ({user_types}) THEN named.name ELSE 'student' END AS type
+  ) AS role
+  CROSS JOIN LATERAL (SELECT {role_amount} AS amount) AS g
+  WHERE {scope} AND NOT coalesce(b.was -> 'kept', '[]') ? 'user_type'
+    AND u.user_type::text <> role.type
+  FOR NO KEY UPDATE OF u
+),
+granted AS (
+  UPDATE {credit_logs} c SET amount = s.after, balance_after = c.balance_after - s.before + s.after
+  FROM stale s WHERE c.id = s.grant_id
+),
+retyped AS (
+  UPDATE {users} u SET user_type = CAST(s.type AS {user_type_type}),
+    credits_balance = u.credits_balance - s.before + s.after
+  FROM stale s WHERE u.id = s.id
+)
+SELECT coalesce(sum(after - before), 0) AS credits_granted FROM stale
+"""
+
+# Tools whose subscription or project is gone, has another owner or was set aside in this run.
+_SURPLUS = """
+  SELECT t.id FROM {users} u
+  JOIN {ai_suites} s ON s.user_id = u.id
+  JOIN {ai_tools} t ON t.suite_id = s.id
+  LEFT JOIN LATERAL (
+    SELECT q.legacy_key IS NOT NULL AS is_bad FROM {subscriptions} s
+    LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
+      AND q.state IN ('open', 'accepted')
+    WHERE s.user_id = u.id AND {tool_id} = t.id
+  ) AS legacy ON true
+  LEFT JOIN {tool_usage_logs} l ON l.id = {subscription_usage}
+  WHERE {scope} AND {is_tool} AND legacy.is_bad IS NOT FALSE
+    AND (l.session_id IS NOT DISTINCT FROM :run_id OR legacy.is_bad IS NULL AND {untouched})
+  UNION ALL
+  SELECT t.id FROM {users} u
+  JOIN {ai_suites} s ON s.user_id = u.id
+  JOIN {ai_tools} t ON t.suite_id = s.id
+  WHERE {scope} AND {is_project_tool} AND {untouched} AND t.id = {project_tool}
+    AND NOT EXISTS (SELECT FROM {projects} p WHERE p.id = {project_key})
+"""
+
+
+def before(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:
+    """What goes before the rows are written anew: users who are gone, or bad now."""
+    if scope.keys is not None:
+        kind = context.legacy.users.columns["id"].base
+        yield from remove_deleted_users(context, scope, kind)
+    bad = list(context.execute(_TURNED_BAD, scope, **names).scalars())
+    if bad:
+        only = scope.only(bad)
+        in_scope = only.condition("u.id", context.legacy.users.columns["id"].base)
+        names = names | {"scope": in_scope}
+        yield remove_tools(context, _TOOLS_OF_THIS_RUN, only, **_tools(context, names), **names)
+        row = context.execute(_WITHDRAW, only, columns=_restored(context), **names).one()
+        yield {
+            "rows": {"ai_suites": row.ai_suites},
+            "credits_granted": str(row.credits_granted),
+        }
+
+
+def after(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:
+    """What goes after them: changed values, another role, and tools that stand for nothing."""
+    yield {"rows": dict(context.execute(_REFRESH, scope, **names).one()._mapping)}
+    yield {"credits_granted": str(context.execute(_RETYPE, scope, **names).scalar())}
+    if scope.parts is None:
+        yield remove_tools(context, _SURPLUS, scope, **_tools(context, names), **names)
+
+
+def _tools(context: Context, names: dict[str, str]) -> dict[str, str]:
+    kind = context.legacy.projects.columns["id"].base
+    project_key = key_from_text("(t.configuration::jsonb ->> 'project_id')", kind)
+    return {
+        "is_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
+        "is_project_tool": keys.has_kind(keys.PROJECT_TOOL, "t.id"),
+        "subscription_usage": usage_of("t.id", keys.SUBSCRIPTION_TOOL),
+        "project_usage": usage_of("t.id", keys.PROJECT_TOOL),
+        "project_key": project_key,
+        "project_tool": keys.id_of(keys.PROJECT_TOOL, project_key, kind),
+        "untouched": is_untouched(context, "t", names["assigned_by"]),
+    }
+
+
+def _restored(context: Context) -> str:
+    """SET clauses that give the columns their values of before; what was kept is left alone."""
+    columns = context.legacy.users.columns
+    return "".join(
+        f"{name} = CASE WHEN i.kept ? '{name}' THEN u.{name}"
+        f" ELSE CAST(i.was ->> '{name}' AS {columns[name].type}) END,\n    "
+        for name in (*(n for n in USER_DEFAULTS if n != "credits_balance"), "organization_id")
+    )

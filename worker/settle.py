@@ -1,0 +1,76 @@
+"""Settling a run: what the application wrote last is taken up, verified, and the run may end.
+
+Rounds without a lock bring the number of captured changes down to a few; then, in one short
+transaction in which nobody writes to the legacy tables, the rest. What comes after belongs to the
+next run.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection, Engine
+
+from models import claims
+from models.claims import Claim
+from models.database import as_ours, transaction
+from models.errors import TooBig, Transient
+from models.steps.base import Context, Counts, Scope, Step, add
+from models.steps.changes import KEYS_A_BATCH, pending
+from models.steps.settle import lock, next_scope
+from worker import bisect, verify
+
+ATTEMPTS = 30
+ROUNDS = 50
+
+
+def run(engine: Engine, read: Callable[[Connection], Context], claim: Claim) -> Counts:
+    """Take up all captured changes, the last ones under the lock; `read` gives the context.
+
+    Raises Transient when the lock was not to be had: some session writes without an end.
+    """
+    for attempt in range(ATTEMPTS):
+        _drain(engine, read, claim)
+        try:
+            with as_ours(), transaction(engine) as connection:
+                context = read(connection)
+                lock(context)
+                locked_at = time.monotonic()
+                counts = claims.record(connection, claim, _take_up_all(context))
+                counts |= {"locked_ms": round(1000 * (time.monotonic() - locked_at))}
+                claims.complete(connection, claim, counts)
+            return counts
+        except (Transient, TooBig):
+            pass
+        time.sleep(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
+    raise Transient("The legacy tables stayed locked by another session")
+
+
+def take_up(context: Context, step: Step, scope: Scope) -> Counts:
+    """Bring the keys in line with the legacy rows, and verify them at once."""
+    return add(bisect.apply(context, step, scope), verify.recheck(context, step, scope))
+
+
+def _drain(engine: Engine, read: Callable[[Connection], Context], claim: Claim) -> None:
+    """Rounds without the lock, while there is more than one of them left to take up."""
+    for _ in range(ROUNDS):
+        with transaction(engine) as connection:
+            context = read(connection)
+            left = pending(context, "owner_key", ("user", "subscription", "project"))
+            if len(left) <= KEYS_A_BATCH // 2:
+                return
+            found = next_scope(context, after_users=True)
+            if found is None:
+                return
+            claims.record(connection, claim, take_up(context, *found))
+
+
+def _take_up_all(context: Context) -> Counts:
+    counts: Counts = {}
+    is_first = True
+    while found := next_scope(context, after_users=not is_first):
+        is_first = False
+        counts = add(counts, take_up(context, *found))
+    return counts
