@@ -118,6 +118,9 @@ def _take_lost(connection: Connection) -> list[Message]:
 
 def queue_lengths() -> dict[str, int]:
     """Messages that wait in each queue; raises a RedisError when Redis does not answer."""
-    with app.connection_or_acquire() as connection:
-        client = connection.default_channel.client
+    with (
+        app.connection_or_acquire() as connection,
+        # The channel's own client may still wait for an answer: to a look for workers, say.
+        connection.default_channel.conn_or_acquire() as client,
+    ):
         return {name: int(client.llen(name)) for name in QUEUES}

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutdown
+from kombu.transport import TRANSPORT_ALIASES
 
 from producer import connect
 from producer.queue import app
@@ -15,6 +16,8 @@ from producer.reconciler import Reconciler
 __all__ = ["app"]
 
 app.conf.imports = ("worker.tasks",)
+# By the names of the schemes: for a Unix socket, Celery takes no other transport than its scheme's.
+TRANSPORT_ALIASES |= dict.fromkeys(("redis", "rediss"), "worker.gate:Transport")
 
 _reconcilers: list[Reconciler] = []
 

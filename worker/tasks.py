@@ -12,23 +12,29 @@ from producer.connect import engine, settings
 from producer.queue import ADVANCE, app
 from worker import batch
 
+# A batch that hangs outside SQL would renew its lease for ever. Its process is killed after this
+# time, below the broker's visibility timeout, so that the message never runs in two places.
+HARD_LIMIT_SECONDS = 1800
+
+# An index of a large table may take hours, and cannot be taken up where it was: no limit.
+BATCH_TASKS: dict[str, int | None] = {
+    f"migration.{step.name}": HARD_LIMIT_SECONDS if step.transactional else None for step in STEPS
+} | {"migration.verify": HARD_LIMIT_SECONDS, "migration.reconcile": HARD_LIMIT_SECONDS}
+
 
 def _do(run_id: str, batch_id: int) -> dict[str, str]:
     worker = batch.worker_name(socket.gethostname(), os.getpid())
     return batch.run(engine(), settings().base, run_id, batch_id, worker)
 
 
-def _register(name: str) -> None:
-    @app.task(name=name, ignore_result=True)
+def _register(name: str, time_limit: int | None) -> None:
+    @app.task(name=name, ignore_result=True, time_limit=time_limit)  # type: ignore[arg-type]
     def task(run_id: str, batch_id: int) -> dict[str, str]:
         return _do(run_id, batch_id)
 
 
-for _name in [f"migration.{step.name}" for step in STEPS] + [
-    "migration.verify",
-    "migration.reconcile",
-]:
-    _register(_name)
+for _name, _limit in BATCH_TASKS.items():
+    _register(_name, _limit)
 
 
 @app.task(name=ADVANCE, ignore_result=True)

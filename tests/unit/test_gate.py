@@ -1,0 +1,182 @@
+"""What the gate lets pass, and what it refuses, by name and without a word of what stood there."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kombu import Connection
+from structlog.testing import capture_logs
+
+from tests import forgeries
+from tests.forgeries import KINDS, PERSONAL, Kind
+from tests.genuine import QUEUES, callback, encoded, real
+from worker.envelope import LARGEST_BYTES, Refused, admit
+from worker.gate import Transport, check
+
+# Every way in which the product publishes: as the producer and as a worker, in chords and alone,
+# and a message that came back.
+PUBLISH = """
+from producer.queue import Message, QUEUES, app, publish_again, publish_window
+from models.steps import STEPS, stage_names, steps_of
+messages = [
+    Message("20261122-221104-752c", 2**63 - 1, stage, step.name)
+    for stage in stage_names() for step in steps_of(stage)
+]
+def publish():
+    publish_window(messages)
+    publish_again(messages)
+    app.signature(
+        "migration.advance", ("20261122-221104-752c",), queue="migration.control", immutable=True
+    ).apply_async(group_id="1886ba7a-6cc8-4f87-b15d-8d8455c2cd79")
+publish()
+import worker.tasks
+publish()
+with app.connection_for_read() as connection:
+    taken = []
+    with app.amqp.TaskConsumer(connection, on_message=taken.append):
+        connection.drain_events(timeout=10)
+    assert len(taken) == 1
+    taken[0].requeue()
+print(2 * (2 * len(messages) + 1))
+"""
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def plain(item: bytes) -> Any:
+    """The message with its body decoded."""
+    message = json.loads(item)
+    return message | {"body": json.loads(base64.b64decode(message["body"]))}
+
+
+def test_every_message_of_the_product_passes_unchanged(redis_url: str, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nowhere",
+        "REDIS_URL": redis_url,
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", PUBLISH],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    found, came_back = 0, 0
+    with closing(redis.Redis.from_url(redis_url)) as client:
+        for queue in QUEUES:
+            for item in client.lrange(f"migration:{queue}", 0, -1):
+                assert plain(admit(queue, item)) == plain(item)
+                assert len(item) < LARGEST_BYTES / 4
+                found += 1
+                came_back += b"redelivered" in item
+    assert (found, came_back) == (int(ended.stdout), 1)
+
+
+def test_the_samples_of_these_tests_pass_too() -> None:
+    random = Random(1)
+    for queue in QUEUES:
+        for in_chord in (True, False):
+            item = json.dumps(real(random, queue, in_chord=in_chord)).encode()
+            assert plain(admit(queue, item)) == plain(item)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_bad_message_is_refused_for_its_own_reason(kind: Kind) -> None:
+    random = Random(2)
+    for queue in QUEUES:
+        item = kind.make(random, queue)
+        with capture_logs() as lines:
+            assert check(queue, item) == b"null"
+        (line,) = lines
+        assert (line["event"], line["log_level"]) == ("message refused", "warning")
+        assert (line["queue"], line["bytes"], line["field"]) == (queue, len(item), kind.field)
+        assert line["reason"] and PERSONAL not in str(line)
+
+
+def test_ten_megabytes_are_refused_unread() -> None:
+    item = forgeries.huge(Random(3), "migration.users")
+    with pytest.raises(Refused, match="Longer than"):
+        admit("migration.users", item)
+
+
+def test_a_message_of_one_queue_is_refused_on_another() -> None:
+    item = json.dumps(real(Random(4), "migration.users")).encode()
+    with pytest.raises(Refused, match="routing_key"):
+        admit("migration.verify", item)
+
+
+def test_what_nobody_asked_for_is_left_out() -> None:
+    message = real(Random(5), "migration.users")
+    expected = plain(json.dumps(message).encode())
+    message["headers"] |= {"chord": callback(Random(6)), "__type__": "uuid"}
+    message["properties"]["expiration"] = 1
+    message["body"] = encoded([*expected["body"][:2], expected["body"][2] | {"reply_to": PERSONAL}])
+    item = admit("migration.users", json.dumps(message | {"compression": "x"}).encode())
+    assert plain(item) == expected
+
+
+def test_the_limit_in_a_message_may_be_the_tasks_own_only() -> None:
+    message = real(Random(7), "migration.users")
+    message["headers"]["timelimit"] = [1800, None]
+    assert admit("migration.users", json.dumps(message).encode())
+    message["headers"]["task"] = "migration.contract"
+    with pytest.raises(Refused, match="timelimit"):
+        admit("migration.users", json.dumps(message).encode())
+
+
+@pytest.mark.parametrize("url", ["redis://h/1", "rediss://h:1/2", "redis+socket:///a/redis.sock"])
+def test_the_gate_stands_before_every_kind_of_address(url: str) -> None:
+    assert Connection(url).get_transport_cls() is Transport
+
+
+@given(st.binary())
+def test_no_bytes_make_it_raise(item: bytes) -> None:
+    assert check("migration.users", item) == b"null"
+
+
+@given(VALUES)
+def test_no_json_makes_it_raise(value: Any) -> None:
+    assert check("migration.users", json.dumps(value).encode()) == b"null"
+
+
+@settings(max_examples=500)
+@given(st.data())
+def test_another_value_anywhere_is_refused_or_does_no_harm(data: st.DataObject) -> None:
+    message = plain(json.dumps(real(Random(8), "migration.users")).encode())
+    changed = copy.deepcopy(message)
+    place: Any = changed
+    while True:
+        keys = sorted(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from(keys))
+        if not place[key] or not isinstance(place[key], dict | list) or data.draw(st.booleans()):
+            break
+        place = place[key]
+    place[key] = data.draw(VALUES)
+    item = json.dumps(changed | {"body": encoded(changed["body"])}).encode()
+    try:
+        admitted = admit("migration.users", item)
+    except Refused as refused:
+        assert refused.field and refused.reason
+        return
+    # What passes is stable, and has nothing that a real message lacks.
+    assert plain(admit("migration.users", admitted)) == plain(admitted)
+    assert set(plain(admitted)["headers"]) <= set(message["headers"])
+    assert plain(admitted)["body"][1] == {}
