@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+import structlog
 from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 from redis.exceptions import RedisError
@@ -99,6 +100,8 @@ WAIT = click.option("--wait", is_flag=True, help="Wait for the end, with progres
 
 def main() -> None:
     """The console script: wrong usage gives one JSON object too, where --json asks for it."""
+    # Whatever the reconciler logs while a command runs: stdout is for the one object.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.ClickException as wrong:
