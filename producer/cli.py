@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import classify
 from models.errors import MigrationError, Misconfigured
-from models.messages import ErrorReport, RunReport
+from models.messages import Diagnosis, ErrorReport, RunReport
 from models.steps import RECONCILIATION, VERIFICATION
 
 Command = Callable[..., Any]
@@ -177,6 +177,18 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
         output.rows(console, report.first_differences(engine, found.run_id), "")
         console.print("All of them are in the table migration.differences.")
     return found, found.exit_status
+
+
+@command(cli, "doctor", blank=Diagnosis().model_dump())
+@RUN
+def doctor(run: str | None) -> Any:
+    """What a run waits for, in plain words; mends lost messages, dead leases, stuck stages."""
+    from producer import connect, output
+    from producer import doctor as diagnosis
+
+    found = diagnosis.examine(_engine(), connect.settings().base, run)
+    output.diagnosis(console, found)
+    return found
 
 
 @command(cli, "retry")
