@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+import structlog
 from kombu.exceptions import OperationalError
 from pydantic import BaseModel
 from redis.exceptions import RedisError
@@ -18,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import classify
 from models.errors import MigrationError, Misconfigured
-from models.messages import ErrorReport, RunReport
+from models.messages import Diagnosis, ErrorReport, RunReport
 from models.steps import RECONCILIATION, VERIFICATION
 
 Command = Callable[..., Any]
@@ -99,6 +100,8 @@ WAIT = click.option("--wait", is_flag=True, help="Wait for the end, with progres
 
 def main() -> None:
     """The console script: wrong usage gives one JSON object too, where --json asks for it."""
+    # Whatever the reconciler logs while a command runs: stdout is for the one object.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.ClickException as wrong:
@@ -174,6 +177,18 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
         output.rows(console, report.first_differences(engine, found.run_id), "")
         console.print("All of them are in the table migration.differences.")
     return found, found.exit_status
+
+
+@command(cli, "doctor", blank=Diagnosis().model_dump())
+@RUN
+def doctor(run: str | None) -> Any:
+    """What a run waits for, in plain words; mends lost messages, dead leases, stuck stages."""
+    from producer import connect, output
+    from producer import doctor as diagnosis
+
+    found = diagnosis.examine(_engine(), connect.settings().base, run)
+    output.diagnosis(console, found)
+    return found
 
 
 @command(cli, "retry")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from models.messages import RunReport
+from models.messages import Diagnosis, RunReport
 
 _NEXT = {
     "preparing": "Watch it: producer status --watch",
@@ -81,6 +81,55 @@ def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:
     console.print(table)
 
 
+def diagnosis(console: Console, found: Diagnosis) -> None:
+    """The ledger, the queues, the workers and the sessions side by side, then what they mean."""
+    console.print(f"Run [bold]{found.run_id}[/] is [bold]{found.state}[/]. Redis {_redis(found)}")
+    stages = [
+        {
+            "stage": stage.name,
+            "waiting": stage.waiting,
+            "unpublished": stage.unpublished,
+            "handed back": stage.handed_back,
+            "running": stage.running,
+            "lease ran out": stage.expired,
+            "failed": stage.failed,
+            "oldest": f"{stage.oldest_waiting_seconds or 0:.0f} s",
+        }
+        for stage in found.stages
+    ]
+    queues = [
+        {"queue": name, **queue.model_dump()}
+        for name, queue in found.queues.items()
+        if queue.batches or queue.messages or queue.workers
+    ]
+    work = [
+        {
+            "batch": work.batch_id,
+            "worker": work.worker,
+            "attempt": work.attempt,
+            "lease left": f"{work.lease_seconds:.0f} s",
+        }
+        for stage in found.stages
+        for work in stage.work
+    ]
+    unacknowledged = [
+        {"unacknowledged": task, "messages": count} for task, count in found.unacknowledged.items()
+    ]
+    chords = [{"chord": c.id, "returned": c.returned, "of": c.size} for c in found.chords]
+    sessions = [session.model_dump() for session in found.blockers]
+    for table in (stages, queues, unacknowledged, chords, work, sessions):
+        if table:
+            rows(console, table, "")
+    for finding in found.findings:
+        console.print(f"[bold]{finding.kind}[/]:", end=" ")
+        console.print(f"{finding.message}. {finding.hint}".strip(), markup=False)
+
+
+def _redis(found: Diagnosis) -> str:
+    names = ", ".join(worker.name for worker in found.workers)
+    return f"{found.redis}; workers: {names or ('none' if found.redis == 'answers' else '?')}"
+
+
 def schema(console: Console, found: dict[str, Any]) -> None:
     """The legacy tables and the state of the target schema."""
     legacy = [{"legacy": role, **row} for role, row in found["legacy"].items()]
@@ -110,6 +159,8 @@ def _table(*columns: str) -> Table:
             "failed",
             "rows",
             "seconds",
+            "messages",
+            "workers",
         )
         table.add_column(column, justify="right" if number else "left")
     return table

@@ -1,0 +1,195 @@
+"""Every kind of fault that the verification and the reconciliation must find."""
+
+from __future__ import annotations
+
+from tests.acceptance.faults import (
+    Fault,
+    hanging,
+    lost,
+    on_project,
+    on_suite,
+    on_tool,
+    on_users,
+    set_aside,
+    user,
+)
+
+TOOL_COLUMNS = (
+    "name, description, tool_type, version, configuration, pricing_tier, credits_cost, is_active,"
+    " requires_approval, created_at, updated_at"
+)
+COPY_TOOL = f"INSERT INTO ai_tools (id, {TOOL_COLUMNS}, suite_id) SELECT :made, {TOOL_COLUMNS},"
+BALANCE = ("balance", "users", "credits_balance")
+AMOUNT = ("wrong_value", "credit_logs", "amount")
+EARLIER = "interval '5 hours'"
+
+FAULTS = (
+    # Rows that are not there.
+    user("DELETE FROM ai_suites WHERE id = :suite", ("missing", "ai_suites", None), pool="bare"),
+    lost("subscription", "ai_tools"),
+    lost("subscription", "tool_assignments"),
+    lost("subscription", "tool_usage_logs"),
+    lost("subscription", "ai_tools", "tool_assignments", "tool_usage_logs"),
+    lost("project", "ai_tools"),
+    lost("project", "tool_assignments"),
+    lost("project", "tool_usage_logs"),
+    user("DELETE FROM credit_logs WHERE id = :grant", ("missing", "credit_logs", "grant"),
+           BALANCE),
+    user("UPDATE credit_logs SET reason = NULL WHERE id = :grant",
+           ("missing", "credit_logs", "grant")),
+    # Rows too many, under an id of ours and under another one.
+    user("INSERT INTO ai_suites SELECT :made, user_id, name, description, configuration, is_active,"
+         " created_at, updated_at FROM ai_suites WHERE id = :suite",
+         ("extra", "ai_suites", "twin")),
+    Fault((f"{COPY_TOOL} suite_id FROM ai_tools WHERE id = :tool",),
+          (("extra", "subscription", "made", "ai_tools", "twin"),)),
+    Fault((f"{COPY_TOOL.replace(':made', ':stray')} suite_id FROM ai_tools WHERE id = :tool",),
+          (("extra", "subscription", "stray", "ai_tools", None),)),
+    Fault((f"{COPY_TOOL} suite_id FROM ai_tools WHERE id = :project_tool",),
+          (("extra", "project", "project", "ai_tools", "twin"),)),
+    Fault(("INSERT INTO tool_assignments SELECT tool_id, :other, assigned_by, assigned_at,"
+           " expires_at, permissions FROM tool_assignments WHERE tool_id = :tool",),
+          (("extra", "subscription", "tool", "tool_assignments", None),), "pair"),
+    Fault(("INSERT INTO tool_assignments SELECT tool_id, :other, assigned_by, assigned_at,"
+           " expires_at, permissions FROM tool_assignments WHERE tool_id = :project_tool",),
+          (("extra", "project", "project", "tool_assignments", None),), "pair"),
+    Fault(("INSERT INTO tool_usage_logs (id, user_id, tool_id, action) SELECT :made, user_id,"
+           " tool_id, action FROM tool_usage_logs WHERE tool_id = :tool",),
+          (("extra", "subscription", "made", "tool_usage_logs", None),)),
+    Fault(("INSERT INTO tool_usage_logs (id, user_id, tool_id, action) SELECT :made, user_id,"
+           " tool_id, action FROM tool_usage_logs WHERE tool_id = :project_tool",),
+          (("extra", "project", "project", "tool_usage_logs", "twin"),)),
+    # Rows that belong to somebody else, or to nobody.
+    user("UPDATE ai_suites SET user_id = :other WHERE id = :suite",
+         ("wrong_owner", "ai_suites", None), pool="bare pair"),
+    Fault(("UPDATE ai_tools SET suite_id = NULL WHERE id = :tool",),
+          (("wrong_owner", "subscription", "subscription", "ai_tools", None),)),
+    Fault(("UPDATE ai_tools SET suite_id = :other_suite WHERE id = :tool",),
+          (("wrong_owner", "subscription", "subscription", "ai_tools", None),), "pair",
+          (("extra", "subscription", "tool", "ai_tools", None),)),
+    Fault(("UPDATE ai_tools SET suite_id = :other_suite WHERE id = :project_tool",),
+          (("wrong_owner", "project", "project", "ai_tools", None),), "pair"),
+    Fault(("UPDATE tool_assignments SET user_id = :other WHERE tool_id = :tool",),
+          (("missing", "subscription", "subscription", "tool_assignments", None),
+           ("extra", "subscription", "tool", "tool_assignments", None)), "pair"),
+    Fault(("UPDATE tool_assignments SET user_id = :other WHERE tool_id = :project_tool",),
+          (("missing", "project", "project", "tool_assignments", None),
+           ("extra", "project", "project", "tool_assignments", None)), "pair"),
+    Fault(("UPDATE tool_usage_logs SET user_id = :other WHERE tool_id = :tool",),
+          (("wrong_owner", "subscription", "subscription", "tool_usage_logs", None),), "pair",
+          (("extra", "subscription", "usage", "tool_usage_logs", None),)),
+    Fault(("UPDATE tool_usage_logs SET user_id = :other WHERE tool_id = :project_tool",),
+          (("wrong_owner", "project", "project", "tool_usage_logs", None),), "pair"),
+    Fault(("UPDATE credit_logs SET user_id = :other WHERE id = :grant",),
+          (("missing", "user", "user", "credit_logs", "grant"),
+           ("balance", "user", "user", "users", "credits_balance"),
+           ("extra", "user", "other", "credit_logs", "grant"),
+           ("balance", "user", "other", "users", "credits_balance")), "pair"),
+    # Null for a value, a value for null, and wrong ones.
+    on_users("user_type = NULL", "user_type"),
+    on_users("user_type = CASE user_type WHEN 'developer' THEN 'student'::user_type"
+             " ELSE 'developer' END", "user_type"),
+    on_users("billing_tier = NULL", "billing_tier"),
+    on_users("billing_tier = 'premium'", "billing_tier"),
+    on_users("is_active = NULL", "is_active"),
+    on_users("is_active = NOT is_active", "is_active"),
+    on_users("organization_id = NULL", "organization_id"),
+    on_users("organization_id = 'another'", "organization_id"),
+    on_users("department_id = NULL", "department_id"),
+    on_users("department_id = 'another'", "department_id"),
+    on_suite("name = left(name, 9)", "name"),
+    on_suite("name = name || ' '", "name"),
+    on_suite("name = ''", "name"),
+    on_suite("configuration = NULL", "configuration"),
+    on_suite("configuration = '{}'", "configuration"),
+    on_suite("""configuration = configuration || '{"auto_configuration": false}'""",
+             "configuration"),
+    on_suite("is_active = false", "is_active"),
+    on_suite("is_active = NULL", "is_active"),
+    on_tool("name = left(name, 3)", "name"),
+    on_tool("name = upper(name)", "name"),
+    on_tool("tool_type = 'canvas'", "tool_type"),
+    on_tool("version = NULL", "version"),
+    on_tool("version = version || '.0'", "version"),
+    on_tool("configuration = NULL", "configuration"),
+    on_tool("""configuration = configuration || '{"x": 1}'""", "configuration"),
+    on_tool("configuration = jsonb_build_array(configuration)", "configuration"),
+    on_tool("pricing_tier = 'basic'", "pricing_tier"),
+    on_tool("credits_cost = 0.01", "credits_cost"),
+    on_tool("credits_cost = NULL", "credits_cost"),
+    on_tool("is_active = NOT is_active", "is_active"),
+    on_tool("is_active = NULL", "is_active"),
+    on_tool("version = ''", "version", entity="project"),
+    on_tool("name = left(name, 3)", "name", "configuration", entity="project"),
+    on_tool("""configuration = configuration || '{"gpt_id": "x"}'""", "configuration",
+            entity="project"),
+    on_tool("is_active = false", "is_active", entity="project"),
+    on_tool("credits_cost = 1", "credits_cost", entity="project"),
+    hanging("tool_assignments", "assigned_by = NULL", "assigned_by"),
+    hanging("tool_assignments", "assigned_by = user_id", "assigned_by", "project"),
+    # No time of a legacy row is copied; the one that says something is the one that is null.
+    hanging("tool_assignments", f"expires_at = assigned_at + {EARLIER}", "expires_at"),
+    hanging("tool_assignments", f"expires_at = assigned_at - {EARLIER}", "expires_at", "project"),
+    hanging("tool_assignments", "permissions = NULL", "permissions"),
+    hanging("tool_assignments", """permissions = '{"full_access": false}'""", "permissions"),
+    hanging("tool_assignments", "permissions = '{}'", "permissions", "project"),
+    hanging("tool_usage_logs", "action = 'migrate'", "action"),
+    hanging("tool_usage_logs", "credits_used = NULL", "credits_used"),
+    hanging("tool_usage_logs", "credits_used = 0.01", "credits_used", "project"),
+    hanging("tool_usage_logs", "status = NULL", "status"),
+    hanging("tool_usage_logs", "status = 'complete'", "status", "project"),
+    on_project("is_template = NULL", "is_template"),
+    *(Fault((f"UPDATE projects SET active_gpt_id = {nothing} WHERE id = :project",),
+            (("wrong_value", "project", "project", "projects", "active_gpt_id"),
+             ("extra", "project", "project", "ai_tools", None),
+             ("extra", "project", "project", "tool_assignments", None),
+             ("extra", "project", "project", "tool_usage_logs", None)))
+      for nothing in ("NULL", "''")),
+    on_project("active_gpt_id = 'math_tutor'", "active_gpt_id"),
+    on_project("active_gpt_id = :tool", "active_gpt_id"),
+    # Money.
+    Fault(("UPDATE users SET credits_balance = credits_balance + 1 WHERE id = :user",
+           "UPDATE users SET credits_balance = credits_balance - 1 WHERE id = :other"),
+          (("balance", "user", "user", "users", "credits_balance"),
+           ("balance", "user", "other", "users", "credits_balance")), "pair"),
+    user("UPDATE users SET credits_balance = credits_balance + 0.01 WHERE id = :user", BALANCE),
+    user("UPDATE users SET credits_balance = credits_balance - 0.01 WHERE id = :user", BALANCE),
+    user("UPDATE users SET credits_balance = NULL WHERE id = :user",
+           ("wrong_value", "users", "credits_balance"), BALANCE),
+    user("INSERT INTO credit_logs SELECT :made, user_id, operation, amount, balance_after,"
+           " reason, run_id, created_at FROM credit_logs WHERE id = :grant",
+           ("extra", "credit_logs", "grant"), BALANCE),
+    Fault(("INSERT INTO credit_logs SELECT :made, user_id, operation, amount, balance_after,"
+           " reason, run_id, created_at FROM credit_logs WHERE id = :grant",
+           "UPDATE users SET credits_balance = 2 * credits_balance WHERE id = :user"),
+          (("extra", "user", "user", "credit_logs", "grant"),)),
+    Fault(("UPDATE credit_logs SET amount = amount + 1 WHERE id = :grant",
+           "UPDATE users SET credits_balance = credits_balance + 1 WHERE id = :user"),
+          (("wrong_value", "user", "user", "credit_logs", "amount"),)),
+    user("UPDATE credit_logs SET amount = amount - 0.01 WHERE id = :grant", AMOUNT, BALANCE),
+    user("UPDATE credit_logs SET operation = 'deduct' WHERE id = :grant", BALANCE),
+    user("UPDATE credit_logs SET operation = 'gift' WHERE id = :grant", BALANCE,
+           ("wrong_value", "credit_logs", "operation")),
+    # The quarantine forgets a row, or a row that it holds was migrated all the same.
+    set_aside("subscription", "bad subscription",
+              ("missing", "subscription", "subscription", "ai_tools", None),
+              ("missing", "subscription", "subscription", "tool_assignments", None),
+              ("missing", "subscription", "subscription", "tool_usage_logs", None)),
+    set_aside("subscription", "orphan",
+              ("missing", "subscription", "subscription", "quarantine", "no owner")),
+    set_aside("user", "bad user",
+              *(("wrong_value", "user", "user", "users", name) for name in
+                ("user_type", "billing_tier", "is_active", "organization_id", "credits_balance")),
+              ("missing", "user", "user", "ai_suites", None),
+              ("missing", "user", "user", "credit_logs", "grant"),
+              ("balance", "user", "user", "users", "credits_balance")),
+    Fault(("INSERT INTO ai_tools (id, name, tool_type, pricing_tier, suite_id)"
+           " VALUES (:tool, 'x', 'gpt', 'free', :suite)",),
+          (("extra", "subscription", "tool", "ai_tools", None),), "bad subscription"),
+    Fault(("INSERT INTO tool_assignments (tool_id, user_id, assigned_by)"
+           " VALUES (:tool, :user, 'system')",),
+          (("extra", "subscription", "tool", "tool_assignments", None),), "bad subscription"),
+    Fault(("INSERT INTO tool_usage_logs (id, user_id, tool_id, session_id, action)"
+           " VALUES (:usage, :user, :tool, 'x', 'migration')",),
+          (("extra", "subscription", "usage", "tool_usage_logs", None),), "bad subscription"),
+)  # fmt: skip
