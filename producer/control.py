@@ -61,6 +61,7 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
     """
     with transaction(engine) as connection:
         run = _reopen(connection, run_id, "retry")
+        enqueue.require_same_tables(run, settings)
         context = Context.read(connection, settings, run)
         connection.execute(
             move_batches("pending", lapses=0, hand_backs=0, published_at=None).where(
@@ -86,6 +87,7 @@ def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: s
     """Run the verification or the reconciliation of a finished run again."""
     with transaction(engine) as connection:
         run = _reopen(connection, run_id, stage)
+        enqueue.require_same_tables(run, settings)
         unfinished = connection.scalar(
             sa.select(sa.func.count())
             .select_from(stages)

@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from models import ledger
 from models.database import transaction
-from models.errors import NotAllowed
+from models.errors import Misconfigured, NotAllowed
 from models.ledger import batches, differences, move_run, quarantine, runs, stages
 from models.settings import Settings
 from models.steps import (
@@ -106,6 +106,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     ).one_or_none()
     if run is None or run.state not in ("preparing", "running"):
         return []
+    require_same_tables(run, settings)
     rows = connection.execute(sa.select(stages).where(stages.c.run_id == run_id)).all()
     state = {row.name: row.state for row in rows}
     context: Context | None = None
@@ -138,6 +139,16 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     if over and not _fail_on_differences(connection, run_id):
         _complete(connection, run_id, was=run.state)
     return windows
+
+
+def require_same_tables(run: Any, settings: Settings) -> None:
+    """Raise Misconfigured for a process that is set to other tables than the run migrates."""
+    if run.tables != settings.tables:
+        raise Misconfigured(
+            f"The tables are set to {', '.join(settings.tables)},"
+            f" but run {run.id} migrates {', '.join(run.tables)}",
+            hint="Set MIGRATION_USERS_TABLE and its sisters as they were when the run was opened.",
+        )
 
 
 def _open_window(connection: Connection, context: Context, run: Any, stage: Any) -> list[Message]:

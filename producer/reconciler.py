@@ -95,25 +95,39 @@ def _reopen_expired(connection: Connection, settings: Settings) -> list[Message]
 def _take_lost(connection: Connection) -> list[Message]:
     """Batches that wait although their queue is empty: their messages are gone."""
     age = sa.func.clock_timestamp() - sa.text(f"interval '{LOST_SECONDS} seconds'")
-    waiting = connection.execute(
+    waiting = (
         sa.select(*_COLUMNS)
         .join(runs, runs.c.id == batches.c.run_id)
         .where(batches.c.state == "pending", batches.c.published_at < age)
         .where(runs.c.state.in_(("preparing", "running")))
-        .order_by(batches.c.id)
-        .limit(MOST_AT_ONCE)
-        .with_for_update(of=batches, skip_locked=True)
+    )
+    kinds = connection.execute(
+        waiting.with_only_columns(
+            batches.c.run_id, sa.func.min(batches.c.id), batches.c.stage, batches.c.step
+        ).group_by(batches.c.run_id, batches.c.stage, batches.c.step)
     ).all()
-    if not waiting:
+    if not kinds:
         return []
     empty = {name for name, length in queue_lengths().items() if length == 0}
-    lost = [message for message in (Message(*row) for row in waiting) if message.queue in empty]
+    lost = [kind for kind in (Message(*row) for row in kinds) if kind.queue in empty]
+    taken = connection.execute(
+        sa.select(*_COLUMNS)
+        .where(batches.c.state == "pending", batches.c.published_at < age)
+        .where(
+            sa.tuple_(batches.c.run_id, batches.c.stage, batches.c.step).in_(
+                [(kind.run_id, kind.stage, kind.step) for kind in lost]
+            )
+        )
+        .order_by(batches.c.id)
+        .limit(MOST_AT_ONCE)
+        .with_for_update(skip_locked=True)
+    ).all()
     connection.execute(
         sa.update(batches)
-        .where(batches.c.id.in_([message.batch_id for message in lost]))
+        .where(batches.c.id.in_([row.id for row in taken]))
         .values(published_at=sa.func.clock_timestamp())
     )
-    return lost
+    return [Message(*row) for row in taken]
 
 
 def queue_lengths() -> dict[str, int]:

@@ -25,7 +25,7 @@ from models.ledger import quarantine, runs
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
 from models.steps.base import Context, Counts, Step
-from producer import poison
+from producer import enqueue, poison
 from worker import bisect, settle
 
 MAX_RETRIES = 6
@@ -179,11 +179,7 @@ def _apply_outside(engine: Engine, settings: Settings, claim: Claim, step: Step)
 
 def _context(connection: Connection, settings: Settings, claim: Claim) -> Context:
     run = connection.execute(sa.select(runs).where(runs.c.id == claim.run_id)).one()
-    if run.tables != settings.tables:
-        raise Misconfigured(
-            f"This worker is set to the tables {', '.join(settings.tables)},"
-            f" but the run migrates {', '.join(run.tables)}"
-        )
+    enqueue.require_same_tables(run, settings)
     return Context.read(connection, settings, run, batch_id=claim.batch_id)
 
 

@@ -20,8 +20,15 @@ LEFT JOIN LATERAL (
       AND c.amount IS DISTINCT FROM coalesce(
       r.grants ->> u.user_type::text, r.grants ->> '*')::numeric) AS wrong_grants,
     count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :run_id) AS given_now,
-    count(*) FILTER (WHERE c.operation NOT IN ('add', 'deduct') OR c.amount < 0) AS invalid
+    count(*) FILTER (WHERE c.operation NOT IN ('add', 'deduct') OR c.amount < 0
+      OR (c.reason = 'migration_grant' AND c.operation <> 'add')) AS invalid,
+    count(*) FILTER (WHERE c.reason LIKE 'migration%' AND r.id IS NULL) AS unknown_runs,
+    count(*) FILTER (WHERE b.run_id IS NOT NULL AND c.balance_after IS DISTINCT FROM
+      coalesce((b.was ->> 'credits_balance')::numeric, 0)
+      + CASE c.reason WHEN 'migration_grant' THEN c.amount ELSE 0 END) AS wrong_after
   FROM {credit_logs} c LEFT JOIN migration.runs r ON r.id = c.run_id
+  LEFT JOIN migration.before_images b ON b.entity = 'user' AND b.legacy_key = u.id::text
+    AND b.run_id = c.run_id AND c.reason IN ('migration_grant', 'migration_opening')
   WHERE c.user_id = u.id
 ) AS log ON true
 CROSS JOIN LATERAL (
@@ -35,6 +42,8 @@ CROSS JOIN LATERAL (
   WHERE q.legacy_key IS NOT NULL AND log.given_now > 0
   UNION ALL SELECT 'wrong_value', 'credit_logs', 'amount' WHERE log.wrong_grants > 0
   UNION ALL SELECT 'wrong_value', 'credit_logs', 'operation' WHERE log.invalid > 0
+  UNION ALL SELECT 'wrong_value', 'credit_logs', 'run_id' WHERE log.unknown_runs > 0
+  UNION ALL SELECT 'wrong_value', 'credit_logs', 'balance_after' WHERE log.wrong_after > 0
 ) AS found
 WHERE {scope}
 """

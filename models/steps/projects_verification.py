@@ -34,6 +34,8 @@ LEFT JOIN {tool_usage_logs} l ON l.id = e.usage_id
 CROSS JOIN LATERAL (
   SELECT 'wrong_value' AS kind, 'projects' AS target_table, 'is_template' AS detail
   WHERE e.is_template IS NULL
+  UNION ALL SELECT 'missing', 'quarantine', 'no owner'
+  WHERE NOT EXISTS (SELECT FROM {users} u WHERE u.id = e.user_id)
   UNION ALL SELECT 'wrong_value', 'projects', 'active_gpt_id'
   WHERE CASE WHEN e.had_gpt THEN e.active_gpt_id IS DISTINCT FROM e.tool_id
              ELSE e.has_gpt AND c.id IS NULL END
@@ -55,6 +57,7 @@ CROSS JOIN LATERAL (
     ('version', t.version IS NOT NULL),
     ('pricing_tier', t.pricing_tier::text IS DISTINCT FROM 'free'),
     ('credits_cost', t.credits_cost IS DISTINCT FROM 0),
+    ('requires_approval', t.requires_approval IS DISTINCT FROM false),
     ('is_active', t.is_active IS DISTINCT FROM true),
     ('configuration', t.configuration::jsonb IS DISTINCT FROM
       jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name))
@@ -83,6 +86,14 @@ JOIN {projects} p ON p.id::text = q.legacy_key
 JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :run_id
 WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> 'rejected'
   AND {scope}
+UNION ALL SELECT 'extra', 'project', p.id::text, 'ai_tools', 'set aside'
+FROM migration.quarantine q
+JOIN {projects} p ON p.id::text = q.legacy_key
+JOIN {ai_tools} t ON t.id = {tool_id}
+WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> 'rejected'
+  AND {scope}
+  AND t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
+                       WHERE r.id = :run_id)
 """
 
 _ACCOUNT = """

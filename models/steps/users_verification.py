@@ -89,6 +89,13 @@ FROM migration.quarantine q
 JOIN {users} u ON u.id::text = q.legacy_key
 JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :run_id
 WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
+UNION ALL SELECT 'extra', 'user', u.id::text, 'ai_suites', 'set aside'
+FROM migration.quarantine q
+JOIN {users} u ON u.id::text = q.legacy_key
+JOIN {ai_suites} s ON s.id = {suite_id}
+WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
+  AND s.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
+                       WHERE r.id = :run_id)
 """
 
 _SUBSCRIPTIONS = """
@@ -119,6 +126,7 @@ CROSS JOIN LATERAL (
     ('version', t.version IS DISTINCT FROM e.version),
     ('pricing_tier', t.pricing_tier::text IS DISTINCT FROM 'free'),
     ('credits_cost', t.credits_cost IS DISTINCT FROM 0),
+    ('requires_approval', t.requires_approval IS DISTINCT FROM false),
     ('is_active', t.is_active IS DISTINCT FROM
       (e.status IS NOT DISTINCT FROM 'active' AND e.is_active IS DISTINCT FROM false)),
     ('configuration', t.configuration::jsonb IS DISTINCT FROM
@@ -147,7 +155,7 @@ tools AS MATERIALIZED (
 ),
 stray AS MATERIALIZED (
   SELECT t.id, 'subscription' AS entity, e.tool_id IS NULL AS is_gone FROM tools t
-  LEFT JOIN legacy e ON e.tool_id = t.id
+  LEFT JOIN legacy e ON e.tool_id = t.id AND e.user_id = t.user_id
   WHERE {is_tool} AND e.stands IS NOT TRUE
   UNION ALL
   SELECT t.id, 'project', true FROM tools t
@@ -157,6 +165,8 @@ judged AS MATERIALIZED (
   SELECT x.id, x.entity, EXISTS (
       SELECT FROM {tool_usage_logs} l
       WHERE l.tool_id = x.id AND l.action = 'migration' AND l.session_id = :run_id)
+    OR t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
+                        WHERE r.id = :run_id)
     OR (x.is_gone AND t.updated_at IS NOT DISTINCT FROM t.created_at
       AND (SELECT count(*) FROM {tool_usage_logs} l
            WHERE l.tool_id = x.id AND l.action IS DISTINCT FROM 'migration') = 0
@@ -185,7 +195,7 @@ WHERE {is_assigned_tool} AND e.tool_id IS NULL AND j.is_extra IS NOT FALSE
 UNION ALL
 SELECT 'extra', 'subscription', l.id, 'tool_usage_logs', NULL
 FROM page JOIN {tool_usage_logs} l ON l.user_id = page.id
-LEFT JOIN legacy e ON e.usage_id = l.id AND e.stands
+LEFT JOIN legacy e ON e.usage_id = l.id AND e.user_id = l.user_id AND e.stands
 LEFT JOIN judged j ON j.id = l.tool_id
 WHERE e.usage_id IS NULL AND l.action = 'migration' AND ({is_usage} OR {is_used_tool})
   AND j.is_extra IS NOT FALSE

@@ -35,9 +35,10 @@ FAULTS = [
     (f"DELETE FROM tool_usage_logs WHERE tool_id = {TOOL}",
      {"subscription missing tool_usage_logs": 1}),
     (f"UPDATE ai_tools SET suite_id = (SELECT max(id) FROM ai_suites) WHERE id = {TOOL}",
-     {"subscription wrong_owner ai_tools": 1}),
+     {"subscription wrong_owner ai_tools": 1, "subscription extra ai_tools": 1}),
     (f"UPDATE tool_usage_logs SET user_id = (SELECT max(user_id) FROM ai_suites)"
-     f" WHERE tool_id = {TOOL}", {"subscription wrong_owner tool_usage_logs": 1}),
+     f" WHERE tool_id = {TOOL}", {"subscription wrong_owner tool_usage_logs": 1,
+     "subscription extra tool_usage_logs": 1}),
     (f"INSERT INTO ai_tools (id, {TOOL_COLUMNS}) SELECT 'double', {TOOL_COLUMNS} FROM ai_tools"
      f" WHERE id = {TOOL}", {"subscription extra ai_tools.twin": 1}),
     (f"INSERT INTO ai_tools (id, {TOOL_COLUMNS}) SELECT 't-nobody', {TOOL_COLUMNS} FROM ai_tools"
@@ -86,10 +87,12 @@ CREDIT_FAULTS = [
      {"user balance users.credits_balance": 1}),
     (f"WITH more AS (UPDATE credit_logs SET amount = amount + 1 WHERE user_id = {OWNER}"
      " RETURNING user_id) UPDATE users u SET credits_balance = credits_balance + 1"
-     " FROM more WHERE more.user_id = u.id", {"user wrong_value credit_logs.amount": 1}),
+     " FROM more WHERE more.user_id = u.id",
+     {"user wrong_value credit_logs.amount": 1, "user wrong_value credit_logs.balance_after": 1}),
     (f"INSERT INTO credit_logs SELECT 'double', user_id, operation, 0, balance_after, reason,"
      f" run_id, created_at FROM credit_logs WHERE user_id = {OWNER}",
-     {"user extra credit_logs.grant": 1, "user wrong_value credit_logs.amount": 1}),
+     {"user extra credit_logs.grant": 1, "user wrong_value credit_logs.amount": 1,
+      "user wrong_value credit_logs.balance_after": 1}),
     (f"UPDATE credit_logs SET reason = 'gift' WHERE user_id = {OWNER}",
      {"user missing credit_logs.grant": 1}),
 ]  # fmt: skip
