@@ -135,9 +135,9 @@ def hand_back(connection: Connection, claim: Claim, error: str) -> None:
         _require(connection, claim, _to_waiting(error, hand_backs=back))
 
 
-def release(connection: Connection, claim: Claim) -> None:
-    """Let somebody else have the batch because this worker stops; raises LeaseLost."""
-    _require(connection, claim, _to_waiting("its worker was stopped"))
+def release(connection: Connection, claim: Claim, error: str) -> None:
+    """The same because this worker has to stop, which is not held against the batch."""
+    _require(connection, claim, _to_waiting(error))
 
 
 def _to_waiting(error: str, **values: Any) -> sa.Update:

@@ -75,6 +75,12 @@ class BadRow(MigrationError):
         self.sqlstate = sqlstate
 
 
+class Stopped(MigrationError):
+    """The worker is told to stop: hand the batch back, and do not count that against it."""
+
+    kind = "stopped"
+
+
 class LeaseLost(MigrationError):
     """The batch was claimed by somebody else meanwhile: roll back and forget it."""
 

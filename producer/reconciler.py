@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from models.claims import is_expired, lapses_too_often
 from models.database import classify, transaction
 from models.errors import MigrationError
-from models.ledger import batches, move_batches, runs
+from models.ledger import SCHEMA, batches, move_batches, runs
 from models.settings import Settings
 from producer import enqueue, poison
 from producer.queue import QUEUES, Message, app, publish_again
@@ -61,6 +61,9 @@ class Reconciler(threading.Thread):
 def tick(engine: Engine, settings: Settings) -> int:
     """One round over the open runs; returns how many batches it published again."""
     with transaction(engine) as connection:
+        # Workers may be there before the first run, and so before the ledger.
+        if not connection.scalar(sa.select(sa.func.to_regclass(f"{SCHEMA}.runs"))):
+            return 0
         if not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK))):
             return 0
         open_runs = connection.scalars(

@@ -6,11 +6,10 @@ transient; leave what is bad to `bisect`, which finds the row and sets it aside.
 
 from __future__ import annotations
 
+import functools
 import random
-import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 import sqlalchemy as sa
 import structlog
@@ -18,15 +17,16 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from models import claims
-from models.claims import LEASE_SECONDS, Claim
+from models.claims import Claim
 from models.database import as_ours, classify, transaction
-from models.errors import LeaseLost, MigrationError, Misconfigured, Transient
+from models.errors import LeaseLost, MigrationError, Misconfigured, Stopped, Transient
 from models.ledger import quarantine, runs
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
 from models.steps.base import Context, Counts, Step
 from producer import enqueue, poison
-from worker import bisect, settle
+from worker import bisect, settle, stopping
+from worker.watch import Watch
 
 MAX_RETRIES = 6
 WORK_MEM_MB = 32
@@ -42,18 +42,25 @@ def run(
 
     Safe to call for any id, any number of times, at the same time: the claim decides.
     """
-    with transaction(engine) as connection:
-        claim = claims.claim(connection, run_id, batch_id, worker)
+    try:
+        with transaction(engine) as connection:
+            claim = claims.claim(connection, run_id, batch_id, worker)
+    except DBAPIError as failure:
+        log.warning("batch not claimed", batch=batch_id, error=classify(failure).message)
+        return {"outcome": "skipped"}
     if claim is None:
         return {"outcome": "skipped"}
     logger = log.bind(run=run_id, batch=batch_id, step=claim.step, attempt=claim.attempt)
     started = time.monotonic()
     try:
-        with Heartbeat(engine, claim):
-            counts = _with_retries(engine, settings, claim)
+        with Watch(engine, claim) as watch:
+            counts = _with_retries(engine, settings, claim, watch)
     except LeaseLost:
         logger.warning("lease lost")
         return {"outcome": "lost"}
+    except Stopped as error:
+        logger.warning("batch handed back", error=error.message)
+        return _give_up(engine, claim, claims.release, error.message)
     except Transient as error:
         logger.warning("batch handed back", error=error.message)
         return _give_up(engine, claim, claims.hand_back, error.message)
@@ -76,65 +83,36 @@ def _give_up(
             how(connection, claim, error)
     except LeaseLost:
         return {"outcome": "lost"}
+    except DBAPIError as failure:
+        # Nobody can be told now: the lease runs out.
+        log.warning("batch left alone", batch=claim.batch_id, error=classify(failure).message)
+        return {"outcome": "lost"}
     return {"outcome": "failed"}
 
 
-class Heartbeat:
-    """Renews the lease of a batch that takes longer than a third of it, from a thread.
-
-    A worker that is frozen or dead stops renewing, and its batch goes to somebody else; a batch
-    that only takes long is left in peace. A short batch never opens the second connection.
-    """
-
-    def __init__(self, engine: Engine, claim: Claim) -> None:
-        self._engine, self._claim = engine, claim
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._renew, daemon=True, name="heartbeat")
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _renew(self) -> None:
-        while not self._over.wait(LEASE_SECONDS / 3):
-            try:
-                with transaction(self._engine) as connection:
-                    claims.renew(connection, self._claim)
-            except LeaseLost:
-                return
-            except DBAPIError as failure:
-                log.warning("lease not renewed", error=classify(failure).message)
-
-
-def _with_retries(engine: Engine, settings: Settings, claim: Claim) -> Counts:
+def _with_retries(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> Counts:
     """Attempt the batch until it is done, or cannot be; back-off doubles, with jitter."""
     for retry in range(MAX_RETRIES + 1):
         try:
             with as_ours():
-                return _attempt(engine, settings, claim)
+                return _attempt(engine, settings, claim, watch)
         except Transient:
+            stopping.check()
             if retry == MAX_RETRIES:
                 raise
-            time.sleep(0.2 * 2**retry * random.uniform(0.5, 1.0))
+            watch.sleep(0.2 * 2**retry * random.uniform(0.5, 1.0))
     raise AssertionError("unreachable")
 
 
-def _attempt(engine: Engine, settings: Settings, claim: Claim) -> Counts:
+def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> Counts:
     step = by_name(claim.step)
     if claim.stage not in (VERIFICATION, RECONCILIATION) and not step.transactional:
-        return _apply_outside(engine, settings, claim, step)
+        return _apply_outside(engine, settings, claim, step, watch)
     if step.is_settling:
-        return settle.run(engine, lambda connection: _context(connection, settings, claim), claim)
+        read = functools.partial(_context, settings=settings, claim=claim)
+        return settle.run(engine, read, claim, watch)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
-    with transaction(engine) as connection:
+    with transaction(engine) as connection, watch.over(connection):
         # The statements pass a batch's rows through a dozen CTEs: without room they go over disk.
         connection.exec_driver_sql(f"SET LOCAL work_mem = '{WORK_MEM_MB}MB'")
         context = _context(connection, settings, claim)
@@ -167,9 +145,14 @@ def _refuse_wholesale(context: Context, step: Step, counts: Counts) -> None:
         raise Misconfigured(f"Every row of the batch was refused. {refused[1]}")
 
 
-def _apply_outside(engine: Engine, settings: Settings, claim: Claim, step: Step) -> Counts:
+def _apply_outside(
+    engine: Engine, settings: Settings, claim: Claim, step: Step, watch: Watch
+) -> Counts:
     """For statements that PostgreSQL runs outside transactions only; the step is idempotent."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with (
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        watch.over(connection),
+    ):
         context = _context(connection, settings, claim)
         counts = step.apply(context, claim.scope)
     with transaction(engine) as connection:

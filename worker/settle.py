@@ -21,20 +21,23 @@ from models.steps.base import Context, Counts, Scope, Step, add
 from models.steps.changes import KEYS_A_BATCH, pending
 from models.steps.settle import lock, next_scope
 from worker import bisect, verify
+from worker.watch import Watch
 
 ATTEMPTS = 30
 ROUNDS = 50
 
 
-def run(engine: Engine, read: Callable[[Connection], Context], claim: Claim) -> Counts:
+def run(
+    engine: Engine, read: Callable[[Connection], Context], claim: Claim, watch: Watch
+) -> Counts:
     """Take up all captured changes, the last ones under the lock; `read` gives the context.
 
     Raises Transient when the lock was not to be had: some session writes without an end.
     """
     for attempt in range(ATTEMPTS):
-        _drain(engine, read, claim)
+        _drain(engine, read, claim, watch)
         try:
-            with as_ours(), transaction(engine) as connection:
+            with as_ours(), transaction(engine) as connection, watch.over(connection):
                 context = read(connection)
                 lock(context)
                 locked_at = time.monotonic()
@@ -44,7 +47,7 @@ def run(engine: Engine, read: Callable[[Connection], Context], claim: Claim) -> 
             return counts
         except (Transient, TooBig):
             pass
-        time.sleep(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
+        watch.sleep(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
     raise Transient("The legacy tables stayed locked by another session")
 
 
@@ -53,10 +56,12 @@ def take_up(context: Context, step: Step, scope: Scope) -> Counts:
     return add(bisect.apply(context, step, scope), verify.recheck(context, step, scope))
 
 
-def _drain(engine: Engine, read: Callable[[Connection], Context], claim: Claim) -> None:
+def _drain(
+    engine: Engine, read: Callable[[Connection], Context], claim: Claim, watch: Watch
+) -> None:
     """Rounds without the lock, while there is more than one of them left to take up."""
     for _ in range(ROUNDS):
-        with transaction(engine) as connection:
+        with transaction(engine) as connection, watch.over(connection):
             context = read(connection)
             left = pending(context, "owner_key", ("user", "subscription", "project"))
             if len(left) <= KEYS_A_BATCH // 2:
