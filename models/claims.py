@@ -95,7 +95,7 @@ def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Cl
 def scope_of(row: Any) -> Scope:
     """What a batch, a row of the ledger, covers."""
     keys, parts = (None if row[n] is None else tuple(row[n]) for n in ("key_list", "part_list"))
-    return Scope(row["low"], row["high"], keys, parts)
+    return Scope(row["low"], row["high"], keys, parts, again=keys is not None)
 
 
 def renew(connection: Connection, claim: Claim) -> None:

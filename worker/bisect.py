@@ -13,7 +13,9 @@ from models.quarantine import OWNER_QUARANTINED, set_aside
 from models.steps.base import Context, Counts, Scope, Step, add
 from worker import verify
 
-SHORTEST_TIMEOUT_MS = 3_000
+# A batch takes about two seconds. Once it has failed for its size, its parts have this much in
+# proportion to their rows: the whole minute at each halving would be half an hour for one row.
+PARTS_TIMEOUT_MS, SHORTEST_TIMEOUT_MS = 20_000, 5_000
 
 
 def apply(context: Context, step: Step, scope: Scope) -> Counts:
@@ -31,7 +33,7 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
         # No key: the application deleted the row meanwhile.
         counts = trial.halve(scope, keys, error) if keys else {}
     trial.set_aside()
-    return counts
+    return counts | {"bisected": {"statements": trial.statements}}
 
 
 def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
@@ -56,14 +58,17 @@ class _Trial:
         self._rejected: list[tuple[str, Sequence[str], str, MigrationError]] = []
         # Rows of the whole batch: a part of them has that part of the time.
         self.expected = 0
+        # Sent because the batch failed as a whole.
+        self.statements = 0
         context.connection.exec_driver_sql("SAVEPOINT passed")
 
     def run(self, scope: Scope, rows: int = 0) -> Counts:
         """One attempt; an attempt that fails is undone before the next one begins."""
         if self.expected:
-            share = STATEMENT_TIMEOUT_MS * rows // self.expected
+            share = PARTS_TIMEOUT_MS * rows // self.expected
             self._go_on(f"SET LOCAL statement_timeout = {max(SHORTEST_TIMEOUT_MS, share)}")
         self._has_failed = True
+        self.statements += 1
         with as_ours():
             counts = self._step.apply(self._context, scope)
         self._has_failed = False
@@ -78,6 +83,7 @@ class _Trial:
         mark = "ROLLBACK TO SAVEPOINT passed" if self._has_failed else passed
         self._context.connection.exec_driver_sql(f"{mark}; {then}")
         self._has_failed = False
+        self.statements += 1
 
     def halve(self, scope: Scope, keys: Sequence[str], error: MigrationError) -> Counts:
         """The rows of a scope that failed as a whole."""
@@ -109,9 +115,11 @@ class _Trial:
     def _one(self, scope: Scope, error: MigrationError) -> Counts:
         """One legacy row that fails: alone it may pass, and then one of its dependents is bad."""
         step, context = self._step, self._context
-        if self._has_failed:
+        was_tried = self._has_failed
+        if was_tried:
             self.undo()
         hanging = step.part_keys_in(context, scope)
+        self.statements += 1
         parts = hanging if scope.parts is None else scope.parts
         if parts:
             try:
@@ -120,8 +128,8 @@ class _Trial:
                 error = alone
             else:
                 return add(counts, self._parts(scope, parts, error))
-        elif isinstance(error, BadRow):
-            # It may have been inferred from its neighbours: the row itself has the last word.
+        elif not was_tried:
+            # It was inferred from its neighbours: the row itself has the last word.
             try:
                 return self.run(scope, 1)
             except (BadRow, TooBig) as alone:
@@ -163,6 +171,7 @@ class _Trial:
                 reason=reason,
                 message="The owner is set aside." if reason == OWNER_QUARANTINED else refused,
             )
+        self.statements += len(self._rejected)
 
 
 def _halves(keys: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

@@ -38,13 +38,15 @@ class Scope:
     """Legacy keys that a batch covers: a range (low exclusive, high inclusive) or a list.
 
     `parts`, when given, narrows the rows that hang on those keys to these keys of their own:
-    the last step of a bisection, when one user's subscriptions are tried one by one.
+    the last step of a bisection, when one user's subscriptions are tried one by one. `again` says
+    that the rows may have been migrated before, and have changed since.
     """
 
     low: str | None = None
     high: str | None = None
     keys: tuple[str, ...] | None = None
     parts: tuple[str, ...] | None = None
+    again: bool = False
 
     def condition(self, column: str, base_type: str) -> str:
         """SQL condition that `column` lies in this scope; binds :low, :high, :keys."""

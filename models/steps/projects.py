@@ -104,10 +104,9 @@ class Projects(Step):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         names = _expressions(context, scope)
-        is_list = scope.keys is not None
-        found = list(projects_changes.before(context, scope, names)) if is_list else []
+        found = list(projects_changes.before(context, scope, names)) if scope.again else []
         found.append(counts(context.execute(_MIGRATE, scope, **names).one()))
-        if is_list or context.is_repeat:
+        if scope.again or context.is_repeat:
             found += projects_changes.after(context, scope, names)
         return functools.reduce(add, found)
 

@@ -40,6 +40,10 @@ def next_scope(context: Context, *, after_users: bool) -> tuple[Step, Scope] | N
     """
     users = pending(context, "owner_key", ("user", "subscription"))
     if users or not after_users:
-        return ChangedUsers(), Scope(keys=tuple(users[:KEYS_A_BATCH]))
+        return ChangedUsers(), Scope(keys=tuple(users[:KEYS_A_BATCH]), again=True)
     projects = pending(context, "legacy_key", ("project",))
-    return (ChangedProjects(), Scope(keys=tuple(projects[:KEYS_A_BATCH]))) if projects else None
+    return (
+        (ChangedProjects(), Scope(keys=tuple(projects[:KEYS_A_BATCH]), again=True))
+        if projects
+        else None
+    )

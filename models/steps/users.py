@@ -259,8 +259,8 @@ class Users(Step):
 
 
 def is_later(context: Context, scope: Scope) -> bool:
-    """Whether rows of this scope may have been migrated before: by an earlier run, or as a page."""
-    return context.is_repeat or scope.keys is not None
+    """Whether rows of this scope may have been migrated before: by an earlier run, or by this."""
+    return context.is_repeat or scope.again
 
 
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:

@@ -163,7 +163,7 @@ _SURPLUS = """
 
 def before(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:
     """What goes before the rows are written anew: users who are gone, or bad now."""
-    if scope.keys is not None:
+    if scope.again:
         kind = context.legacy.users.columns["id"].base
         yield from remove_deleted_users(context, scope, kind)
     bad = list(context.execute(_TURNED_BAD, scope, **names).scalars())
