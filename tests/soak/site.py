@@ -1,0 +1,141 @@
+"""Servers, a generated school, workers and the producer, for runs of minutes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psutil
+from sqlalchemy import Engine, text
+
+from models import database as databases
+from models.settings import DEFAULT_GRANTS, parse_grants
+from producer import local, sample
+from tests import oracle
+
+GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
+
+
+class Site:
+    """A PostgreSQL and a Valkey under a folder of their own, and one database after the other."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.servers = local.start(home)
+        self.name = "dashboard"
+
+    def fresh(self, name: str, template: str | None = None) -> Engine:
+        """An empty database, or a copy of another one; the product works on it from now on."""
+        admin = databases.create(self.address("postgres"))
+        with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+            of = f" TEMPLATE {template}" if template else ""
+            connection.execute(text(f"CREATE DATABASE {name}{of}"))
+        admin.dispose()
+        self.name = name
+        return databases.create(self.address(name))
+
+    def address(self, name: str) -> str:
+        return self.servers.database_url.replace("/dashboard?", f"/{name}?")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return os.environ | {
+            "DATABASE_URL": self.address(self.name),
+            "REDIS_URL": self.servers.redis_url,
+            "MIGRATION_HOME": str(self.home / "unused"),
+        }
+
+    def worker(self, number: int, app: str = "worker") -> psutil.Popen:
+        """Start a worker of two processes."""
+        log = (self.home / f"worker-{number}.log").open("ab")
+        return psutil.Popen(
+            [sys.executable, "-m", "celery", "-A", app, "worker", "--concurrency=1",
+             "--loglevel=INFO", f"--hostname=w{number}@%h"],
+            env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def producer(self, *arguments: str, module: str = "producer.cli") -> psutil.Popen:
+        """Start `producer …`."""
+        code = f"import sys, {module} as m; sys.argv[0] = 'producer'; m.main()"
+        log = (self.home / "producer.log").open("ab")
+        return psutil.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+            text=True,
+        )  # fmt: skip
+
+
+@contextmanager
+def open_site() -> Iterator[Site]:
+    """A site for the time of the block; its servers and data go at the end."""
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        home = Path(folder) / ".migration"
+        try:
+            yield Site(home)
+        finally:
+            local.erase(home)
+
+
+@contextmanager
+def workers(site: Site, count: int, app: str = "worker") -> Iterator[list[psutil.Popen]]:
+    """So many workers for the time of the block; whoever replaces one puts it into the list."""
+    running = [site.worker(number, app) for number in range(count)]
+    try:
+        yield running
+    finally:
+        for worker in running:
+            kill(worker)
+
+
+def kill(process: psutil.Process) -> None:
+    """SIGKILL a process and its children."""
+    try:
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    psutil.wait_procs(family, timeout=10)
+
+
+def load(engine: Engine, users: int, **options: Any) -> oracle.Snapshot:
+    """Fill the database, and read it as it is before any run."""
+    with engine.begin() as connection:
+        sample.load(connection, users, **options)
+    with engine.connect() as connection:
+        return oracle.snapshot(connection, oracle.Names())
+
+
+def verdict(engine: Engine, before: oracle.Snapshot) -> list[str]:
+    """What differs from what the rules make of the legacy rows as they stand now."""
+    with engine.connect() as connection:
+        now = oracle.refreshed(before, oracle.snapshot(connection, oracle.Names()))
+        return oracle.compare(connection, now, oracle.expected(now, GRANTS))
+
+
+def rows(engine: Engine, query: str, **values: Any) -> list[Any]:
+    """All rows of a query."""
+    with engine.connect() as connection:
+        return list(connection.execute(text(query), values))
+
+
+def finish(producer: psutil.Popen, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Wait for a waiting command; its JSON object, with its exit status and seconds."""
+    started = time.monotonic()
+    while producer.poll() is None:
+        meanwhile()
+        time.sleep(0.05)
+    found: dict[str, Any] = json.loads(producer.stdout.read())
+    return found | {"exit_status": producer.returncode, "wall": time.monotonic() - started}
