@@ -90,18 +90,21 @@ def old_database(old_postgres: str) -> Iterator[str]:
 
 
 @contextmanager
-def fresh_database(server: str) -> Iterator[str]:
-    """The address of an empty database on that server, for the time of the block."""
+def fresh_database(server: str, *, template: str = "template1") -> Iterator[str]:
+    """The address of a database on that server, for the time of the block.
+
+    It is empty, or a copy of the template: a database that nobody is connected to, by name.
+    """
     name = f"test_{uuid.uuid4().hex}"
-    _execute(server, "CREATE DATABASE {}", name)
+    _execute(server, "CREATE DATABASE {} TEMPLATE {}", name, template)
     try:
         yield server.replace("/dashboard?", f"/{name}?")
     finally:
         _execute(server, "DROP DATABASE {} WITH (FORCE)", name)
 
 
-def _execute(server: str, statement: str, name: str) -> None:
+def _execute(server: str, statement: str, *names: str) -> None:
     with closing(psycopg2.connect(server)) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
-            cursor.execute(sql.SQL(statement).format(sql.Identifier(name)))
+            cursor.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
