@@ -7,7 +7,7 @@ reconciler of every worker, every waiting command. The row lock on the run makes
 from __future__ import annotations
 
 import secrets
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,12 +34,13 @@ from producer.queue import Message, publish_window
 
 # A stage's `step` once the last of its steps has been cut.
 CUT = ""
+ID_TIME = "%Y%m%d-%H%M%S"
 
 
 def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
     """Open a run, or join the one that is open; returns its id and whether it is new."""
     with transaction(engine) as connection:
-        run_id = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        run_id = _next_id(connection)
         opened = connection.scalar(
             insert(runs)
             .values(
@@ -73,6 +74,16 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
             totals["subscription"] = partition.count_rows(connection, context.legacy.subscriptions)
         connection.execute(sa.update(runs).where(runs.c.id == run_id).values(totals=totals))
         return run_id, True
+
+
+def _next_id(connection: Connection) -> str:
+    """An id that sorts behind those of all runs, also behind one of the same second."""
+    moment = datetime.now(UTC).replace(microsecond=0, tzinfo=None)
+    newest = connection.scalar(sa.select(sa.func.max(runs.c.id)))
+    if newest:
+        opened = datetime.strptime(newest.rpartition("-")[0], ID_TIME)
+        moment = max(moment, opened + timedelta(seconds=1))
+    return f"{moment:{ID_TIME}}-{secrets.token_hex(2)}"
 
 
 def _open_run_id(connection: Connection) -> str | None:

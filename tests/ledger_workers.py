@@ -14,7 +14,6 @@ from models import database as databases
 from models.claims import MAX_LAPSES, Claim
 from models.errors import LeaseLost
 from models.ledger import batches, runs
-from models.steps import by_name
 from producer import reconciler
 from tests.ledger_watch import digest
 from tests.ledger_world import Place
@@ -133,8 +132,7 @@ class Workers(RuleBasedStateMachine):
     def commit_late(self, claim: Claim) -> None:
         stands, before = self.stands(claim), digest(self.engine)
         assert self.place.work_with(claim) == ("done" if stands else "lost")
-        # What runs outside transactions is not undone by a lease that was lost.
-        if not stands and by_name(claim.step).transactional:
+        if not stands:
             changed = set(before.splitlines()) ^ set(digest(self.engine).splitlines())
             assert not changed, claim
 

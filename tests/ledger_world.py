@@ -51,9 +51,6 @@ class Place:
         patch.setattr(enqueue, "publish_window", self.messages.extend)
         patch.setattr(reconciler, "publish_again", self.messages.extend)
         patch.setattr(reconciler, "queue_lengths", self._queue_lengths)
-        # Runs of the same second are in the order of their last four digits.
-        numbers = itertools.count(len(self.run_ids()) + 1)
-        patch.setattr(enqueue.secrets, "token_hex", lambda _: f"{next(numbers):04d}")
 
     def close(self) -> None:
         """Disconnect, and let the database go."""

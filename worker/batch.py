@@ -149,6 +149,9 @@ def _apply_outside(
     engine: Engine, settings: Settings, claim: Claim, step: Step, watch: Watch
 ) -> Counts:
     """For statements that PostgreSQL runs outside transactions only; the step is idempotent."""
+    # What is done here stays done: a worker that was frozen since its claim must not begin.
+    with transaction(engine) as connection:
+        claims.renew(connection, claim)
     with (
         engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
         watch.over(connection),
