@@ -1,4 +1,8 @@
-"""The old application, going on with its work: one small write after the other, any of them."""
+"""The old application, going on with its work: one small write after the other, any of them.
+
+It works with any shape in `tests/variants.py`: text, integer or uuid keys, columns that are
+missing, and foreign keys that refuse to delete a user.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from random import Random
+from uuid import UUID
 
 import psycopg2
 from sqlalchemy import Connection, Engine, text
@@ -15,12 +20,16 @@ from models import database
 from tests.oracle import Names
 
 GPTS = ("math_tutor", "essay_coach", "lab_partner", "new_gpt")
+FOREIGN_KEY_VIOLATION = "23503"
+# So many keys of a table are known; a row is found near one of them, by the index.
+LANDMARKS = 5_000
 
 
 class Application:
     """Writes to the legacy tables as an application does that has never heard of a migration.
 
-    The same seed makes the same choices; the keys of new rows begin with `live`, or are numbers.
+    The same seed makes the same choices; the keys of new rows begin with `live`, or are of the
+    column's own kind. `blocked` counts the deletions that a foreign key refused.
     """
 
     def __init__(
@@ -30,8 +39,12 @@ class Application:
         self.random = Random(seed)
         self.done: Counter[str] = Counter()
         self.refused: list[str] = []
+        self.blocked: Counter[str] = Counter()
         self._prefix, self._count = prefix, 0
-        self._spans: dict[str, tuple[str, int]] = {}
+        self._spares = False
+        self._columns: dict[str, dict[str, str]] = {}
+        self._landmarks: dict[str, list[str]] = {}
+        self._made: dict[str, list[str]] = {}
         self._writes: list[tuple[int, Callable[[Connection], object]]] = [
             (4, self.add_user),
             (3, self.add_subscription),
@@ -57,9 +70,10 @@ class Application:
     def spare(self) -> None:
         """From now on no write that a later run leaves alone, as the new application may own it.
 
-        Rows that turn bad after they were migrated stay as they are, a role is read once, and a
-        project without a tool may have lost it to its user.
+        Rows that turn bad after they were migrated stay as they are, those that get a bad owner
+        too; a role is read once, and a project without a tool may have lost it to its user.
         """
+        self._spares = True
         spared = ("blank_email", "break_preferences", "change_role", "deselect_gpt")
         self._writes = [pair for pair in self._writes if pair[1].__name__ not in spared]
 
@@ -74,16 +88,19 @@ class Application:
         except psycopg2.Error as failure:
             self.refused.append(f"{write.__name__}: {failure}")
         except database.DBAPIError as failure:
-            self.refused.append(f"{write.__name__}: {failure.orig}")
+            is_deletion = write.__name__.startswith("delete")
+            if is_deletion and database.sqlstate(failure) == FOREIGN_KEY_VIOLATION:
+                self.blocked[write.__name__] += 1
+            else:
+                self.refused.append(f"{write.__name__}: {failure.orig}")
 
     def add_user(self, connection: Connection) -> None:
-        key = self._new()
-        connection.execute(
-            text(
-                f"INSERT INTO {self.names.users} (id, email, hashed_password, full_name, role)"
-                " VALUES (:id, :email, '', '', :role)"
-            ),
-            {"id": key, "email": f"{key}@live.example", "role": self._role()},
+        key = self._new(connection, self.names.users)
+        values = {"email": f"{self._prefix}{self._count}@live.example", "role": self._role()}
+        self._insert(
+            connection,
+            self.names.users,
+            values | {"id": key, "hashed_password": "", "full_name": ""},
         )
         for _ in range(self.random.randrange(3)):
             self._subscribe(connection, key)
@@ -109,21 +126,23 @@ class Application:
         self._set(connection, self.names.subscriptions, "status", "paused")
 
     def use(self, connection: Connection) -> None:
-        key = self._any(connection, self.names.subscriptions)
-        connection.execute(
-            text(
-                f"UPDATE {self.names.subscriptions} SET usage_count = coalesce(usage_count, 0) + 1,"
-                " last_used = now() WHERE id = :id"
-            ),
-            {"id": key},
-        )
+        table = self.names.subscriptions
+        if "usage_count" in self._types(connection, table):
+            connection.execute(
+                text(
+                    f"UPDATE {table} SET usage_count = coalesce(usage_count, 0) + 1,"
+                    f" last_used = now() WHERE id = {self._key(connection, table)}"
+                ),
+                {"id": self._any(connection, table)},
+            )
 
     def change_email(self, connection: Connection) -> None:
         mail = f"changed{self.random.randrange(10**12)}@live.example"
         self._set(connection, self.names.users, "email", mail)
 
     def blank_email(self, connection: Connection) -> None:
-        self._set(connection, self.names.users, "email", " " * self.random.randrange(1, 200))
+        self._count += 1
+        self._set(connection, self.names.users, "email", " " * (300 + self._count))
 
     def change_role(self, connection: Connection) -> None:
         self._set(connection, self.names.users, "role", self._role())
@@ -136,12 +155,10 @@ class Application:
         self._set(connection, self.names.projects, "active_gpt_id", value)
 
     def move_subscription(self, connection: Connection) -> None:
-        owner = self._any(connection, self.names.users)
-        self._set(connection, self.names.subscriptions, "user_id", owner)
+        self._set(connection, self.names.subscriptions, "user_id", self._owner(connection))
 
     def move_project(self, connection: Connection) -> None:
-        owner = self._any(connection, self.names.users)
-        self._set(connection, self.names.projects, "user_id", owner)
+        self._set(connection, self.names.projects, "user_id", self._owner(connection))
 
     def delete_subscription(self, connection: Connection) -> None:
         self._delete(connection, self.names.subscriptions)
@@ -152,61 +169,111 @@ class Application:
     def delete_user_with_all(self, connection: Connection) -> None:
         key = self._any(connection, self.names.users)
         for table in (self.names.subscriptions, self.names.projects):
-            connection.execute(text(f"DELETE FROM {table} WHERE user_id = :id"), {"id": key})
-        connection.execute(text(f"DELETE FROM {self.names.users} WHERE id = :id"), {"id": key})
+            owner = self._key(connection, table, "user_id")
+            connection.execute(text(f"DELETE FROM {table} WHERE user_id = {owner}"), {"id": key})
+        self._delete(connection, self.names.users, key)
 
     def delete_user_alone(self, connection: Connection) -> None:
         self._delete(connection, self.names.users)
 
-    def _new(self) -> str:
+    def _types(self, connection: Connection, table: str) -> dict[str, str]:
+        """The table's columns and their types."""
+        if table not in self._columns:
+            found = connection.execute(
+                text(
+                    "SELECT attname::text, format_type(atttypid, atttypmod) FROM pg_attribute"
+                    " WHERE attrelid = to_regclass(:name) AND attnum > 0 AND NOT attisdropped"
+                ),
+                {"name": table},
+            )
+            self._columns[table] = {name: kind for name, kind in found}
+        return self._columns[table]
+
+    def _key(
+        self, connection: Connection, table: str, column: str = "id", bound: str = "id"
+    ) -> str:
+        """SQL for the bound key, in the column's own type."""
+        return f"CAST(:{bound} AS {self._types(connection, table)[column]})"
+
+    def _new(self, connection: Connection, table: str) -> str:
         self._count += 1
+        kind = self._types(connection, table)["id"]
+        if kind == "uuid":
+            return str(UUID(int=self.random.getrandbits(128)))
+        if kind in ("smallint", "integer", "bigint"):
+            return str(connection.scalar(text(f"SELECT max(id) + 1 FROM {table}")))
         return f"{self._prefix}{self._count:06d}"
 
     def _role(self) -> str:
         return self.random.choice(("student", "teacher", "admin", "user"))
 
-    def _any(self, connection: Connection, table: str) -> object:
+    def _owner(self, connection: Connection) -> str:
+        return self._any(
+            connection, self.names.users, "btrim(email) <> ''" if self._spares else "true"
+        )
+
+    def _any(self, connection: Connection, table: str, condition: str = "true") -> str:
         """A key anywhere in the table, found by its index; new rows are met more often."""
-        if table not in self._spans:
-            last = str(connection.scalar(text(f"SELECT max(id) FROM {table}")))
-            self._spans[table] = (last[:4], int(last.split("_")[1]))
-        kind, span = self._spans[table]
-        near = f"{kind}{self.random.randint(0, span):09d}"
-        if self._count and self.random.random() < 0.1:
-            near = f"{self._prefix}{self.random.randint(0, self._count):06d}"
+        if table not in self._landmarks:
+            self._landmarks[table] = list(
+                connection.scalars(
+                    text(f"SELECT id::text FROM {table} ORDER BY md5(id::text) LIMIT {LANDMARKS}")
+                )
+            )
+        is_new = self.random.random() < 0.1 and table in self._made
+        near = self.random.choice((self._made if is_new else self._landmarks)[table])
+        key = self._key(connection, table, bound="near")
         found = connection.scalar(
-            text(f"SELECT id FROM {table} WHERE id >= :near ORDER BY id LIMIT 1"), {"near": near}
+            text(
+                f"SELECT id::text FROM {table} WHERE id >= {key} AND {condition}"
+                " ORDER BY id LIMIT 1"
+            ),
+            {"near": near},
         )
-        return found or connection.scalar(text(f"SELECT min(id) FROM {table}"))
+        first = text(f"SELECT id::text FROM {table} WHERE {condition} ORDER BY id LIMIT 1")
+        return str(found or connection.scalar(first))
 
-    def _subscribe(self, connection: Connection, owner: object) -> None:
+    def _subscribe(self, connection: Connection, owner: str) -> None:
+        values = {"gpt_id": self.random.choice(GPTS), "preferences": '{"live": true}'}
+        values |= {"status": "active", "version": "1"}
+        key = self._new(connection, self.names.subscriptions)
+        table = self.names.subscriptions
+        self._insert(connection, table, values | {"id": key, "user_id": owner})
+
+    def _project(self, connection: Connection, owner: str) -> None:
+        gpt = self.random.choice((*GPTS, None))
+        values = {"name": "live", "status": "active", "active_gpt_id": gpt}
+        key = self._new(connection, self.names.projects)
+        self._insert(connection, self.names.projects, values | {"id": key, "user_id": owner})
+
+    def _insert(self, connection: Connection, table: str, values: dict[str, str | None]) -> None:
+        types = self._types(connection, table)
+        written = [name for name in values if name in types]
         connection.execute(
             text(
-                f"INSERT INTO {self.names.subscriptions} (id, user_id, gpt_id, status, preferences,"
-                " version, rate_limit, usage_count, is_active)"
-                " VALUES (:id, :owner, :gpt, 'active', '{\"live\": true}', '1', 10, 0, true)"
+                f"INSERT INTO {table} ({', '.join(written)})"
+                f" VALUES ({', '.join(f'CAST(:{name} AS {types[name]})' for name in written)})"
             ),
-            {"id": self._new(), "owner": owner, "gpt": self.random.choice(GPTS)},
+            values,
         )
+        self._made.setdefault(table, []).append(str(values["id"]))
 
-    def _project(self, connection: Connection, owner: object) -> None:
-        connection.execute(
-            text(
-                f"INSERT INTO {self.names.projects} (id, user_id, name, status, active_gpt_id)"
-                " VALUES (:id, :owner, 'live', 'active', :gpt)"
-            ),
-            {"id": self._new(), "owner": owner, "gpt": self.random.choice((*GPTS, None))},
-        )
+    def _set(self, connection: Connection, table: str, column: str, value: str | None) -> None:
+        types = self._types(connection, table)
+        key = self._any(connection, table)
+        if column in types:
+            connection.execute(
+                text(
+                    f"UPDATE {table} SET {column} = CAST(:value AS {types[column]})"
+                    f" WHERE id = {self._key(connection, table)}"
+                ),
+                {"value": value, "id": key},
+            )
 
-    def _set(self, connection: Connection, table: str, column: str, value: object) -> None:
+    def _delete(self, connection: Connection, table: str, key: str | None = None) -> None:
         connection.execute(
-            text(f"UPDATE {table} SET {column} = :value WHERE id = :id"),
-            {"value": value, "id": self._any(connection, table)},
-        )
-
-    def _delete(self, connection: Connection, table: str) -> None:
-        connection.execute(
-            text(f"DELETE FROM {table} WHERE id = :id"), {"id": self._any(connection, table)}
+            text(f"DELETE FROM {table} WHERE id = {self._key(connection, table)}"),
+            {"id": key or self._any(connection, table)},
         )
 
 

@@ -172,12 +172,12 @@ def _read(connection: Connection, name: str) -> list[Row]:
 def _defaults(connection: Connection, users: str) -> Row:
     expressions = connection.execute(
         text(
-            "SELECT attname::text, pg_get_expr(adbin, adrelid) FROM pg_attrdef JOIN pg_attribute"
+            "SELECT attname::text, 'CAST((' || pg_get_expr(adbin, adrelid) || ') AS '"
+            "  || format_type(atttypid, atttypmod) || ')' FROM pg_attrdef JOIN pg_attribute"
             " ON attrelid = adrelid AND attnum = adnum WHERE adrelid = to_regclass(:name)"
-            " AND attname IN"
-            " ('user_type', 'billing_tier', 'is_active', 'organization_id', 'department_id')"
+            " AND attname = ANY(:columns)"
         ),
-        {"name": _quoted(users)},
+        {"name": _quoted(users), "columns": sorted(USER_COLUMNS)},
     ).all()
     return {
         name: connection.exec_driver_sql(f"SELECT ({expression})::text").scalar()
@@ -197,7 +197,8 @@ def refreshed(before: Snapshot, now: Snapshot) -> Snapshot:
     users = []
     for row in now.rows("users"):
         untouched = {name: value for name, value in row.items() if name not in USER_COLUMNS}
-        users.append(untouched | {name: old.get((row["id"],), {}).get(name) for name in adopted})
+        was = old.get((row["id"],), before.defaults)
+        users.append(untouched | {name: was.get(name) for name in adopted})
     projects = []
     for row in now.rows("projects"):
         tool = tools.get(row["active_gpt_id"])
