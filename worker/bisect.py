@@ -20,10 +20,10 @@ PARTS_TIMEOUT_MS, SHORTEST_TIMEOUT_MS = 20_000, 5_000
 
 def apply(context: Context, step: Step, scope: Scope) -> Counts:
     """Apply a scope; where a row of it is bad or it is too big, halve it, down to that row."""
-    step.prepare(context, scope)
+    prepared = step.prepare(context, scope)
     trial = _Trial(context, step)
     try:
-        return trial.run(scope)
+        return add(prepared, trial.run(scope))
     except (BadRow, TooBig) as error:
         trial.undo()
         if step.source(context) is None:
@@ -32,8 +32,9 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
         trial.expected = len(keys)
         # No key: the application deleted the row meanwhile.
         counts = trial.halve(scope, keys, error) if keys else {}
-    trial.set_aside()
-    return counts | {"bisected": {"statements": trial.statements}}
+    if trial.set_aside():
+        counts = add(counts, step.withdraw(context, scope))
+    return add(prepared, counts) | {"bisected": {"statements": trial.statements}}
 
 
 def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
@@ -156,8 +157,11 @@ class _Trial:
             )
         return {what: value for what, value in counts.items() if what != name}
 
-    def set_aside(self) -> None:
-        """Quarantine what was refused; the database's own words stay out, they may quote data."""
+    def set_aside(self) -> bool:
+        """Quarantine what was refused, and say whether anything was.
+
+        The database's own words stay out, they may quote data.
+        """
         self._go_on(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}")
         context = self._context
         for entity, keys, reason, error in self._rejected:
@@ -172,6 +176,7 @@ class _Trial:
                 message="The owner is set aside." if reason == OWNER_QUARANTINED else refused,
             )
         self.statements += len(self._rejected)
+        return bool(self._rejected)
 
 
 def _halves(keys: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

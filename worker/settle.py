@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from sqlalchemy import Connection, Engine
+import psycopg2
+from sqlalchemy import Connection, Engine, event
 
 from models import claims
 from models.claims import Claim
 from models.database import as_ours, transaction
 from models.errors import TooBig, Transient
 from models.steps.base import Context, Counts, Scope, Step, add
+from models.steps.capture import require_triggers
 from models.steps.changes import KEYS_A_BATCH, pending
-from models.steps.settle import lock, next_scope
+from models.steps.settle import HELD_MS, lock, next_scope
 from worker import bisect, verify
 from worker.watch import Watch
 
@@ -34,21 +38,50 @@ def run(
 
     Raises Transient when the lock was not to be had: some session writes without an end.
     """
+    at_most = KEYS_A_BATCH // 2
     for attempt in range(ATTEMPTS):
-        _drain(engine, read, claim, watch)
+        _drain(engine, read, claim, watch, at_most)
         try:
             with as_ours(), transaction(engine) as connection, watch.over(connection):
                 context = read(connection)
+                asked_at = time.monotonic()
                 lock(context)
                 locked_at = time.monotonic()
-                counts = claims.record(connection, claim, _take_up_all(context))
-                counts |= {"locked_ms": round(1000 * (time.monotonic() - locked_at))}
-                claims.complete(connection, claim, counts)
+                require_triggers(context)
+                with _time_limit(connection, asked_at + HELD_MS / 1000):
+                    counts = claims.record(connection, claim, _take_up_all(context))
+                    counts |= {"locked_ms": round(1000 * (time.monotonic() - locked_at))}
+                    claims.complete(connection, claim, counts)
             return counts
-        except (Transient, TooBig):
+        except Transient:
             pass
+        except TooBig:
+            # What takes so long (a row to be set aside, perhaps) is taken up without the lock.
+            at_most = 0
         watch.sleep(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
     raise Transient("The legacy tables stayed locked by another session")
+
+
+@contextmanager
+def _time_limit(connection: Connection, end: float) -> Iterator[None]:
+    """Raise TooBig for the statement that runs beyond `end`, by the monotonic clock.
+
+    Whatever limit the statements set themselves.
+    """
+
+    def limit(_: Connection, cursor: Any, *__: Any) -> None:
+        left = int(1000 * (end - time.monotonic()))
+        if left <= 0:
+            raise TooBig("The time for which the tables may be locked is over")
+        # In vain before a rollback to a savepoint; a lost connection shows in the statement itself.
+        with suppress(psycopg2.Error):
+            cursor.execute(f"SET LOCAL statement_timeout = {left}")
+
+    event.listen(connection, "before_cursor_execute", limit)
+    try:
+        yield
+    finally:
+        event.remove(connection, "before_cursor_execute", limit)
 
 
 def take_up(context: Context, step: Step, scope: Scope) -> Counts:
@@ -57,14 +90,19 @@ def take_up(context: Context, step: Step, scope: Scope) -> Counts:
 
 
 def _drain(
-    engine: Engine, read: Callable[[Connection], Context], claim: Claim, watch: Watch
+    engine: Engine,
+    read: Callable[[Connection], Context],
+    claim: Claim,
+    watch: Watch,
+    at_most: int,
 ) -> None:
-    """Rounds without the lock, while there is more than one of them left to take up."""
+    """Rounds without the lock, until so many users and projects are left to take up."""
     for _ in range(ROUNDS):
         with transaction(engine) as connection, watch.over(connection):
             context = read(connection)
-            left = pending(context, "owner_key", ("user", "subscription", "project"))
-            if len(left) <= KEYS_A_BATCH // 2:
+            users = pending(context, "owner_key", ("user", "subscription"))
+            projects = pending(context, "legacy_key", ("project",))
+            if len(users) + len(projects) <= at_most:
                 return
             found = next_scope(context, after_users=True)
             if found is None:

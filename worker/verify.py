@@ -24,7 +24,7 @@ _STORE = (
 # By the row's own key, or by its owner: a tool that has lost its subscription still has a suite.
 _EXCUSE = """
 WITH found AS MATERIALIZED (
-  SELECT d.id, d.entity, d.legacy_key FROM migration.differences d
+  SELECT d.id, d.entity, d.legacy_key, d.target_table FROM migration.differences d
   WHERE d.run_id = :run_id AND d.stage = :stage AND d.batch_id = :batch_id
 ),
 owned AS (
@@ -35,8 +35,10 @@ owned AS (
   FROM found f JOIN {projects} p ON p.id::text = f.legacy_key WHERE f.entity = 'project'
   UNION SELECT f.id, f.entity, h.user_id::text
   FROM found f JOIN {ai_tools} t ON t.id = f.legacy_key JOIN {ai_suites} h ON h.id = t.suite_id
+  WHERE f.target_table = 'ai_tools'
   UNION SELECT f.id, f.entity, a.user_id::text
   FROM found f JOIN {tool_assignments} a ON a.tool_id = f.legacy_key
+  WHERE f.target_table = 'tool_assignments'
   UNION SELECT f.id, f.entity, l.user_id::text
   FROM found f JOIN {tool_usage_logs} l ON l.id = f.legacy_key
 )

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from models import legacy as legacy_tables
 from models import target as target_tables
-from models.catalog import Table, quote_name, read_tables
+from models.catalog import INTEGER_TYPES, Table, quote_name, read_tables
 from models.declared import TABLES
 from models.errors import Incompatible
 from models.legacy import Legacy, key_cast
@@ -31,6 +31,11 @@ BLANKS = (
     "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
     "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
+
+
+def list_cast(base_type: str) -> str:
+    """The type to cast listed keys to: an owner's key may be larger than any user's."""
+    return "bigint" if base_type in INTEGER_TYPES else key_cast(base_type)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Scope:
 
     def condition(self, column: str, base_type: str) -> str:
         """SQL condition that `column` lies in this scope; binds :low, :high, :keys."""
-        kind = key_cast(base_type)
+        kind = list_cast(base_type)
         if self.keys is not None:
             return f"{column} = ANY(CAST(:keys AS {kind}[]))"
         bounds = []
@@ -62,7 +67,7 @@ class Scope:
 
     def parts_condition(self, column: str, base_type: str) -> str:
         """SQL condition on the key of a dependent row; binds :parts."""
-        kind = key_cast(base_type)
+        kind = list_cast(base_type)
         return "true" if self.parts is None else f"{column} = ANY(CAST(:parts AS {kind}[]))"
 
     @property
@@ -106,7 +111,7 @@ class Context:
         grants = {name: Decimal(amount) for name, amount in run.grants.items()}
         target = target_tables.read(connection, legacy)
         is_repeat = connection.scalar(
-            text("SELECT EXISTS (SELECT FROM migration.runs WHERE id < :run_id)"),
+            text("SELECT EXISTS (SELECT FROM migration.runs WHERE id <> :run_id)"),
             {"run_id": run.id},
         )
         return cls(connection, run.id, batch_id, legacy, target, grants, bool(is_repeat))
@@ -177,8 +182,9 @@ class Step:
             return None
         return [[item] for item in self.items(context)] if round_ == 0 else []
 
-    def prepare(self, context: Context, scope: Scope) -> None:
+    def prepare(self, context: Context, scope: Scope) -> Counts:
         """Lock what `apply` must find unchanged; once a batch, however often it is halved."""
+        return {}
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         """Write what the scope's rows must become; counts what was seen, written, set aside.
@@ -187,6 +193,10 @@ class Step:
         name go to the quarantine; anything else raises, and the engine bisects.
         """
         raise TypeError(f"The step {self.name} only checks")
+
+    def withdraw(self, context: Context, scope: Scope) -> Counts:
+        """Take away what earlier batches of the run made of rows that were just set aside."""
+        return {}
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         """Statements that each select what is wrong in the scope, for the verification.

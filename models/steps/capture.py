@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from models.catalog import Table, quote
+from models.errors import Misconfigured
 from models.steps.base import Context, Counts, Scope, Step
 from models.steps.indexes import alter, record
 
@@ -92,6 +93,17 @@ class Release(Step):
         # The next run goes through all rows: it finds these changes by itself.
         connection.exec_driver_sql("DELETE FROM migration.changes")
         return {}
+
+
+def require_triggers(context: Context) -> None:
+    """Raise Misconfigured where a trigger is gone or disabled: then nobody knows what changed."""
+    for entity in _VALUES:
+        table = _table(context, entity)
+        if not _has_triggers(context.connection, table):
+            raise Misconfigured(
+                f"Somebody took a trigger of the migration from {table.label}, or disabled it",
+                hint="Whatever was written since is found by: producer retry --wait",
+            )
 
 
 def _table(context: Context, entity: str) -> Table:

@@ -14,10 +14,11 @@ from sqlalchemy import text
 from models import keys
 from models.catalog import Table
 from models.legacy import key_cast
-from models.steps.base import Context, Counts, Scope, Step, add
+from models.steps.base import Context, Counts, Scope, Step, add, list_cast
 from models.steps.credits import Credits
 from models.steps.orphans import Orphans
 from models.steps.projects import Projects
+from models.steps.removal import remove_reinserted_users
 from models.steps.switch import Switch
 from models.steps.users import Users
 
@@ -30,12 +31,15 @@ _FORGET_USERS = """
 WITH taken AS (
   DELETE FROM migration.changes c
   WHERE c.entity IN ('user', 'subscription') AND c.owner_key = ANY(CAST(:keys AS text[]))
-  RETURNING c.entity, c.owner_key
+  RETURNING c.entity, c.owner_key, c.operation
+),
+their_projects AS (
+  INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
+  SELECT DISTINCT 'project', p.id::text, p.user_id::text, 'UPDATE'
+  FROM taken t JOIN {projects} p ON p.user_id = CAST(t.owner_key AS {kind})
+  WHERE t.entity = 'user'
 )
-INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
-SELECT DISTINCT 'project', p.id::text, p.user_id::text, 'UPDATE'
-FROM taken t JOIN {projects} p ON p.user_id = CAST(t.owner_key AS {kind})
-WHERE t.entity = 'user'
+SELECT DISTINCT t.owner_key FROM taken t WHERE t.entity = 'user' AND t.operation = 'DELETE'
 """
 
 _FORGET_PROJECTS = """
@@ -85,10 +89,14 @@ class ChangedUsers(Step):
     def key_lists(self, context: Context, round_: int) -> list[list[str]]:
         return _lists(context, "owner_key", ("user", "subscription"), round_)
 
-    def prepare(self, context: Context, scope: Scope) -> None:
-        kind = key_cast(context.legacy.users.columns["id"].base)
-        context.execute(_FORGET_USERS, scope, kind=kind)
-        Users().prepare(context, scope)
+    def prepare(self, context: Context, scope: Scope) -> Counts:
+        if scope.parts:
+            # What came since the user passed alone is taken up with all that is the user's.
+            return Users().prepare(context, scope)
+        kind = list_cast(context.legacy.users.columns["id"].base)
+        deleted = context.execute(_FORGET_USERS, scope, kind=kind).scalars().all()
+        found = remove_reinserted_users(context, scope.only(deleted))
+        return functools.reduce(add, found, Users().prepare(context, scope))
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         found = Users().apply(context, scope)
@@ -101,6 +109,9 @@ class ChangedUsers(Step):
         if orphans:
             Orphans().apply(context, scope.only(orphans))
         return _written(found)
+
+    def withdraw(self, context: Context, scope: Scope) -> Counts:
+        return Users().withdraw(context, scope)
 
     def recheck(self, context: Context, scope: Scope) -> list[str]:
         return Users().differences(context, scope) + Credits().differences(context, scope)
@@ -120,8 +131,9 @@ class ChangedProjects(Step):
     def key_lists(self, context: Context, round_: int) -> list[list[str]]:
         return _lists(context, "legacy_key", ("project",), round_)
 
-    def prepare(self, context: Context, scope: Scope) -> None:
+    def prepare(self, context: Context, scope: Scope) -> Counts:
         context.execute(_FORGET_PROJECTS, scope)
+        return {}
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         found = [Projects().apply(context, scope), Switch().apply(context, scope)]

@@ -14,7 +14,7 @@ from models.catalog import quote
 from models.database import sqlstate
 from models.declared import REFERENCES, USER_DEFAULTS, Reference
 from models.steps.base import Context, Counts, Scope, Step
-from models.steps.indexes import HELPER_INDEX, alter, drop_concurrently, is_ours, record
+from models.steps.indexes import HELPER_INDEXES, alter, drop_concurrently, is_ours, record
 
 _CHECK_VIOLATION = "23514"
 _FOREIGN_KEY_VIOLATION = "23503"
@@ -58,8 +58,9 @@ class Contract(Step):
         if item == "not null":
             _require_values(context)
         elif item == "helper index":
-            if is_ours(connection, "helper_index", "subscriptions", HELPER_INDEX):
-                drop_concurrently(connection, context.legacy.subscriptions.schema, HELPER_INDEX)
+            for name, index in HELPER_INDEXES.items():
+                if is_ours(connection, "helper_index", name, index):
+                    drop_concurrently(connection, getattr(context.legacy, name).schema, index)
         else:
             _validate(context, _REFERENCES[item])
         return {}

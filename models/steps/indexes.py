@@ -12,7 +12,11 @@ from models.database import LOCK_TIMEOUT_MS, retry_locks
 from models.declared import EARLY_INDEXES, REFERENCES
 from models.steps.base import Context, Counts, Scope, Step
 
-HELPER_INDEX = "migration_helper_user_id"
+# By the legacy table: a user's rows are looked up in every batch, or in every change.
+HELPER_INDEXES = {
+    "subscriptions": "migration_helper_user_id",
+    "projects": "migration_helper_projects_user_id",
+}
 
 _RECORD = text(
     "INSERT INTO migration.schema_objects (kind, table_name, name)"
@@ -72,16 +76,17 @@ class EarlyIndexes(Step):
     transactional = False
 
     def items(self, context: Context) -> list[str]:
-        wanted = [("subscriptions", "user_id"), *EARLY_INDEXES]
+        wanted = [*((name, "user_id") for name in HELPER_INDEXES), *EARLY_INDEXES]
         tables = {**context.target.tables, "subscriptions": context.legacy.subscriptions}
         return [name for name, column in wanted if not tables[name].has_index_on(column)]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         connection = context.connection
         (name,) = scope.keys or ()
-        if name == "subscriptions":
-            record(connection, "helper_index", name, HELPER_INDEX)
-            build_concurrently(connection, context.legacy.subscriptions, HELPER_INDEX, "user_id")
+        if name in HELPER_INDEXES:
+            record(connection, "helper_index", name, HELPER_INDEXES[name])
+            table = getattr(context.legacy, name)
+            build_concurrently(connection, table, HELPER_INDEXES[name], "user_id")
         else:
             column = dict(EARLY_INDEXES)[name]
             record(connection, "index", name, f"ix_{name}_{column}")

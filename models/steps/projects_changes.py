@@ -9,7 +9,7 @@ from models.steps.removal import is_untouched, remove_tools
 
 # A project that is gone, has no GPT any more, or whose owner is missing or set aside.
 _SURPLUS = """
-  SELECT t.id
+  SELECT t.id, t.suite_id
   FROM unnest(CAST(:keys AS {kind}[])) AS k(id)
   JOIN {ai_tools} t ON t.id = {tool_id_of_key}
   LEFT JOIN {tool_usage_logs} l ON l.id = {usage_id_of_key}

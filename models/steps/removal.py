@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models import keys
-from models.steps.base import Context, Counts, Scope, counts
+from models.steps.base import Context, Counts, Scope, counts, list_cast
 
 # A tool that the new application has changed, used or shared since is no longer ours to take.
 _UNTOUCHED = """({alias}.updated_at IS NOT DISTINCT FROM {alias}.created_at
@@ -13,8 +13,14 @@ _UNTOUCHED = """({alias}.updated_at IS NOT DISTINCT FROM {alias}.created_at
     WHERE x.tool_id = {alias}.id AND x.assigned_by IS DISTINCT FROM {assigned_by})
   AND NOT EXISTS (SELECT FROM {marketplace_listings} x WHERE x.tool_id = {alias}.id))"""
 
+# Another batch may be moving a tool to its new owner at this moment: then it is not ours any more.
 _TOOLS = """
-WITH doomed AS MATERIALIZED ({doomed}),
+WITH candidate AS MATERIALIZED ({doomed}),
+doomed AS MATERIALIZED (
+  SELECT t.id FROM {ai_tools} t JOIN candidate c
+    ON c.id = t.id AND c.suite_id IS NOT DISTINCT FROM t.suite_id
+  ORDER BY t.id FOR UPDATE OF t
+),
 listing AS (
   DELETE FROM {marketplace_listings} m USING doomed d WHERE m.tool_id = d.id
 ),
@@ -38,13 +44,24 @@ SELECT k.id::text FROM unnest(CAST(:keys AS {kind}[])) AS k(id)
 WHERE NOT EXISTS (SELECT FROM {users} u WHERE u.id = k.id)
 """
 
+_AGAIN = """
+SELECT u.id::text FROM {users} u
+WHERE u.id = ANY(CAST(:keys AS {kind}[])) AND coalesce(u.credits_balance, 0) <> (
+  SELECT coalesce(sum(CASE WHEN c.operation = 'deduct' THEN -c.amount ELSE c.amount END), 0)
+  FROM {credit_logs} c WHERE c.user_id = u.id)
+"""
+
 _THEIR_TOOLS = """
-  SELECT t.id FROM {ai_suites} s JOIN {ai_tools} t ON t.suite_id = s.id
+  SELECT t.id, t.suite_id FROM {ai_suites} s JOIN {ai_tools} t ON t.suite_id = s.id
   WHERE s.user_id = ANY(CAST(:keys AS {kind}[]))
 """
 
 _THEIRS = """
-WITH usage_log AS (
+WITH image AS (
+  DELETE FROM migration.before_images b WHERE b.entity = 'user'
+    AND b.legacy_key = ANY(CAST(:keys AS text[])) AND b.run_id = :run_id
+),
+usage_log AS (
   DELETE FROM {tool_usage_logs} l WHERE l.user_id = ANY(CAST(:keys AS {kind}[]))
   RETURNING l.session_id IS NOT DISTINCT FROM :run_id AND l.action = 'migration' AS is_ours
 ),
@@ -71,15 +88,33 @@ def remove_tools(context: Context, doomed: str, scope: Scope, /, **names: str) -
     return {"rows": dict(context.execute(statement, scope, **names).one()._mapping)}
 
 
-def remove_deleted_users(context: Context, scope: Scope, kind: str) -> list[Counts]:
-    """Delete what users of a list of keys left behind who are gone; ON DELETE CASCADE by hand.
+def remove_deleted_users(context: Context, scope: Scope) -> list[Counts]:
+    """Delete what users of a list of keys left behind who are gone."""
+    kind = list_cast(context.legacy.users.columns["id"].base)
+    return remove_users(
+        context, scope.only(context.execute(_GONE, scope, kind=kind).scalars().all())
+    )
+
+
+def remove_reinserted_users(context: Context, scope: Scope) -> list[Counts]:
+    """The same for users who were deleted and are there again: the rows are of the user before.
+
+    Their balance says so; where a foreign key has deleted the rows, nothing is left to be wrong.
+    """
+    kind = list_cast(context.legacy.users.columns["id"].base)
+    return remove_users(
+        context, scope.only(context.execute(_AGAIN, scope, kind=kind).scalars().all())
+    )
+
+
+def remove_users(context: Context, scope: Scope) -> list[Counts]:
+    """Delete all that a list of users has in the target; ON DELETE CASCADE by hand.
 
     The foreign keys that would do it come after the load.
     """
-    gone = list(context.execute(_GONE, scope, kind=kind).scalars())
-    if not gone:
+    if not scope.keys:
         return []
-    scope = scope.only(gone)
+    kind = list_cast(context.legacy.users.columns["id"].base)
     return [
         remove_tools(context, _THEIR_TOOLS, scope, kind=kind),
         counts(context.execute(_THEIRS, scope, kind=kind).one()),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from models.database import LOCK_TIMEOUT_MS
 from models.steps.base import Context, Scope, Step
 from models.steps.changes import KEYS_A_BATCH, ChangedProjects, ChangedUsers, pending
 
 # Below PostgreSQL's deadlock_timeout of a second: it is never the application that has to yield.
 LOCK_MS = 600
-# With the three locks taken, this long for each statement: writers wait no longer than 2 seconds.
-STATEMENT_MS = 700
+# The same for the row of somebody who has locked it and cannot write now.
+ROW_LOCK_MS = 100
+# From asking for the locks to the commit: no writer waits for longer.
+HELD_MS = 1_800
 
 
 class Settle(Step):
@@ -25,12 +28,18 @@ class Settle(Step):
 
 def lock(context: Context) -> None:
     """Keep writers off the three legacy tables until the transaction ends; readers go on."""
-    legacy = context.legacy
+    connection, legacy = context.connection, context.legacy
     names = ", ".join(table.sql for table in (legacy.users, legacy.subscriptions, legacy.projects))
-    context.connection.exec_driver_sql(
-        f"SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {STATEMENT_MS};"
-        f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE"
+    # A vacuum of the server's own gives way to whoever waits beyond deadlock_timeout: in a mode
+    # that no writer notices.
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
+    connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE UPDATE EXCLUSIVE MODE")
+    # The limit of a statement holds for all three tables, that of a lock for each.
+    connection.exec_driver_sql(
+        f"SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {LOCK_MS}"
     )
+    connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {ROW_LOCK_MS}")
 
 
 def next_scope(context: Context, *, after_users: bool) -> tuple[Step, Scope] | None:

@@ -237,9 +237,10 @@ class Users(Step):
     def dependents(self, context: Context) -> Table:
         return context.legacy.subscriptions
 
-    def prepare(self, context: Context, scope: Scope) -> None:
+    def prepare(self, context: Context, scope: Scope) -> Counts:
         user_key = context.legacy.users.columns["id"].base
         context.execute(_LOCK_BALANCES, scope, scope=scope.condition("u.id", user_key))
+        return {}
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         names = _expressions(context, scope)
@@ -250,6 +251,12 @@ class Users(Step):
         if is_later(context, scope):
             found += users_changes.after(context, scope, names)
         return functools.reduce(add, found)
+
+    def withdraw(self, context: Context, scope: Scope) -> Counts:
+        if not is_later(context, scope):
+            return {}
+        names = _expressions(context, scope)
+        return functools.reduce(add, users_changes.withdraw(context, scope, names))
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         return users_verification.differences(context, scope)

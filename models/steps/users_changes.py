@@ -14,6 +14,15 @@ from models.legacy import key_from_text
 from models.steps.base import Context, Counts, Scope
 from models.steps.removal import is_untouched, remove_deleted_users, remove_tools, usage_of
 
+# Tools that are about to move here: the batch of the old owner takes them away, or we have them.
+_LOCK_MOVED = """
+SELECT count(*) FROM (
+  SELECT FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
+  JOIN {ai_tools} t ON t.id = {tool_id} JOIN {ai_suites} home ON home.id = t.suite_id
+  WHERE {scope} AND {parts} AND home.user_id <> u.id
+  ORDER BY t.id FOR UPDATE OF t) AS locked
+"""
+
 # Users whom this run migrated, and who are bad now: a fresh migration would set them aside.
 _TURNED_BAD = """
 SELECT u.id::text FROM {users} u
@@ -22,8 +31,18 @@ JOIN migration.before_images b
 WHERE {scope} AND btrim(coalesce(u.email::text, ''), :blanks) = ''
 """
 
+# The same for those whom the database refuses now, though it took them before.
+_REFUSED = """
+SELECT u.id::text FROM {users} u
+JOIN migration.before_images b
+  ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :run_id
+JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
+  AND q.state IN ('open', 'accepted')
+WHERE {scope}
+"""
+
 _TOOLS_OF_THIS_RUN = """
-  SELECT t.id FROM {users} u
+  SELECT t.id, t.suite_id FROM {users} u
   JOIN {ai_suites} s ON s.user_id = u.id
   JOIN {ai_tools} t ON t.suite_id = s.id
   JOIN {tool_usage_logs} l ON l.session_id = :run_id
@@ -140,7 +159,7 @@ SELECT coalesce(sum(after - before), 0) AS credits_granted FROM stale
 
 # Tools whose subscription or project is gone, has another owner or was set aside in this run.
 _SURPLUS = """
-  SELECT t.id FROM {users} u
+  SELECT t.id, t.suite_id FROM {users} u
   JOIN {ai_suites} s ON s.user_id = u.id
   JOIN {ai_tools} t ON t.suite_id = s.id
   LEFT JOIN LATERAL (
@@ -153,7 +172,7 @@ _SURPLUS = """
   WHERE {scope} AND {is_tool} AND legacy.is_bad IS NOT FALSE
     AND (l.session_id IS NOT DISTINCT FROM :run_id OR legacy.is_bad IS NULL AND {untouched})
   UNION ALL
-  SELECT t.id FROM {users} u
+  SELECT t.id, t.suite_id FROM {users} u
   JOIN {ai_suites} s ON s.user_id = u.id
   JOIN {ai_tools} t ON t.suite_id = s.id
   WHERE {scope} AND {is_project_tool} AND {untouched} AND t.id = {project_tool}
@@ -163,10 +182,16 @@ _SURPLUS = """
 
 def before(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:
     """What goes before the rows are written anew: users who are gone, or bad now."""
+    context.execute(_LOCK_MOVED, scope, **names)
     if scope.again:
-        kind = context.legacy.users.columns["id"].base
-        yield from remove_deleted_users(context, scope, kind)
-    bad = list(context.execute(_TURNED_BAD, scope, **names).scalars())
+        yield from remove_deleted_users(context, scope)
+    yield from _withdraw(context, scope, names, _TURNED_BAD)
+
+
+def _withdraw(
+    context: Context, scope: Scope, names: dict[str, str], which: str
+) -> Iterator[Counts]:
+    bad = list(context.execute(which, scope, **names).scalars())
     if bad:
         only = scope.only(bad)
         in_scope = only.condition("u.id", context.legacy.users.columns["id"].base)
@@ -185,6 +210,12 @@ def after(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Cou
     yield {"credits_granted": str(context.execute(_RETYPE, scope, **names).scalar())}
     if scope.parts is None:
         yield remove_tools(context, _SURPLUS, scope, **_tools(context, names), **names)
+
+
+def withdraw(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:
+    """What is set aside since it was refused keeps nothing that this run made of it."""
+    yield from _withdraw(context, scope, names, _REFUSED)
+    yield remove_tools(context, _SURPLUS, scope, **_tools(context, names), **names)
 
 
 def _tools(context: Context, names: dict[str, str]) -> dict[str, str]:
