@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint lock servers-stop clean
+.PHONY: help demo test faults lint lock servers-stop clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ demo: $(stamp) ## Migrate a generated school on embedded servers; ARGS="--users 
 
 test: $(stamp) ## Run the tests; ARGS="-k name"
 	@$(venv)/pytest $(ARGS)
+
+faults: $(stamp) ## Injure it in some forty ways, 20 times each; ARGS="--repetitions 3 --only Redis"
+	@$(venv)/python -m tests.faults $(ARGS)
 
 lint: $(stamp) ## Check style, types and imports
 	@$(venv)/ruff check
