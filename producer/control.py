@@ -64,7 +64,7 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
         enqueue.require_same_tables(run, settings)
         context = Context.read(connection, settings, run)
         connection.execute(
-            move_batches("pending", lapses=0, hand_backs=0, published_at=None).where(
+            move_batches("pending", error=None, lapses=0, hand_backs=0, published_at=None).where(
                 batches.c.run_id == run.id, batches.c.state == "failed"
             )
         )

@@ -65,7 +65,7 @@ def ledger(connection: Connection, run_id: str | None) -> Ledger:
     still = connection.execute(
         sa.select(
             *(columns.run_id, columns.id, columns.stage, columns.step, columns.state),
-            *(columns.attempt, columns.retried_at, columns.worker, columns.error),
+            *(columns.attempt, columns.worker, columns.error),
             columns.published_at,
             is_expired().label("expired"),
             sa.extract("epoch", columns.lease_until - now).label("lease"),
@@ -120,7 +120,7 @@ def _standing(batch: Any) -> str:
 
 def was_handed_back(batch: Any) -> bool:
     """Whether a worker gave the batch back, with an error, since an operator touched it last."""
-    return bool(batch.state == "pending" and batch.error and batch.attempt > batch.retried_at)
+    return bool(batch.state == "pending" and batch.error)
 
 
 def queues(found: Ledger, seen: Broker) -> dict[str, QueueState]:

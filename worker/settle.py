@@ -44,11 +44,10 @@ def run(
         try:
             with as_ours(), transaction(engine) as connection, watch.over(connection):
                 context = read(connection)
-                asked_at = time.monotonic()
                 lock(context)
                 locked_at = time.monotonic()
                 require_triggers(context)
-                with _time_limit(connection, asked_at + HELD_MS / 1000):
+                with _time_limit(connection, locked_at + HELD_MS / 1000):
                     counts = claims.record(connection, claim, _take_up_all(context))
                     counts |= {"locked_ms": round(1000 * (time.monotonic() - locked_at))}
                     claims.complete(connection, claim, counts)

@@ -88,6 +88,25 @@ SELECT (SELECT count(*) FROM added) - (SELECT count(*) FROM removed) AS tool_ass
 """
 
 
+# A tool that is not named after the GPT that the project had; who chose another one is not here.
+_RENAME = """
+WITH expected AS MATERIALIZED (
+  SELECT {tool_id} AS tool_id, b.gpt_id,
+    jsonb_build_object('project_id', p.id::text, 'gpt_id', b.gpt_id) AS configuration
+  FROM {projects} p JOIN LATERAL (
+    SELECT i.was ->> 'active_gpt_id' AS gpt_id FROM migration.before_images i
+    WHERE i.entity = 'project' AND i.legacy_key = p.id::text AND i.was ? 'active_gpt_id'
+    ORDER BY i.run_id DESC LIMIT 1
+  ) AS b ON true
+  WHERE {scope} AND p.active_gpt_id = {tool_id}
+)
+UPDATE {ai_tools} t SET name = e.gpt_id, configuration = e.configuration::{tool_json}
+FROM expected e
+WHERE t.id = e.tool_id AND t.updated_at IS NOT DISTINCT FROM t.created_at
+  AND (t.name <> e.gpt_id OR t.configuration::jsonb IS DISTINCT FROM e.configuration)
+"""
+
+
 def before(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:
     """What goes before the tools are written anew, for the projects of a list of keys."""
     untouched = is_untouched(context, "t", names["assigned_by"])
@@ -96,5 +115,6 @@ def before(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Co
 
 
 def after(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:
-    """What goes after them: tools whose project has another owner now."""
+    """What goes after them: tools whose project has another owner now, or another name."""
+    context.execute(_RENAME, scope, **names)
     yield {"rows": dict(context.execute(_MOVE, scope, **names).one()._mapping)}

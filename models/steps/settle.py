@@ -10,8 +10,8 @@ from models.steps.changes import KEYS_A_BATCH, ChangedProjects, ChangedUsers, pe
 LOCK_MS = 600
 # The same for the row of somebody who has locked it and cannot write now.
 ROW_LOCK_MS = 100
-# From asking for the locks to the commit: no writer waits for longer.
-HELD_MS = 1_800
+# From there to the commit: no writer waits for longer than both together.
+HELD_MS = 1_200
 
 
 class Settle(Step):
