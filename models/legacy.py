@@ -72,10 +72,15 @@ def key_from_text(text: str, base_type: str) -> str:
     """SQL for the key that a text expression names; null where it names none."""
     if key_family(base_type) == "text":
         return text
-    kind, shape = ("uuid", "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-    if key_family(base_type) == "integer":
-        kind, shape = "bigint", "-?[0-9]{1,18}"
-    return f"(CASE WHEN {text} ~ '^{shape}$' THEN {text}::{kind} END)"
+    if base_type == "uuid":
+        shape = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+        return f"(CASE WHEN {text} ~ '^{shape}$' THEN {text}::uuid END)"
+    # Nineteen digits may be more than a bigint holds.
+    largest = "9223372036854775807"
+    return (
+        f"(CASE WHEN {text} ~ '^-?[0-9]{{1,19}}$' THEN CASE WHEN abs({text}::numeric) <= {largest}"
+        f" THEN {text}::bigint END END)"
+    )
 
 
 def optional(table: Table, column: str, default: str, *, alias: str) -> str:
