@@ -37,6 +37,8 @@ redis_socket_connect_timeout = 10
 redis_socket_keepalive = not is_local()
 redis_backend_health_check_interval = 25
 broker_connection_retry_on_startup = True
+# A Redis that is out of memory refuses commands; without this the worker shuts down, and may hang.
+broker_channel_error_retry = True
 # Results are needed for the chord's count only.
 result_expires = 24 * 3600
 

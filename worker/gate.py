@@ -62,6 +62,8 @@ class Transport(redis.Transport):
     """Kombu's transport with our channel; drops what stands for a refused item."""
 
     Channel = Channel
+    # Kombu 5.7 closes a lost connection twice, and trips over what the first time has cleared.
+    connection_errors = (*redis.Transport.connection_errors, AttributeError)
 
     def _deliver(self, message: Any, queue: str | None) -> None:
         if message is not None:

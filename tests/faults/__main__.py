@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import queue
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -130,6 +131,8 @@ def _say(row: Row, progress: Progress, idle: int) -> None:
 
 
 if __name__ == "__main__":
+    # As for Ctrl-C: the lanes' servers would outlive it otherwise.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except KeyboardInterrupt:

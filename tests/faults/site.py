@@ -40,8 +40,10 @@ class Worker:
         return bool(self.pid) and psutil.pid_exists(self.pid)
 
     def signal(self, how: signal.Signals, *, group: bool = False) -> None:
-        with suppress(ProcessLookupError):
-            (os.killpg if group else os.kill)(self.pid, how)
+        # Number 0 would be this process's own group.
+        if self.pid:
+            with suppress(ProcessLookupError):
+                (os.killpg if group else os.kill)(self.pid, how)
 
 
 @dataclass
