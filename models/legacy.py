@@ -68,6 +68,11 @@ def key_cast(base_type: str) -> str:
     return "bpchar" if base_type == "character" else base_type
 
 
+def list_cast(base_type: str) -> str:
+    """The type to cast listed keys to: an owner's key may be larger than any user's."""
+    return "bigint" if base_type in INTEGER_TYPES else key_cast(base_type)
+
+
 def key_from_text(text: str, base_type: str) -> str:
     """SQL for the key that a text expression names; null where it names none."""
     if key_family(base_type) == "text":

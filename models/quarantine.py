@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, text
 
 OWNER_QUARANTINED, WORKER_DIED = "owner_quarantined", "worker_died"
+OWNER_SET_ASIDE = "The owner is set aside."
 
 # How a row that is set aside (again) enters the quarantine; an operator's acceptance stands.
 SET_ASIDE_AGAIN = """ON CONFLICT (entity, legacy_key) DO UPDATE SET

@@ -55,13 +55,9 @@ def examine(engine: Engine, settings: Settings, run_id: str | None) -> Diagnosis
 
 def _mend(engine: Engine, settings: Settings, before: Ledger, redis: Broker) -> str:
     """The reconciler's round without its patience; returns why it stopped, if it did."""
-    if before.run.tables != settings.tables:
-        # The next window would be cut from another table than the last one.
-        return (
-            f"This command is set to the tables {', '.join(settings.tables)},"
-            f" but the run migrates {', '.join(before.run.tables)}"
-        )
     try:
+        # Before anything is touched: the tick would find it out halfway.
+        enqueue.require_same_tables(before.run, settings)
         reconciler.tick(engine, settings)
         _publish_lost(engine, before, redis)
         enqueue.advance(engine, settings, before.run.id)

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, RowMapping
 
 from models.claims import MAX_LAPSES, Claim, scope_of
 from models.ledger import RECONCILIATION, VERIFICATION, batches, move_batches, runs
-from models.quarantine import OWNER_QUARANTINED, WORKER_DIED, set_aside
+from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, WORKER_DIED, set_aside
 from models.settings import Settings
 from models.steps import by_name
 from models.steps.base import Context, Scope
@@ -34,7 +34,8 @@ def split(connection: Connection, settings: Settings, batch: RowMapping) -> None
     step, scope = by_name(batch["step"]), scope_of(batch)
     is_check = batch["stage"] in (VERIFICATION, RECONCILIATION)
     keys = step.keys_in(context, scope)
-    hanging = [] if is_check else step.part_keys_in(context, scope) if len(keys) == 1 else []
+    is_one_row = len(keys) == 1 and not is_check
+    hanging = step.part_keys_in(context, scope) if is_one_row else []
     log.warning("batch split", run=run.id, batch=batch["id"], rows=len(keys))
     if len(keys) > 1:
         _replace(connection, batch, [scope.only(part) for part in _parts(keys)])
@@ -83,8 +84,9 @@ def _set_aside(
         attempts=batch["lapses"] + 1,
     )
     if culprit == entity and hanging:
-        message = "The owner is set aside."
-        set_aside(*arguments, part_entity, hanging, reason=OWNER_QUARANTINED, message=message)
+        set_aside(
+            *arguments, part_entity, hanging, reason=OWNER_QUARANTINED, message=OWNER_SET_ASIDE
+        )
 
 
 def _parts(keys: Sequence[str]) -> list[Sequence[str]]:

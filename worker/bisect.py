@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from models.database import STATEMENT_TIMEOUT_MS, as_ours
 from models.errors import BadRow, MigrationError, TooBig
-from models.quarantine import OWNER_QUARANTINED, set_aside
+from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, set_aside
 from models.steps.base import Context, Counts, Scope, Step, add
 from worker import verify
 
@@ -173,7 +173,7 @@ class _Trial:
                 entity,
                 keys,
                 reason=reason,
-                message="The owner is set aside." if reason == OWNER_QUARANTINED else refused,
+                message=OWNER_SET_ASIDE if reason == OWNER_QUARANTINED else refused,
             )
         self.statements += len(self._rejected)
         return bool(self._rejected)

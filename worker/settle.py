@@ -22,8 +22,8 @@ from models.database import as_ours, transaction
 from models.errors import TooBig, Transient
 from models.steps.base import Context, Counts, Scope, Step, add
 from models.steps.capture import require_triggers
-from models.steps.changes import KEYS_A_BATCH, pending
-from models.steps.settle import HELD_MS, lock, next_scope
+from models.steps.changes import KEYS_A_BATCH
+from models.steps.settle import HELD_MS, lock, next_scope, pending_keys
 from worker import bisect, verify
 from worker.watch import Watch
 
@@ -99,20 +99,17 @@ def _drain(
     for _ in range(ROUNDS):
         with transaction(engine) as connection, watch.over(connection):
             context = read(connection)
-            users = pending(context, "owner_key", ("user", "subscription"))
-            projects = pending(context, "legacy_key", ("project",))
+            users, projects = pending_keys(context)
             if len(users) + len(projects) <= at_most:
                 return
-            found = next_scope(context, after_users=True)
-            if found is None:
-                return
-            claims.record(connection, claim, take_up(context, *found))
+            counts = take_up(context, *next_scope(users, projects))
+            claims.record(connection, claim, counts)
 
 
 def _take_up_all(context: Context) -> Counts:
-    counts: Counts = {}
-    is_first = True
-    while found := next_scope(context, after_users=not is_first):
-        is_first = False
-        counts = add(counts, take_up(context, *found))
+    users, _ = pending_keys(context)
+    # Also where no user has changed: with users come the subscriptions that name no owner.
+    counts = take_up(context, *next_scope(users, []))
+    while any(left := pending_keys(context)):
+        counts = add(counts, take_up(context, *next_scope(*left)))
     return counts

@@ -16,10 +16,10 @@ from sqlalchemy import Connection, text
 
 from models import legacy as legacy_tables
 from models import target as target_tables
-from models.catalog import INTEGER_TYPES, Table, quote_name, read_tables
+from models.catalog import Table, quote_name, read_tables
 from models.declared import TABLES
 from models.errors import Incompatible
-from models.legacy import Legacy, key_cast
+from models.legacy import Legacy, list_cast
 from models.quarantine import SET_ASIDE_AGAIN
 from models.settings import Settings
 from models.target import Target
@@ -33,9 +33,10 @@ BLANKS = (
 )
 
 
-def list_cast(base_type: str) -> str:
-    """The type to cast listed keys to: an owner's key may be larger than any user's."""
-    return "bigint" if base_type in INTEGER_TYPES else key_cast(base_type)
+# Rule 4: the suite that the user `u` keeps.
+OLDEST_SUITE = (
+    "SELECT o.id FROM {ai_suites} o WHERE o.user_id = u.id ORDER BY o.created_at, o.id LIMIT 1"
+)
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ class Context:
             "subscriptions": self.legacy.subscriptions.sql,
             "projects": self.legacy.projects.sql,
         }
+        names["oldest_suite"] = OLDEST_SUITE.format(**names)
         return sql.format(**names, set_aside_again=SET_ASIDE_AGAIN, **expressions)
 
     def type_of(self, table: str, column: str) -> str:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 from models.catalog import Table, quote
 from models.errors import Misconfigured
 from models.steps.base import Context, Counts, Scope, Step
-from models.steps.indexes import alter, record
+from models.steps.indexes import alter
 
 # What a target row is made from. A change of anything else is of no concern.
 _VALUES = {
@@ -68,7 +68,6 @@ class Capture(Step):
         for entity in scope.keys or ():
             table = _table(context, entity)
             if not _has_triggers(context.connection, table):
-                record(context.connection, "triggers", table.label, entity)
                 alter(context.connection, _create(entity, table))
         return {}
 

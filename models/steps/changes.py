@@ -12,9 +12,8 @@ import functools
 from sqlalchemy import text
 
 from models import keys
-from models.catalog import Table
-from models.legacy import key_cast
-from models.steps.base import Context, Counts, Scope, Step, add, list_cast
+from models.legacy import key_cast, list_cast
+from models.steps.base import Context, Counts, Scope, add
 from models.steps.credits import Credits
 from models.steps.orphans import Orphans
 from models.steps.projects import Projects
@@ -53,12 +52,10 @@ SELECT s.id::text FROM {subscriptions} s
 WHERE {scope} AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = s.user_id)
 """
 
-
 _OWNERLESS = """
 DELETE FROM migration.changes c WHERE c.entity = 'subscription' AND c.owner_key IS NULL
 RETURNING c.legacy_key
 """
-
 
 # What a project that is gone has left behind, in this run.
 _LEFT = """
@@ -71,20 +68,11 @@ WHERE p.id IS NULL
 """
 
 
-class ChangedUsers(Step):
+class ChangedUsers(Users):
     """Users with a change of their own, or of a subscription."""
 
     name = "changed_users"
     stage = "switch"
-    queue = "migration.users"
-    entity = "user"
-    part_entity = "subscription"
-
-    def source(self, context: Context) -> Table:
-        return context.legacy.users
-
-    def dependents(self, context: Context) -> Table:
-        return context.legacy.subscriptions
 
     def key_lists(self, context: Context, round_: int) -> list[list[str]]:
         return _lists(context, "owner_key", ("user", "subscription"), round_)
@@ -92,16 +80,15 @@ class ChangedUsers(Step):
     def prepare(self, context: Context, scope: Scope) -> Counts:
         if scope.parts:
             # What came since the user passed alone is taken up with all that is the user's.
-            return Users().prepare(context, scope)
+            return super().prepare(context, scope)
         kind = list_cast(context.legacy.users.columns["id"].base)
         deleted = context.execute(_FORGET_USERS, scope, kind=kind).scalars().all()
         found = remove_reinserted_users(context, scope.only(deleted))
-        return functools.reduce(add, found, Users().prepare(context, scope))
+        return functools.reduce(add, found, super().prepare(context, scope))
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        found = Users().apply(context, scope)
-        kind = context.legacy.users.columns["id"].base
-        in_scope = scope.condition("s.user_id", kind)
+        found = super().apply(context, scope)
+        in_scope = scope.condition("s.user_id", context.legacy.users.columns["id"].base)
         orphans = [
             *context.execute(_ORPHANS, scope, scope=in_scope).scalars(),
             *context.execute(_OWNERLESS, scope).scalars(),
@@ -110,33 +97,25 @@ class ChangedUsers(Step):
             Orphans().apply(context, scope.only(orphans))
         return _written(found)
 
-    def withdraw(self, context: Context, scope: Scope) -> Counts:
-        return Users().withdraw(context, scope)
-
     def recheck(self, context: Context, scope: Scope) -> list[str]:
-        return Users().differences(context, scope) + Credits().differences(context, scope)
+        return self.differences(context, scope) + Credits().differences(context, scope)
 
 
-class ChangedProjects(Step):
+class ChangedProjects(Projects):
     """Projects with a change of their own, or of their owner."""
 
     name = "changed_projects"
     stage = "switch"
-    queue = "migration.projects"
-    entity = "project"
-
-    def source(self, context: Context) -> Table:
-        return context.legacy.projects
 
     def key_lists(self, context: Context, round_: int) -> list[list[str]]:
         return _lists(context, "legacy_key", ("project",), round_)
 
     def prepare(self, context: Context, scope: Scope) -> Counts:
         context.execute(_FORGET_PROJECTS, scope)
-        return {}
+        return super().prepare(context, scope)
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        found = [Projects().apply(context, scope), Switch().apply(context, scope)]
+        found = [super().apply(context, scope), Switch().apply(context, scope)]
         return _written(functools.reduce(add, found))
 
     def recheck(self, context: Context, scope: Scope) -> list[str]:
@@ -147,7 +126,7 @@ class ChangedProjects(Step):
             tool_id=keys.id_of(keys.PROJECT_TOOL, "k.id", key),
             usage_id=keys.id_of(keys.PROJECT_USAGE, "k.id", key),
         )
-        return [*Projects().differences(context, scope), left]
+        return [*self.differences(context, scope), left]
 
 
 class LateUsers(ChangedUsers):

@@ -31,9 +31,7 @@ WITH project AS MATERIALIZED (
   LEFT JOIN {users} u ON u.id = p.user_id
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
-  LEFT JOIN LATERAL (
-    SELECT s.id FROM {ai_suites} s WHERE s.user_id = u.id ORDER BY s.created_at, s.id LIMIT 1
-  ) AS own ON true
+  LEFT JOIN LATERAL ({oldest_suite}) AS own ON true
   LEFT JOIN LATERAL (
     SELECT i.was ->> 'active_gpt_id' AS gpt_id FROM migration.before_images i
     WHERE p.active_gpt_id = {tool_id} AND i.entity = 'project' AND i.legacy_key = p.id::text

@@ -57,9 +57,7 @@ WITH expected AS MATERIALIZED (
   SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, u.id AS user_id, own.id AS suite_id
   FROM {projects} p
   JOIN {users} u ON u.id = p.user_id
-  JOIN LATERAL (
-    SELECT s.id FROM {ai_suites} s WHERE s.user_id = u.id ORDER BY s.created_at, s.id LIMIT 1
-  ) AS own ON true
+  JOIN LATERAL ({oldest_suite}) AS own ON true
   WHERE {scope}
 ),
 tool AS (
@@ -86,7 +84,6 @@ removed AS (
 )
 SELECT (SELECT count(*) FROM added) - (SELECT count(*) FROM removed) AS tool_assignments
 """
-
 
 # A tool that is not named after the GPT that the project had; who chose another one is not here.
 _RENAME = """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from models import keys
-from models.steps.base import Context, Counts, Scope, counts, list_cast
+from models.legacy import list_cast
+from models.steps.base import Context, Counts, Scope, counts
 
 # A tool that the new application has changed, used or shared since is no longer ours to take.
 _UNTOUCHED = """({alias}.updated_at IS NOT DISTINCT FROM {alias}.created_at
@@ -90,10 +91,7 @@ def remove_tools(context: Context, doomed: str, scope: Scope, /, **names: str) -
 
 def remove_deleted_users(context: Context, scope: Scope) -> list[Counts]:
     """Delete what users of a list of keys left behind who are gone."""
-    kind = list_cast(context.legacy.users.columns["id"].base)
-    return remove_users(
-        context, scope.only(context.execute(_GONE, scope, kind=kind).scalars().all())
-    )
+    return _remove_users(context, scope, _GONE)
 
 
 def remove_reinserted_users(context: Context, scope: Scope) -> list[Counts]:
@@ -101,23 +99,22 @@ def remove_reinserted_users(context: Context, scope: Scope) -> list[Counts]:
 
     Their balance says so; where a foreign key has deleted the rows, nothing is left to be wrong.
     """
-    kind = list_cast(context.legacy.users.columns["id"].base)
-    return remove_users(
-        context, scope.only(context.execute(_AGAIN, scope, kind=kind).scalars().all())
-    )
+    return _remove_users(context, scope, _AGAIN)
 
 
-def remove_users(context: Context, scope: Scope) -> list[Counts]:
-    """Delete all that a list of users has in the target; ON DELETE CASCADE by hand.
+def _remove_users(context: Context, scope: Scope, which: str) -> list[Counts]:
+    """Delete all that some of the users have in the target; ON DELETE CASCADE by hand.
 
     The foreign keys that would do it come after the load.
     """
-    if not scope.keys:
-        return []
     kind = list_cast(context.legacy.users.columns["id"].base)
+    found = context.execute(which, scope, kind=kind).scalars().all()
+    if not found:
+        return []
+    only = scope.only(found)
     return [
-        remove_tools(context, _THEIR_TOOLS, scope, kind=kind),
-        counts(context.execute(_THEIRS, scope, kind=kind).one()),
+        remove_tools(context, _THEIR_TOOLS, only, kind=kind),
+        counts(context.execute(_THEIRS, only, kind=kind).one()),
     ]
 
 

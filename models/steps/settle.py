@@ -42,17 +42,15 @@ def lock(context: Context) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {ROW_LOCK_MS}")
 
 
-def next_scope(context: Context, *, after_users: bool) -> tuple[Step, Scope] | None:
-    """What is taken up next: users with their subscriptions first, then projects; None at the end.
-
-    `after_users`: the users of this transaction are done, even where none was found.
-    """
+def pending_keys(context: Context) -> tuple[list[str], list[str]]:
+    """The users and the projects with changes that nobody has taken up."""
     users = pending(context, "owner_key", ("user", "subscription"))
-    if users or not after_users:
-        return ChangedUsers(), Scope(keys=tuple(users[:KEYS_A_BATCH]), again=True)
-    projects = pending(context, "legacy_key", ("project",))
-    return (
-        (ChangedProjects(), Scope(keys=tuple(projects[:KEYS_A_BATCH]), again=True))
-        if projects
-        else None
+    return users, pending(context, "legacy_key", ("project",))
+
+
+def next_scope(users: list[str], projects: list[str]) -> tuple[Step, Scope]:
+    """What is taken up next: users with their subscriptions first, then projects."""
+    step, keys = (
+        (ChangedProjects(), projects) if projects and not users else (ChangedUsers(), users)
     )
+    return step, Scope(keys=tuple(keys[:KEYS_A_BATCH]), again=True)

@@ -32,9 +32,7 @@ WITH legacy AS MATERIALIZED (
     own.id AS own_suite_id, {grant_id} AS grant_id, {opening_id} AS opening_id,
     {suite_id} AS made_suite_id, coalesce(own.id, {suite_id}) AS suite_id
   FROM {users} u
-  LEFT JOIN LATERAL (
-    SELECT s.id FROM {ai_suites} s WHERE s.user_id = u.id ORDER BY s.created_at, s.id LIMIT 1
-  ) AS own ON true
+  LEFT JOIN LATERAL ({oldest_suite}) AS own ON true
   WHERE {scope}
 ),
 -- Rule 1: a null is unset, and so is a server default on a user who has no suite yet.

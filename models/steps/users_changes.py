@@ -89,9 +89,7 @@ WITH expected AS MATERIALIZED (
     {version} AS version, {is_active} AS is_active, {preferences} AS preferences,
     own.id AS suite_id
   FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
-  JOIN LATERAL (
-    SELECT o.id FROM {ai_suites} o WHERE o.user_id = u.id ORDER BY o.created_at, o.id LIMIT 1
-  ) AS own ON true
+  JOIN LATERAL ({oldest_suite}) AS own ON true
   WHERE {scope} AND {parts} AND btrim(coalesce(u.email::text, ''), :blanks) <> ''
     AND btrim(coalesce(s.gpt_id::text, ''), :blanks) <> ''
 ),
