@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -63,6 +65,23 @@ def redis_url(servers: local.Servers) -> Iterator[str]:
     with closing(redis.Redis.from_url(url)) as client:
         client.flushdb()
     yield url
+
+
+@pytest.fixture
+def run_alone(redis_url: str, tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs code in a process of its own, since the application reads the broker's address once."""
+    environment = os.environ | {
+        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nowhere",
+        "REDIS_URL": redis_url,
+    }
+    return lambda code: subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -413,6 +413,13 @@ def compare(connection: Connection, before: Snapshot, result: Expectation) -> li
     return differences(before, snapshot(connection, before.names), result)
 
 
+def compare_now(connection: Connection, before: Snapshot, grants: dict[str, Decimal]) -> list[str]:
+    """As `compare`, where the legacy rows have changed since: with what is expected of them now."""
+    after = snapshot(connection, before.names)
+    now = refreshed(before, after)
+    return differences(now, after, expected(now, grants))
+
+
 def differences(before: Snapshot, after: Snapshot, result: Expectation) -> list[str]:
     """As `compare`, between two snapshots."""
     comparison = _Comparison(before, after, result)

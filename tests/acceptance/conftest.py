@@ -7,14 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from models import database as databases
 from producer import local
@@ -136,3 +137,22 @@ def _product(database: str, redis_url: str, folder: Path) -> Iterator[Product]:
         yield Product(environment, folder, engine)
     finally:
         engine.dispose()
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until the condition holds; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "the condition never held"
+        time.sleep(0.05)
+
+
+def count(product: Product, query: str) -> int:
+    with product.engine.connect() as connection:
+        if not connection.scalar(text("SELECT to_regclass('migration.batches')")):
+            return 0
+        return int(connection.scalar(text(query)) or 0)
+
+
+def batches(product: Product, state: str) -> int:
+    return count(product, f"SELECT count(*) FROM migration.batches WHERE state = '{state}'")

@@ -21,8 +21,7 @@ from producer import local
 from producer.local import directories, processes, programs
 from producer.local import redis as valkey
 from tests import variants
-from tests.acceptance.conftest import Ended, Product
-from tests.acceptance.test_main_job import count, until
+from tests.acceptance.conftest import Ended, Product, count, until
 from worker import batch
 
 QUEUE = "migration:migration."

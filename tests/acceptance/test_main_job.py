@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import time
-from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
@@ -13,7 +11,7 @@ from sqlalchemy import text
 
 from models.settings import DEFAULT_GRANTS, parse_grants
 from tests import oracle, variants
-from tests.acceptance.conftest import Product, kill_group
+from tests.acceptance.conftest import Product, batches, count, kill_group, until
 
 USERS = 300
 NAMES = oracle.Names()
@@ -40,25 +38,6 @@ def target_hashes(product: Product) -> dict[str, str]:
             ).hexdigest()
             for name in TARGETS
         }
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until the condition holds; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition never held"
-        time.sleep(0.05)
-
-
-def count(product: Product, query: str) -> int:
-    with product.engine.connect() as connection:
-        if not connection.scalar(text("SELECT to_regclass('migration.batches')")):
-            return 0
-        return int(connection.scalar(text(query)) or 0)
-
-
-def batches(product: Product, state: str) -> int:
-    return count(product, f"SELECT count(*) FROM migration.batches WHERE state = '{state}'")
 
 
 def assert_right(product: Product, before: oracle.Snapshot) -> None:
@@ -166,8 +145,7 @@ def test_mended_rows_and_only_those_migrate_with_a_retry(
     assert ended.json["state"] == "completed"
     assert ended.json["projects"]["quarantined"] == len(keys)
     with product.engine.connect() as connection:
-        now = oracle.refreshed(before, oracle.snapshot(connection, NAMES))
-        assert oracle.compare(connection, now, oracle.expected(now, GRANTS)) == []
+        assert oracle.compare_now(connection, before, GRANTS) == []
         nullable = connection.scalar(
             text(
                 "SELECT count(*) FROM information_schema.columns WHERE table_name = 'users'"

@@ -17,8 +17,8 @@ import redis
 from sqlalchemy import text
 
 from tests import forgeries, genuine, oracle, variants
-from tests.acceptance.conftest import Product
-from tests.acceptance.test_main_job import NAMES, USERS, assert_right, batches, until
+from tests.acceptance.conftest import Product, batches, until
+from tests.acceptance.test_main_job import NAMES, USERS, assert_right
 
 DURING, AFTERWARDS, HUGE = 5_000, 5_000, 5
 KEYS = [f"migration:{name}" for name in genuine.QUEUES]

@@ -12,7 +12,7 @@ from models.settings import load
 from tests import variants
 from tests.acceptance.conftest import Product
 from tests.acceptance.victims import plant
-from tests.integration.test_races import whole_run
+from tests.driving import whole_run
 
 USERS, FAULTS, SEED = 3000, 200, 7
 

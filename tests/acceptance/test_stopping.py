@@ -10,9 +10,8 @@ from sqlalchemy import text
 from models.settings import load
 from producer import enqueue
 from tests import variants
-from tests.acceptance.conftest import Product
-from tests.acceptance.test_main_job import batches, count, until
-from tests.integration.test_races import start
+from tests.acceptance.conftest import Product, batches, count, until
+from tests.driving import start
 from worker import batch
 
 WAITS = "SELECT count(*) FROM migration.batches WHERE state = 'pending'"

@@ -16,26 +16,14 @@ import pytest
 from sqlalchemy import Engine, event
 
 from models import database as databases
-from models.settings import Settings, load
+from models.settings import Settings
 from producer import control
 from tests import variants
+from tests.driving import change, go_on, scalar, wait_for_lock, whole_run
 from tests.integration.test_live_writes import snapshot, triggers, wrong_rows
-from tests.integration.test_races import change, go_on, scalar, wait_for_lock, whole_run
 from worker import settle
 
-
-@pytest.fixture
-def settings(servers: object) -> Settings:
-    return load().model_copy(update={"batch_size": 20})
-
-
-@pytest.fixture
-def engine(database: str) -> Iterator[Engine]:
-    engine = databases.create(database)
-    with engine.begin() as connection:
-        variants.PLAIN.build(connection, 60)
-    yield engine
-    engine.dispose()
+USERS, BATCH_SIZE = 60, 20
 
 
 def once(stage: str, *statements: str) -> Callable[[Engine], Callable[[str], None]]:

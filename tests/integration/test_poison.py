@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
 from models import claims
 from models import database as databases
 from models.ledger import batches
-from models.settings import Settings, load
+from models.settings import Settings
 from producer import control, enqueue, reconciler, report
-from tests import variants
-from tests.integration.test_races import change, scalar, start
+from tests.driving import change, scalar, start
 from worker import batch
 
-
-@pytest.fixture
-def settings(servers: object) -> Settings:
-    return load()
-
-
-@pytest.fixture
-def engine(database: str) -> Iterator[Engine]:
-    engine = databases.create(database)
-    with engine.begin() as connection:
-        variants.PLAIN.build(connection, 300)
-    yield engine
-    engine.dispose()
+USERS = 300
 
 
 class Workers:
@@ -98,10 +82,9 @@ def test_a_row_that_kills_its_worker_is_set_aside_and_nothing_else(
     engine: Engine, settings: Settings
 ) -> None:
     user, subscription = good_rows(engine)
-    run_id = start(engine, settings)
-    workers = Workers(engine, settings, run_id)
+    workers = Workers(engine, settings, start(engine, settings))
     workers.run(users={user}, subscriptions={subscription})
-    ended = report.read(engine, run_id)
+    ended = report.read(engine, workers.run_id)
     assert ended.exit_status == 3, ended.error
     with engine.connect() as connection:
         killed = connection.execute(
@@ -125,13 +108,12 @@ def test_a_mended_killer_comes_with_a_retry_that_touches_only_it(
     engine: Engine, settings: Settings
 ) -> None:
     user, subscription = good_rows(engine)
-    run_id = start(engine, settings)
-    workers = Workers(engine, settings, run_id)
+    workers = Workers(engine, settings, start(engine, settings))
     workers.run(users={user}, subscriptions={subscription})
     last = scalar(engine, "SELECT max(id) FROM migration.batches")
     change(engine, "DELETE FROM migration.quarantine WHERE reason NOT IN"
            " ('worker_died', 'owner_quarantined')")  # fmt: skip
-    control.retry(engine, settings, run_id)
+    control.retry(engine, settings, workers.run_id)
     tried = scalar(
         engine,
         f"SELECT count(DISTINCT k) FROM migration.batches, unnest(key_list) k"

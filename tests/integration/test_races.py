@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -19,83 +16,12 @@ from models import claims
 from models import database as databases
 from models.errors import Incompatible, LeaseLost, Misconfigured, NotAllowed
 from models.ledger import batches, quarantine
-from models.messages import RunReport
 from models.settings import Settings
-from producer import control, enqueue, report, schema
-from tests import variants
+from producer import control, enqueue, schema
+from tests.driving import change, go_on, scalar, start, wait_for_lock, whole_run
 from worker import batch
 
-
-@pytest.fixture
-def settings(servers: object) -> Settings:
-    from models.settings import load
-
-    return load()
-
-
-@pytest.fixture
-def engine(database: str) -> Iterator[Engine]:
-    engine = databases.create(database)
-    with engine.begin() as connection:
-        variants.PLAIN.build(connection, 60)
-    yield engine
-    engine.dispose()
-
-
-def change(engine: Engine, *statements: str) -> None:
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement.replace("%", "%%"))
-
-
-def scalar(engine: Engine, query: str) -> Any:
-    with engine.connect() as connection:
-        return connection.scalar(text(query))
-
-
-def start(engine: Engine, settings: Settings) -> str:
-    schema.upgrade(engine, settings)
-    run_id, _ = enqueue.open_run(engine, settings)
-    return run_id
-
-
-def go_on(
-    engine: Engine,
-    settings: Settings,
-    run_id: str,
-    *,
-    before: Callable[[str], None] = lambda stage: None,
-    backwards: bool = False,
-) -> RunReport:
-    """Advance and work until the run is over; `before` is called with each batch's stage."""
-    while True:
-        enqueue.advance(engine, settings, run_id)
-        order = batches.c.id.desc() if backwards else batches.c.id
-        with engine.connect() as connection:
-            waiting = connection.execute(
-                sa.select(batches.c.id, batches.c.stage)
-                .where(batches.c.run_id == run_id, batches.c.state == "pending")
-                .order_by(order)
-            ).all()
-        found = report.read(engine, run_id)
-        if found.state not in ("preparing", "running"):
-            return found
-        for row in waiting:
-            before(row.stage)
-            batch.run(engine, settings, run_id, row.id, "test")
-
-
-def whole_run(engine: Engine, settings: Settings, **options: Any) -> RunReport:
-    return go_on(engine, settings, start(engine, settings), **options)
-
-
-def wait_for_lock(engine: Engine) -> None:
-    """Wait until some session waits for a row that another one holds."""
-    end = time.monotonic() + 30
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    while not scalar(engine, query):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+USERS = 60
 
 
 def test_what_the_application_writes_while_a_batch_waits_for_the_row_stands(

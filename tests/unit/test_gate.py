@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import copy
 import json
-import os
 import subprocess
-import sys
+from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -65,19 +63,10 @@ def plain(item: bytes) -> Any:
     return message | {"body": json.loads(base64.b64decode(message["body"]))}
 
 
-def test_every_message_of_the_product_passes_unchanged(redis_url: str, tmp_path: Path) -> None:
-    environment = os.environ | {
-        "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nowhere",
-        "REDIS_URL": redis_url,
-    }
-    ended = subprocess.run(
-        [sys.executable, "-c", PUBLISH],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_every_message_of_the_product_passes_unchanged(
+    redis_url: str, run_alone: Callable[[str], subprocess.CompletedProcess[str]]
+) -> None:
+    ended = run_alone(PUBLISH)
     assert ended.returncode == 0, ended.stderr
     found, came_back = 0, 0
     with closing(redis.Redis.from_url(redis_url)) as client:
