@@ -35,7 +35,8 @@ RUN_TRANSITIONS = {
     ("failed", "running"): "an operator retries, verifies or reconciles it",
 }
 OPEN_STATES = ("preparing", "running", "paused")
-FINISHED_STATES = ("completed", "completed_with_quarantine", "failed", "cancelled")
+COMPLETED_STATES = ("completed", "completed_with_quarantine")
+FINISHED_STATES = (*COMPLETED_STATES, "failed", "cancelled")
 
 BATCH_TRANSITIONS = {
     ("pending", "running"): "a worker claims it: a lease, and the next attempt number",
@@ -65,6 +66,9 @@ runs = sa.Table(
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("state", sa.Text, nullable=False, server_default="preparing"),
+    # Taken up again after it, or a later run, was complete: what it had written may have changed
+    # since in the new application, and is no more its own than what an earlier run wrote.
+    sa.Column("handed_over", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("throttled", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("grants", pg.JSONB, nullable=False),
     sa.Column("batch_size", sa.Text, nullable=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import sqlalchemy as sa
@@ -13,13 +14,12 @@ from models.database import transaction
 from models.errors import Misconfigured, NotAllowed
 from models.ledger import batches, differences, move_batches, move_run, quarantine, runs, stages
 from models.settings import Settings
-from models.steps import FINISH, RECONCILIATION, VERIFICATION
-from models.steps.base import Context
+from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
+from models.steps.base import Context, Counts, add, only_written
 from producer import enqueue, report, retried
 
 # Keys a batch when rows are tried again: they are few, and scattered over the table.
 RETRY_KEYS = 500
-_CAPTURE = ("capture", "organization", ["user", "subscription", "project"], frozenset[str]())
 
 
 def pause(engine: Engine, run_id: str | None) -> str:
@@ -38,6 +38,8 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
             )
         _require_no_other(connection, run.id)
         move_run(connection, run.id, "running")
+        if run.state == "cancelled":
+            _reopen_capture(connection, run)
         # The messages of the batches that wait were spent on finding the run paused.
         connection.execute(
             sa.update(batches)
@@ -62,14 +64,13 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
     with transaction(engine) as connection:
         run = _reopen(connection, run_id, "retry")
         enqueue.require_same_tables(run, settings)
+        _reopen_capture(connection, run)
         context = Context.read(connection, settings, run)
         connection.execute(
             move_batches("pending", error=None, lapses=0, hand_backs=0, published_at=None).where(
                 batches.c.run_id == run.id, batches.c.state == "failed"
             )
         )
-        # The application may have gone on without being watched since the run ended.
-        _insert_keys(connection, run.id, retried.Keys(*_CAPTURE))
         for keys in retried.read(context):
             _insert_keys(connection, run.id, keys)
         with_batches = sa.select(batches.c.stage).where(
@@ -185,6 +186,19 @@ def _require_no_other(connection: Connection, run_id: str) -> None:
         raise NotAllowed(f"Run {other} is open", hint="Wait for its end: producer status --watch")
 
 
+def _reopen_capture(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
+    """Let the triggers be put back, which the end of this run, or of a later one, took away.
+
+    Since then nobody has watched what the application does.
+    """
+    is_complete = run.state in ledger.COMPLETED_STATES
+    later = sa.select(runs.c.id).where(runs.c.id > run.id)
+    if is_complete or connection.scalar(later.limit(1)):
+        connection.execute(sa.update(runs).where(runs.c.id == run.id).values(handed_over=True))
+    _insert_keys(connection, run.id, retried.Keys(*retried.CAPTURE))
+    _reopen_stages(connection, run.id, stages.c.name == retried.CAPTURE[1])
+
+
 def _insert_keys(connection: Connection, run_id: str, found: retried.Keys) -> None:
     """Batches of no window for these keys; what killed its workers goes alone."""
     rest = [key for key in found.keys if key not in found.suspects]
@@ -212,12 +226,21 @@ def _reopen_stages(connection: Connection, run_id: str, which: sa.ColumnElement[
 
 
 def _restart(connection: Connection, run_id: str, names: tuple[str, ...]) -> None:
-    """Let stages start over: their old batches and what they found go."""
+    """Let stages start over: their batches go, and what they found, not what they wrote."""
     mine = (batches.c.run_id == run_id, batches.c.stage.in_(names))
+    gone = connection.scalars(sa.delete(batches).where(*mine).returning(batches.c.counts))
+    nothing: Counts = {}
+    written = functools.reduce(add, map(only_written, gone), nothing)
+    if written:
+        step = steps_of(names[0])[0].name
+        connection.execute(
+            sa.insert(batches).values(
+                run_id=run_id, stage=names[0], step=step, window=0, state="done", counts=written
+            )
+        )
     connection.execute(
         sa.delete(differences).where(differences.c.run_id == run_id, differences.c.stage.in_(names))
     )
-    connection.execute(sa.delete(batches).where(*mine))
     connection.execute(
         sa.update(stages)
         .where(stages.c.run_id == run_id, stages.c.name.in_(names))

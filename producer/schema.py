@@ -61,7 +61,7 @@ def _check_privileges(connection: Connection, tables: Legacy) -> None:
         )
         if not allowed
     ]
-    for table in (tables.users, tables.projects):
+    for table in (tables.users, tables.subscriptions, tables.projects):
         if not connection.scalar(
             text("SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = :oid"),
             {"oid": table.oid},

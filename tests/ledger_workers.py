@@ -100,7 +100,7 @@ class Workers(RuleBasedStateMachine):
     @rule(pick=ANY, how=st.sampled_from((claims.hand_back, claims.fail, claims.release)))
     def give_up(self, pick: int, how: Callable[..., None]) -> None:
         claim = self.held.pop(pick % len(self.held))
-        self.change(claim, how, *([] if how is claims.release else ["planned"]))
+        self.change(claim, how, "planned")
 
     @precondition(lambda self: self.held)
     @rule(pick=ANY)

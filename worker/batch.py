@@ -118,21 +118,20 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         context = _context(connection, settings, claim)
         if claim.stage in (VERIFICATION, RECONCILIATION):
             counts = bisect.check(context, claim.stage, step, claim.scope)
-        elif step.is_late:
-            counts = settle.take_up(context, step, claim.scope)
         else:
-            counts = bisect.apply(context, step, claim.scope)
-            _refuse_wholesale(context, step, counts)
+            take = settle.take_up if step.is_late else bisect.apply
+            counts = take(context, step, claim.scope)
+            _refuse_wholesale(context, step, claim, counts)
             poison.follow(connection, context, claim)
         claims.complete(connection, claim, counts)
     return counts
 
 
-def _refuse_wholesale(context: Context, step: Step, counts: Counts) -> None:
+def _refuse_wholesale(context: Context, step: Step, claim: Claim, counts: Counts) -> None:
     """Raise when the database refuses a large batch row by row: that is no matter of bad rows."""
-    name = f"{step.entity}s"
-    seen = counts.get(name, {})
-    if not seen or seen["total"] > seen["quarantined"]:
+    seen = counts.get(f"{step.entity}s", {"total": 0, "quarantined": 0})
+    # Who takes up changes does not count the rows that pass.
+    if max(seen["total"], len(claim.scope.keys or ())) > seen["quarantined"]:
         return
     refused = context.connection.execute(
         sa.select(sa.func.count(), sa.func.min(quarantine.c.message)).where(

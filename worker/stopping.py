@@ -11,12 +11,17 @@ import struct
 import time
 from typing import Any
 
+from billiard import pool
 from celery.signals import worker_shutting_down
 
 from models.errors import Stopped
 
 # Most batches take two; what is handed back has the rest of Docker's ten to be undone.
 GRACE_SECONDS = 5.0
+
+# A child whose task had not been noted as begun when the signal came waits for an answer that never
+# comes, half a minute by default; the ledger and the chord have its result. In tenths of a second.
+pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 10
 
 # The signal reaches the main process; its children see it here. Both read one monotonic clock.
 _asked_at = mmap.mmap(-1, 8)

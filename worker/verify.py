@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from sqlalchemy import text
 
 from models import keys
-from models.legacy import key_cast
+from models.legacy import key_cast, key_from_text
 from models.steps import RECONCILIATION, VERIFICATION
-from models.steps.base import BLANKS, Context, Counts, Scope, Step, entities
+from models.steps.base import Context, Counts, Scope, Step, entities
 
 _STORE = (
     "INSERT INTO migration.differences"
@@ -30,9 +30,10 @@ WITH found AS MATERIALIZED (
 owned AS (
   SELECT f.id, f.entity, f.legacy_key AS owner_key FROM found f WHERE f.entity = 'user'
   UNION SELECT f.id, f.entity, s.user_id::text
-  FROM found f JOIN {subscriptions} s ON s.id::text = f.legacy_key WHERE f.entity = 'subscription'
+  FROM found f JOIN {subscriptions} s ON s.id = {subscription_key}
+  WHERE f.entity = 'subscription'
   UNION SELECT f.id, f.entity, p.user_id::text
-  FROM found f JOIN {projects} p ON p.id::text = f.legacy_key WHERE f.entity = 'project'
+  FROM found f JOIN {projects} p ON p.id = {project_key} WHERE f.entity = 'project'
   UNION SELECT f.id, f.entity, h.user_id::text
   FROM found f JOIN {ai_tools} t ON t.id = f.legacy_key JOIN {ai_suites} h ON h.id = t.suite_id
   WHERE f.target_table = 'ai_tools'
@@ -59,7 +60,7 @@ def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
     """Check one page with the step's own expectations, in the batch's transaction."""
     found = _store(context, stage, step.differences(context, scope), scope)
     account = step.account(context, scope)
-    parameters = {"blanks": BLANKS} | scope.parameters
+    parameters = context.parameters | scope.parameters
     row = context.connection.execute(text(account), parameters).one() if account else None
     if stage == RECONCILIATION:
         return {"users_checked": row.users_checked if row else 0, "discrepancies": found}
@@ -75,19 +76,20 @@ def recheck(context: Context, step: Step, scope: Scope) -> Counts:
 
 def _store(context: Context, stage: str, statements: Iterable[str], scope: Scope) -> int:
     connection = context.connection
-    parameters = {
-        "run_id": context.run_id,
-        "batch_id": context.batch_id,
-        "stage": stage,
-        "blanks": BLANKS,
-    } | scope.parameters
+    parameters = context.parameters | {"stage": stage} | scope.parameters
     found = sum(
         connection.execute(text(_STORE.replace("{statement}", statement)), parameters).rowcount
         for statement in statements
     )
     if found and connection.scalar(text("SELECT EXISTS (SELECT FROM migration.changes)")):
-        base = context.legacy.projects.columns["id"].base
+        legacy = context.legacy
+        base = legacy.projects.columns["id"].base
         key = f"(CASE WHEN c.entity = 'project' THEN CAST(c.legacy_key AS {key_cast(base)}) END)"
-        excuse = context.render(_EXCUSE, tool_of_project=keys.id_of(keys.PROJECT_TOOL, key, base))
+        excuse = context.render(
+            _EXCUSE,
+            tool_of_project=keys.id_of(keys.PROJECT_TOOL, key, base),
+            project_key=key_from_text("f.legacy_key", base),
+            subscription_key=key_from_text("f.legacy_key", legacy.subscriptions.columns["id"].base),
+        )
         found -= connection.execute(text(excuse), parameters).rowcount
     return found

@@ -100,8 +100,11 @@ class Context:
     legacy: Legacy
     target: Target
     grants: dict[str, Decimal]
-    # An earlier run has migrated rows, which may have changed since.
+    # Rows were migrated before, by another run or before this one was complete, and may have
+    # changed since.
     is_repeat: bool = False
+    # The run, where it alone has written what carries its id: statements bind it as :own_run.
+    own_run: str | None = None
 
     @classmethod
     def read(
@@ -115,7 +118,16 @@ class Context:
             text("SELECT EXISTS (SELECT FROM migration.runs WHERE id <> :run_id)"),
             {"run_id": run.id},
         )
-        return cls(connection, run.id, batch_id, legacy, target, grants, bool(is_repeat))
+        return cls(
+            connection,
+            run.id,
+            batch_id,
+            legacy,
+            target,
+            grants,
+            is_repeat=is_repeat or run.handed_over,
+            own_run=None if run.handed_over else run.id,
+        )
 
     def find_table(self, name: str) -> Table:
         """A table that is neither legacy nor target, for a step of its own."""
@@ -128,8 +140,14 @@ class Context:
         """Run a step's statement; see `render` for its placeholders. Returns the result."""
         return self.connection.execute(
             text(self.render(sql, **expressions)),
-            {"run_id": self.run_id, "batch_id": self.batch_id, "blanks": BLANKS} | scope.parameters,
+            self.parameters | scope.parameters,
         )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The values that statements bind besides those of a scope."""
+        names = ("run_id", "own_run", "batch_id")
+        return {name: getattr(self, name) for name in names} | {"blanks": BLANKS}
 
     def render(self, sql: str, /, **expressions: str) -> str:
         """Fill {table} placeholders with quoted names and {expression} ones with SQL text.
@@ -265,6 +283,11 @@ def counts(row: Any) -> Counts:
         "rows": {name: found[name] for name in TABLES if name in found},
         "credits_granted": str(found.get("credits_granted", 0)),
     }
+
+
+def only_written(found: Counts) -> Counts:
+    """Of what was counted, the rows written: how the legacy rows stand is counted elsewhere."""
+    return {name: found[name] for name in ("rows", "credits_granted") if name in found}
 
 
 def add(first: Counts, second: Counts) -> Counts:

@@ -6,12 +6,14 @@ a run failed or was cancelled, so that it can be continued, and go when one is c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, text
 
 from models.catalog import Table, quote
+from models.database import LOCK_TIMEOUT_MS
 from models.errors import Misconfigured
 from models.steps.base import Context, Counts, Scope, Step
-from models.steps.indexes import alter
 
 # What a target row is made from. A change of anything else is of no concern.
 _VALUES = {
@@ -19,7 +21,11 @@ _VALUES = {
     "subscription": ("user_id", "gpt_id", "status", "is_active", "version", "preferences"),
     "project": ("user_id", "active_gpt_id", "is_template"),
 }
-_ROWS_TRIGGER, _VALUES_TRIGGER = "migration_capture_rows", "migration_capture_values"
+_TRIGGERS = {
+    "migration_capture_rows": "AFTER INSERT OR DELETE",
+    "migration_capture_values": "AFTER UPDATE",
+    "migration_capture_all": "BEFORE TRUNCATE",
+}
 # The migration's own writes are none of the application's.
 _NOT_OURS = "current_setting('migration.worker', true) IS DISTINCT FROM 'on'"
 
@@ -33,6 +39,13 @@ DECLARE
   before_owner text;
   after_owner text;
 BEGIN
+  IF TG_OP = 'TRUNCATE' THEN
+    EXECUTE format(
+      'INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)'
+      ' SELECT %L, t.id::text, t.%I::text, ''DELETE'' FROM %s t',
+      TG_ARGV[0], CASE WHEN owned THEN 'user_id' ELSE 'id' END, TG_RELID::regclass);
+    RETURN NULL;
+  END IF;
   IF TG_OP <> 'INSERT' THEN
     IF owned THEN before_owner := OLD.user_id::text; ELSE before_owner := OLD.id::text; END IF;
     INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
@@ -44,6 +57,11 @@ BEGIN
         OR after_owner IS DISTINCT FROM before_owner THEN
       INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
       VALUES (TG_ARGV[0], NEW.id::text, after_owner, TG_OP);
+    END IF;
+    -- Another key for the same user: what is given to one is not given to the other once more.
+    IF TG_OP = 'UPDATE' AND NOT owned AND after_owner IS DISTINCT FROM before_owner THEN
+      INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
+      VALUES ('user', before_owner, after_owner, 'RENAME');
     END IF;
   END IF;
   RETURN NULL;
@@ -59,7 +77,6 @@ class Capture(Step):
     name = "capture"
     stage = "organization"
     queue = "migration.control"
-    transactional = False
 
     def items(self, context: Context) -> list[str]:
         return list(_VALUES)
@@ -68,7 +85,7 @@ class Capture(Step):
         for entity in scope.keys or ():
             table = _table(context, entity)
             if not _has_triggers(context.connection, table):
-                alter(context.connection, _create(entity, table))
+                _alter(context.connection, _create(entity, table))
         return {}
 
 
@@ -78,20 +95,23 @@ class Release(Step):
     name = "release"
     stage = "finish"
     queue = "migration.control"
-    transactional = False
 
     def items(self, context: Context) -> list[str]:
-        return ["triggers"]
+        return list(_VALUES)
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        connection = context.connection
-        for entity in _VALUES:
-            table = _table(context, entity)
-            if _has_triggers(connection, table):
-                alter(connection, "; ".join(_drop(table)))
+        for entity in scope.keys or ():
+            _alter(context.connection, _drop(_table(context, entity)))
         # The next run goes through all rows: it finds these changes by itself.
-        connection.exec_driver_sql("DELETE FROM migration.changes")
+        statement = text("DELETE FROM migration.changes WHERE entity = ANY(:entities)")
+        context.connection.execute(statement, {"entities": list(scope.keys or ())})
         return {}
+
+
+def _alter(connection: Connection, statements: Sequence[str]) -> None:
+    """In the batch's own transaction, which fails where the table's lock is not to be had soon."""
+    limit = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
+    connection.exec_driver_sql("; ".join([limit, *statements]))
 
 
 def require_triggers(context: Context) -> None:
@@ -114,14 +134,14 @@ def _has_triggers(connection: Connection, table: Table) -> bool:
     found = connection.scalar(
         text(
             "SELECT count(*) FROM pg_trigger WHERE tgrelid = :oid AND tgenabled <> 'D'"
-            " AND tgname IN (:rows, :values)"
+            " AND tgname = ANY(:names)"
         ),
-        {"oid": table.oid, "rows": _ROWS_TRIGGER, "values": _VALUES_TRIGGER},
+        {"oid": table.oid, "names": list(_TRIGGERS)},
     )
-    return bool(found == 2)
+    return bool(found == len(_TRIGGERS))
 
 
-def _create(entity: str, table: Table) -> str:
+def _create(entity: str, table: Table) -> list[str]:
     changed = []
     for name in ("id", *_VALUES[entity]):
         column = table.columns.get(name)
@@ -130,19 +150,16 @@ def _create(entity: str, table: Table) -> str:
             cast = "::text" if column.base == "json" else ""
             old, new = (f"{row}.{quote(name)}{cast}" for row in ("OLD", "NEW"))
             changed.append(f"{old} IS DISTINCT FROM {new}")
-    function = f"EXECUTE FUNCTION migration.capture('{entity}')"
-    return "; ".join(
-        [
-            *_drop(table),
-            f"CREATE TRIGGER {_ROWS_TRIGGER} AFTER INSERT OR DELETE ON {table.sql}"
-            f" FOR EACH ROW WHEN ({_NOT_OURS}) {function}",
-            f"CREATE TRIGGER {_VALUES_TRIGGER} AFTER UPDATE ON {table.sql}"
-            f" FOR EACH ROW WHEN ({_NOT_OURS} AND ({' OR '.join(changed)})) {function}",
-        ]
-    )
+    statements = _drop(table)
+    for name, event in _TRIGGERS.items():
+        condition = f"{_NOT_OURS} AND ({' OR '.join(changed)})" if "UPDATE" in event else _NOT_OURS
+        each = "STATEMENT" if "TRUNCATE" in event else "ROW"
+        statements.append(
+            f"CREATE TRIGGER {name} {event} ON {table.sql} FOR EACH {each} WHEN ({condition})"
+            f" EXECUTE FUNCTION migration.capture('{entity}')"
+        )
+    return statements
 
 
 def _drop(table: Table) -> list[str]:
-    return [
-        f"DROP TRIGGER IF EXISTS {name} ON {table.sql}" for name in (_ROWS_TRIGGER, _VALUES_TRIGGER)
-    ]
+    return [f"DROP TRIGGER IF EXISTS {name} ON {table.sql}" for name in _TRIGGERS]

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from models import keys
 from models.legacy import key_cast, list_cast
-from models.steps.base import Context, Counts, Scope, add
+from models.steps.base import Context, Counts, Scope, add, only_written
 from models.steps.credits import Credits
 from models.steps.orphans import Orphans
 from models.steps.projects import Projects
@@ -30,6 +30,7 @@ _FORGET_USERS = """
 WITH taken AS (
   DELETE FROM migration.changes c
   WHERE c.entity IN ('user', 'subscription') AND c.owner_key = ANY(CAST(:keys AS text[]))
+    AND c.operation <> 'RENAME'
   RETURNING c.entity, c.owner_key, c.operation
 ),
 their_projects AS (
@@ -63,7 +64,7 @@ SELECT 'extra', 'project', k.id::text, 'ai_tools', 'gone'
 FROM unnest(CAST(:keys AS {kind}[])) AS k(id)
 LEFT JOIN {projects} p ON p.id = k.id
 JOIN {ai_tools} t ON t.id = {tool_id}
-JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :run_id
+JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :own_run
 WHERE p.id IS NULL
 """
 
@@ -95,7 +96,7 @@ class ChangedUsers(Users):
         ]
         if orphans:
             Orphans().apply(context, scope.only(orphans))
-        return _written(found)
+        return only_written(found)
 
     def recheck(self, context: Context, scope: Scope) -> list[str]:
         return self.differences(context, scope) + Credits().differences(context, scope)
@@ -116,7 +117,7 @@ class ChangedProjects(Projects):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         found = [super().apply(context, scope), Switch().apply(context, scope)]
-        return _written(functools.reduce(add, found))
+        return only_written(functools.reduce(add, found))
 
     def recheck(self, context: Context, scope: Scope) -> list[str]:
         key = context.legacy.projects.columns["id"].base
@@ -162,8 +163,3 @@ def pending(context: Context, column: str, entities: tuple[str, ...]) -> list[st
     )
     parameters = {"entities": list(entities), "most": KEYS_A_ROUND}
     return list(context.connection.scalars(statement, parameters))
-
-
-def _written(found: Counts) -> Counts:
-    """Of what a step counted, the rows written: how the legacy rows stand is counted elsewhere."""
-    return {name: found[name] for name in ("rows", "credits_granted") if name in found}

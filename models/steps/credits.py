@@ -16,10 +16,10 @@ LEFT JOIN LATERAL (
   SELECT sum(CASE c.operation WHEN 'add' THEN c.amount WHEN 'deduct' THEN -c.amount END) AS total,
     count(*) FILTER (WHERE c.reason = 'migration_grant') AS grants,
     count(*) FILTER (WHERE c.reason = 'migration_opening') AS openings,
-    count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :run_id
+    count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :own_run
       AND c.amount IS DISTINCT FROM coalesce(
       r.grants ->> u.user_type::text, r.grants ->> '*')::numeric) AS wrong_grants,
-    count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :run_id) AS given_now,
+    count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :own_run) AS given_now,
     count(*) FILTER (WHERE c.operation NOT IN ('add', 'deduct') OR c.amount < 0
       OR (c.reason = 'migration_grant' AND c.operation <> 'add')) AS invalid,
     count(*) FILTER (WHERE c.reason LIKE 'migration%' AND r.id IS NULL) AS unknown_runs,

@@ -33,7 +33,7 @@ UNION ALL
 SELECT 'extra', 'subscription', s.id::text, 'tool_usage_logs', 'set aside'
 FROM migration.quarantine q
 JOIN {subscriptions} s ON s.id::text = q.legacy_key
-JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :run_id
+JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :own_run
 WHERE q.entity = 'subscription' AND q.state IN ('open', 'accepted') AND {scope}
 """
 

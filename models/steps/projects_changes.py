@@ -17,8 +17,8 @@ _SURPLUS = """
   LEFT JOIN {users} u ON u.id = p.user_id
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
-  WHERE p.id IS NULL AND (l.session_id IS NOT DISTINCT FROM :run_id OR {untouched})
-     OR p.id IS NOT NULL AND l.session_id = :run_id AND (
+  WHERE p.id IS NULL AND (l.session_id = :own_run OR {untouched})
+     OR p.id IS NOT NULL AND l.session_id = :own_run AND (
        btrim(coalesce(p.active_gpt_id, ''), :blanks) = '' OR u.id IS NULL
        OR q.legacy_key IS NOT NULL)
 """
@@ -39,17 +39,17 @@ restored AS (
   UPDATE {projects} t SET active_gpt_id = b.was ->> 'active_gpt_id',
     is_template = CASE WHEN b.was ? 'is_template' OR t.is_template THEN t.is_template END
   FROM project p JOIN migration.before_images b
-    ON b.entity = 'project' AND b.legacy_key = p.legacy_key AND b.run_id = :run_id
+    ON b.entity = 'project' AND b.legacy_key = p.legacy_key AND b.run_id = :own_run
   WHERE t.id = p.id AND p.is_ownerless AND t.active_gpt_id = p.tool_id
     AND b.was ? 'active_gpt_id'
 ),
 image AS (
   DELETE FROM migration.before_images b USING project p
-  WHERE b.entity = 'project' AND b.legacy_key = p.legacy_key AND b.run_id = :run_id
+  WHERE b.entity = 'project' AND b.legacy_key = p.legacy_key AND b.run_id = :own_run
     AND p.is_ownerless
 )
 UPDATE migration.before_images b SET was = b.was - 'active_gpt_id' FROM project p
-WHERE b.entity = 'project' AND b.legacy_key = p.legacy_key AND b.run_id = :run_id AND p.is_blank
+WHERE b.entity = 'project' AND b.legacy_key = p.legacy_key AND b.run_id = :own_run AND p.is_blank
 """
 
 _MOVE = """
@@ -88,7 +88,7 @@ SELECT (SELECT count(*) FROM added) - (SELECT count(*) FROM removed) AS tool_ass
 # A tool that is not named after the GPT that the project had; who chose another one is not here.
 _RENAME = """
 WITH expected AS MATERIALIZED (
-  SELECT {tool_id} AS tool_id, b.gpt_id,
+  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, b.gpt_id,
     jsonb_build_object('project_id', p.id::text, 'gpt_id', b.gpt_id) AS configuration
   FROM {projects} p JOIN LATERAL (
     SELECT i.was ->> 'active_gpt_id' AS gpt_id FROM migration.before_images i
@@ -99,7 +99,8 @@ WITH expected AS MATERIALIZED (
 )
 UPDATE {ai_tools} t SET name = e.gpt_id, configuration = e.configuration::{tool_json}
 FROM expected e
-WHERE t.id = e.tool_id AND t.updated_at IS NOT DISTINCT FROM t.created_at
+WHERE t.id = e.tool_id AND (t.updated_at IS NOT DISTINCT FROM t.created_at OR EXISTS (
+    SELECT FROM {tool_usage_logs} l WHERE l.id = e.usage_id AND l.session_id = :own_run))
   AND (t.name <> e.gpt_id OR t.configuration::jsonb IS DISTINCT FROM e.configuration)
 """
 

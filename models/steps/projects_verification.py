@@ -15,7 +15,7 @@ FROM (
   SELECT p.id::text AS legacy_key, p.user_id, p.active_gpt_id, p.is_template,
     {tool_id} AS tool_id, {usage_id} AS usage_id, b.was,
     btrim(coalesce(b.was ->> 'active_gpt_id', ''), :blanks) <> ''
-      AND (b.run_id = :run_id OR p.active_gpt_id = {tool_id}) AS had_gpt,
+      AND (b.run_id = :own_run OR p.active_gpt_id = {tool_id}) AS had_gpt,
     btrim(coalesce(p.active_gpt_id, ''), :blanks) <> '' AS has_gpt
   FROM {projects} p LEFT JOIN LATERAL (
     SELECT i.was, i.run_id FROM migration.before_images i
@@ -43,11 +43,11 @@ CROSS JOIN LATERAL (
   UNION ALL SELECT 'missing', 'tool_assignments', NULL WHERE e.had_gpt AND a.tool_id IS NULL
   UNION ALL SELECT 'missing', 'tool_usage_logs', NULL WHERE e.had_gpt AND l.id IS NULL
   UNION ALL SELECT 'extra', 'ai_tools', NULL
-  WHERE l.session_id = :run_id AND NOT e.has_gpt AND t.id IS NOT NULL
+  WHERE l.session_id = :own_run AND NOT e.has_gpt AND t.id IS NOT NULL
   UNION ALL SELECT 'extra', 'tool_assignments', NULL
-  WHERE l.session_id = :run_id AND NOT e.has_gpt AND a.tool_id IS NOT NULL
+  WHERE l.session_id = :own_run AND NOT e.has_gpt AND a.tool_id IS NOT NULL
   UNION ALL SELECT 'extra', 'tool_usage_logs', NULL
-  WHERE l.session_id = :run_id AND NOT e.has_gpt AND l.id IS NOT NULL
+  WHERE l.session_id = :own_run AND NOT e.has_gpt AND l.id IS NOT NULL
   UNION ALL SELECT 'wrong_owner', 'ai_tools', NULL
   WHERE t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id
   UNION ALL SELECT 'wrong_value', 'ai_tools', v.name
@@ -62,7 +62,7 @@ CROSS JOIN LATERAL (
     ('configuration', t.configuration::jsonb IS DISTINCT FROM
       jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name))
   ) AS v(name, differs) WHERE t.id IS NOT NULL AND v.differs
-    AND (l.session_id = :run_id OR t.updated_at IS NOT DISTINCT FROM t.created_at)
+    AND (l.session_id = :own_run OR t.updated_at IS NOT DISTINCT FROM t.created_at)
   {hanging_rows}
   UNION ALL SELECT 'extra', 'tool_usage_logs', 'twin'
   FROM {tool_usage_logs} o
@@ -83,7 +83,7 @@ _SET_ASIDE = """
 SELECT 'extra', 'project', p.id::text, 'tool_usage_logs', 'set aside'
 FROM migration.quarantine q
 JOIN {projects} p ON p.id::text = q.legacy_key
-JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :run_id
+JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :own_run
 WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> 'rejected'
   AND {scope}
 UNION ALL SELECT 'extra', 'project', p.id::text, 'ai_tools', 'set aside'
@@ -93,7 +93,7 @@ JOIN {ai_tools} t ON t.id = {tool_id}
 WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> 'rejected'
   AND {scope}
   AND t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
-                       WHERE r.id = :run_id)
+                       WHERE r.id = :own_run)
 """
 
 _ACCOUNT = """

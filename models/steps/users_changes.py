@@ -7,10 +7,13 @@ application has left that alone; what has no legacy row any more is taken away. 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import text
 
 from models import keys
 from models.declared import USER_DEFAULTS
-from models.legacy import key_from_text
+from models.legacy import key_from_text, list_cast
 from models.steps.base import Context, Counts, Scope
 from models.steps.removal import is_untouched, remove_deleted_users, remove_tools, usage_of
 
@@ -27,7 +30,7 @@ SELECT count(*) FROM (
 _TURNED_BAD = """
 SELECT u.id::text FROM {users} u
 JOIN migration.before_images b
-  ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :run_id
+  ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :own_run
 WHERE {scope} AND btrim(coalesce(u.email::text, ''), :blanks) = ''
 """
 
@@ -35,35 +38,46 @@ WHERE {scope} AND btrim(coalesce(u.email::text, ''), :blanks) = ''
 _REFUSED = """
 SELECT u.id::text FROM {users} u
 JOIN migration.before_images b
-  ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :run_id
+  ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :own_run
 JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
   AND q.state IN ('open', 'accepted')
 WHERE {scope}
+"""
+
+_RENAMED = """
+WITH taken AS (
+  DELETE FROM migration.changes c WHERE c.entity = 'user' AND c.operation = 'RENAME'
+  RETURNING c.id, c.legacy_key, c.owner_key
+)
+SELECT t.legacy_key AS old_key, t.owner_key AS new_key FROM taken t ORDER BY t.id
 """
 
 _TOOLS_OF_THIS_RUN = """
   SELECT t.id, t.suite_id FROM {users} u
   JOIN {ai_suites} s ON s.user_id = u.id
   JOIN {ai_tools} t ON t.suite_id = s.id
-  JOIN {tool_usage_logs} l ON l.session_id = :run_id
+  JOIN {tool_usage_logs} l ON l.session_id = :own_run
     AND l.id IN ({subscription_usage}, {project_usage})
   WHERE {scope} AND ({is_tool} OR {is_project_tool})
 """
 
+# The user's own columns, as they were before this run migrated the user under the key `was_key`.
 _WITHDRAW = """
-WITH credit AS (
-  DELETE FROM {credit_logs} c USING {users} u
-  WHERE {scope} AND c.id IN ({grant_id}, {opening_id}) AND c.run_id = :run_id
-  RETURNING c.user_id, c.reason, c.amount
+WITH given AS MATERIALIZED (SELECT u.id, {was_key} AS was_key FROM {users} u WHERE {scope}),
+credit AS (
+  DELETE FROM {credit_logs} c USING given g
+  WHERE c.user_id = g.was_key AND c.reason IN ('migration_grant', 'migration_opening')
+    AND c.run_id = :own_run
+  RETURNING g.id, c.reason, c.amount
 ),
 image AS (
-  DELETE FROM migration.before_images b USING {users} u
-  WHERE {scope} AND b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :run_id
-  RETURNING u.id, b.was, coalesce(b.was -> 'kept', '[]') AS kept
+  DELETE FROM migration.before_images b USING given g
+  WHERE b.entity = 'user' AND b.legacy_key = g.was_key::text AND b.run_id = :own_run
+  RETURNING g.id, b.was, coalesce(b.was -> 'kept', '[]') AS kept
 ),
 suite AS (
-  DELETE FROM {ai_suites} s USING {users} u
-  WHERE {scope} AND s.id = {suite_id} AND NOT EXISTS (
+  DELETE FROM {ai_suites} s USING given g
+  WHERE s.id = {suite_id} AND NOT EXISTS (
     SELECT FROM {ai_tools} t WHERE t.suite_id = s.id)
   RETURNING 1
 ),
@@ -75,14 +89,15 @@ restored AS (
     credits_balance = CASE WHEN g.amount IS NULL THEN u.credits_balance
       WHEN i.was ? 'credits_balance' THEN u.credits_balance - g.amount
       ELSE nullif(u.credits_balance - g.amount, 0) END
-  FROM image i LEFT JOIN credit g ON g.user_id = i.id AND g.reason = 'migration_grant'
+  FROM image i LEFT JOIN credit g ON g.id = i.id AND g.reason = 'migration_grant'
   WHERE u.id = i.id
 )
 SELECT -(SELECT count(*) FROM suite) AS ai_suites,
   -(SELECT coalesce(sum(amount), 0) FROM credit WHERE reason = 'migration_grant') AS credits_granted
 """
 
-# After `users.py` has written what is missing: suites exist, tools and assignments too.
+# After `users.py` has written what is missing: suites exist, tools and assignments too. What this
+# run made is still its own, whatever a trigger of the application does to `updated_at`.
 _REFRESH = """
 WITH expected AS MATERIALIZED (
   SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, s.gpt_id::text AS name,
@@ -101,7 +116,8 @@ tool AS (
   FROM expected e, {ai_suites} home
   WHERE t.id = e.tool_id AND home.id = t.suite_id
     AND jsonb_typeof(e.preferences) IN ('object', 'null')
-    AND t.updated_at IS NOT DISTINCT FROM t.created_at
+    AND (t.updated_at IS NOT DISTINCT FROM t.created_at OR EXISTS (
+      SELECT FROM {tool_usage_logs} l WHERE l.id = e.usage_id AND l.session_id = :own_run))
     AND (home.user_id <> e.user_id OR t.name <> e.name
       OR t.version IS DISTINCT FROM e.version OR t.is_active IS DISTINCT FROM e.is_active
       OR t.configuration::jsonb IS DISTINCT FROM
@@ -120,7 +136,9 @@ usage_log AS (
 suite AS (
   UPDATE {ai_suites} s SET name = u.email::text || '''s Suite' FROM {users} u
   WHERE {scope} AND s.id = {suite_id} AND s.name <> u.email::text || '''s Suite'
-    AND s.updated_at IS NOT DISTINCT FROM s.created_at
+    AND (s.updated_at IS NOT DISTINCT FROM s.created_at OR EXISTS (
+      SELECT FROM migration.before_images b
+      WHERE b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :own_run))
     AND btrim(coalesce(u.email::text, ''), :blanks) <> ''
 )
 SELECT -(SELECT count(*) FROM assignment) AS tool_assignments
@@ -132,8 +150,8 @@ WITH stale AS MATERIALIZED (
   SELECT u.id, {grant_id} AS grant_id, role.type, c.amount AS before, g.amount AS after
   FROM {users} u
   JOIN migration.before_images b
-    ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :run_id
-  JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :run_id
+    ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :own_run
+  JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :own_run
   CROSS JOIN LATERAL (SELECT lower(btrim(coalesce({role}, ''), :blanks)) AS name) AS named
   CROSS JOIN LATERAL (
     SELECT CASE WHEN named.name IN ({user_types}) THEN named.name ELSE 'student' END AS type
@@ -168,7 +186,7 @@ _SURPLUS = """
   ) AS legacy ON true
   LEFT JOIN {tool_usage_logs} l ON l.id = {subscription_usage}
   WHERE {scope} AND {is_tool} AND legacy.is_bad IS NOT FALSE
-    AND (l.session_id IS NOT DISTINCT FROM :run_id OR legacy.is_bad IS NULL AND {untouched})
+    AND (l.session_id = :own_run OR legacy.is_bad IS NULL AND {untouched})
   UNION ALL
   SELECT t.id, t.suite_id FROM {users} u
   JOIN {ai_suites} s ON s.user_id = u.id
@@ -179,9 +197,10 @@ _SURPLUS = """
 
 
 def before(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:
-    """What goes before the rows are written anew: users who are gone, or bad now."""
+    """What goes before the rows are written anew: users who are gone, bad now, or renamed."""
     context.execute(_LOCK_MOVED, scope, **names)
     if scope.again:
+        yield from _withdraw_renamed(context)
         yield from remove_deleted_users(context, scope)
     yield from _withdraw(context, scope, names, _TURNED_BAD)
 
@@ -195,11 +214,39 @@ def _withdraw(
         in_scope = only.condition("u.id", context.legacy.users.columns["id"].base)
         names = names | {"scope": in_scope}
         yield remove_tools(context, _TOOLS_OF_THIS_RUN, only, **_tools(context, names), **names)
-        row = context.execute(_WITHDRAW, only, columns=_restored(context), **names).one()
-        yield {
-            "rows": {"ai_suites": row.ai_suites},
-            "credits_granted": str(row.credits_granted),
-        }
+        yield _restore(context, only.parameters, in_scope, "u.id")
+
+
+def _withdraw_renamed(context: Context) -> Iterator[Counts]:
+    """A user with another key has the columns and the balance that were given under the old one.
+
+    Newest first, each user's own present key before any: what was given last is taken first.
+    """
+    kind = list_cast(context.legacy.users.columns["id"].base)
+    scope, was = f"u.id = CAST(:key AS {kind})", f"CAST(:was AS {kind})"
+    renamed = context.connection.execute(text(_RENAMED)).all()
+    key_now: dict[str, str] = {}
+    for row in reversed(renamed):
+        if row.new_key not in key_now:
+            yield _restore(context, {"key": row.new_key, "was": row.new_key}, scope, was)
+        key = key_now[row.old_key] = key_now.get(row.new_key, row.new_key)
+        yield _restore(context, {"key": key, "was": row.old_key}, scope, was)
+
+
+def _restore(context: Context, parameters: dict[str, Any], scope: str, was_key: str) -> Counts:
+    kind = context.legacy.users.columns["id"].base
+    statement = context.render(
+        _WITHDRAW,
+        scope=scope,
+        was_key=was_key,
+        suite_id=keys.id_of(keys.SUITE, "g.was_key", kind),
+        columns=_restored(context),
+    )
+    row = context.connection.execute(text(statement), context.parameters | parameters).one()
+    return {
+        "rows": {"ai_suites": row.ai_suites},
+        "credits_granted": str(row.credits_granted),
+    }
 
 
 def after(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:

@@ -19,7 +19,7 @@ FROM (
   SELECT u.id, u.id::text AS legacy_key, u.email, u.user_type::text, u.billing_tier::text,
     u.is_active, u.organization_id, u.department_id, u.credits_balance,
     b.was, coalesce(b.was -> 'kept', '[]') AS kept,
-    b.run_id IS NOT DISTINCT FROM :run_id AS is_known,
+    coalesce(b.run_id = :own_run, false) AS is_known,
     lower(btrim({role}, :blanks)) AS role
   FROM {users} u LEFT JOIN LATERAL (
     SELECT i.was, i.run_id FROM migration.before_images i
@@ -87,7 +87,7 @@ _SET_ASIDE_USERS = """
 SELECT 'extra', 'user', u.id::text, 'credit_logs', 'set aside'
 FROM migration.quarantine q
 JOIN {users} u ON u.id::text = q.legacy_key
-JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :run_id
+JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :own_run
 WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
 UNION ALL SELECT 'extra', 'user', u.id::text, 'ai_suites', 'set aside'
 FROM migration.quarantine q
@@ -95,7 +95,7 @@ JOIN {users} u ON u.id::text = q.legacy_key
 JOIN {ai_suites} s ON s.id = {suite_id}
 WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
   AND s.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
-                       WHERE r.id = :run_id)
+                       WHERE r.id = :own_run)
 """
 
 _SUBSCRIPTIONS = """
@@ -132,7 +132,7 @@ CROSS JOIN LATERAL (
     ('configuration', t.configuration::jsonb IS DISTINCT FROM
       coalesce(nullif(e.preferences, 'null'), '{{}}'))
   ) AS v(name, differs) WHERE t.id IS NOT NULL AND v.differs
-    AND (l.session_id = :run_id OR t.updated_at IS NOT DISTINCT FROM t.created_at)
+    AND (l.session_id = :own_run OR t.updated_at IS NOT DISTINCT FROM t.created_at)
   {hanging_rows}
 ) AS found
 """
@@ -164,9 +164,9 @@ stray AS MATERIALIZED (
 judged AS MATERIALIZED (
   SELECT x.id, x.entity, EXISTS (
       SELECT FROM {tool_usage_logs} l
-      WHERE l.tool_id = x.id AND l.action = 'migration' AND l.session_id = :run_id)
-    OR t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
-                        WHERE r.id = :run_id)
+      WHERE l.tool_id = x.id AND l.action = 'migration' AND l.session_id = :own_run)
+    OR coalesce(t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
+                                 WHERE r.id = :own_run), false)
     OR (x.is_gone AND t.updated_at IS NOT DISTINCT FROM t.created_at
       AND (SELECT count(*) FROM {tool_usage_logs} l
            WHERE l.tool_id = x.id AND l.action IS DISTINCT FROM 'migration') = 0
@@ -184,7 +184,7 @@ FROM tools t JOIN tools o
 JOIN legacy e ON e.tool_id = o.id AND e.stands
 WHERE NOT {is_tool} AND t.tool_type = 'gpt'
   AND t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
-                       WHERE r.id = :run_id)
+                       WHERE r.id = :own_run)
 UNION ALL
 SELECT 'extra', 'subscription', a.tool_id, 'tool_assignments', NULL
 FROM page JOIN {tool_assignments} a ON a.user_id = page.id

@@ -14,7 +14,7 @@ _HANGING = """
       jsonb_build_object('full_access', true)),
     ('expires_at', a.expires_at IS NOT NULL)
   ) AS v(name, differs) WHERE a.tool_id IS NOT NULL AND v.differs
-    AND (l.id IS NULL OR l.session_id = :run_id)
+    AND (l.id IS NULL OR l.session_id = :own_run)
   UNION ALL SELECT 'wrong_owner', 'tool_usage_logs', NULL
   WHERE l.id IS NOT NULL AND (l.user_id <> e.user_id OR l.tool_id <> e.tool_id)
   UNION ALL SELECT 'wrong_value', 'tool_usage_logs', v.name

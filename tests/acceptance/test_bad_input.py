@@ -145,6 +145,7 @@ def test_a_role_without_privileges_is_told_which(loaded: Product) -> None:
         "CREATE on the database",
         "CREATE on schema public",
         "ownership of public.users",
+        "ownership of public.gpt_subscriptions",
         "ownership of public.projects",
         "SELECT on public.gpt_subscriptions",
     )

@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models import database as databases
+from models.messages import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from producer import control, report
+from producer import control, report, schema
 from tests import oracle, variants
 from tests.application import Application
 from tests.driving import change, go_on, scalar, start, whole_run
@@ -194,7 +195,7 @@ def test_a_failed_run_goes_on_capturing_so_that_a_retry_can_end_it(
 
     failed = go_on(engine, settings, start(engine, settings), before=plant)
     assert failed.exit_status == 4 and failed.run_id
-    assert triggers(engine) == 6
+    assert triggers(engine) == 9
     application = Application(engine, seed=3)
     for _ in range(100):
         application.write()
@@ -236,3 +237,191 @@ def test_the_last_lock_yields_to_a_long_transaction_and_comes_back(
                     " WHERE step = 'settle'")  # fmt: skip
     assert locked < 2000
     assert report.read(engine, run_id).state == "completed_with_quarantine"
+
+
+def assert_counts_are_those_of_the_tables(engine: Engine, ended: RunReport) -> None:
+    for name in ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs"):
+        assert getattr(ended.rows, name) == scalar(engine, f"SELECT count(*) FROM {name}")
+    assert ended.credits_granted == scalar(engine, "SELECT sum(amount) FROM credit_logs")
+
+
+def test_a_retry_of_a_complete_run_takes_up_what_was_written_since(
+    engine: Engine, settings: Settings
+) -> None:
+    before = snapshot(engine)
+    first = whole_run(engine, settings)
+    assert first.exit_status == 3 and first.run_id
+    application = Application(engine, seed=7)
+    application.spare()
+    for _ in range(100):
+        application.write()
+    change(engine, "UPDATE users SET email = id || '@mended.example' WHERE btrim(email) = ''")
+    control.retry(engine, settings, first.run_id)
+    ended = go_on(engine, settings, first.run_id)
+    assert (ended.state.split("_")[0], ended.differences) == ("completed", {}), ended.error
+    assert ended.verification.differences == 0
+    assert wrong_rows(engine, before) == []
+
+
+def test_a_retry_of_a_complete_run_leaves_the_new_applications_changes_alone(
+    engine: Engine, settings: Settings
+) -> None:
+    first = whole_run(engine, settings)
+    assert first.exit_status == 3 and first.run_id
+    tool = "(SELECT min(id) FROM ai_tools WHERE id LIKE 't-%')"
+    owner = f"(SELECT min(user_id) FROM tool_assignments WHERE tool_id = {tool})"
+    change(
+        engine,
+        "UPDATE ai_tools SET name = 'mine', updated_at = now() + interval '1 minute'"
+        f" WHERE id = {tool}",
+        f"UPDATE users SET user_type = 'developer', credits_balance = 7 WHERE id = {owner}",
+        "INSERT INTO credit_logs (id, user_id, operation, amount, balance_after)"
+        f" SELECT 'used', id, 'deduct', (SELECT sum(amount) FROM credit_logs WHERE user_id = u.id)"
+        f" - 7, 7 FROM users u WHERE id = {owner}",
+        "UPDATE users SET email = id || '@mended.example' WHERE btrim(email) = ''",
+    )
+    control.retry(engine, settings, first.run_id)
+    ended = go_on(engine, settings, first.run_id)
+    assert (ended.exit_status, ended.differences) == (3, {})
+    assert ended.users.quarantined < first.users.quarantined
+    assert scalar(engine, f"SELECT name FROM ai_tools WHERE id = {tool}") == "mine"
+    assert scalar(engine, f"SELECT user_type FROM users WHERE id = {owner}") == "developer"
+    assert scalar(engine, f"SELECT credits_balance FROM users WHERE id = {owner}") == 7
+
+
+def test_a_retry_does_not_hide_what_it_cannot_mend(engine: Engine, settings: Settings) -> None:
+    first = whole_run(engine, settings)
+    assert first.run_id
+    change(
+        engine,
+        "UPDATE users SET credits_balance = credits_balance + 1"
+        " WHERE id = (SELECT min(user_id) FROM credit_logs)",
+    )
+    control.retry(engine, settings, first.run_id)
+    ended = go_on(engine, settings, first.run_id)
+    assert ended.exit_status == 4
+    assert ended.differences == {"user balance users.credits_balance": 1}
+
+
+def test_what_a_run_wrote_counts_through_all_its_retries(
+    engine: Engine, settings: Settings
+) -> None:
+    application = Application(engine, seed=13)
+
+    def write(stage: str) -> None:
+        if stage != "finish":
+            application.write()
+
+    ended = go_on(engine, settings, start(engine, settings), before=write)
+    assert ended.run_id
+    for email in ("one", "two"):
+        blank = "(SELECT min(id) FROM users WHERE btrim(email) = '')"
+        change(engine, f"UPDATE users SET email = '{email}@example.org' WHERE id = {blank}")
+        control.retry(engine, settings, ended.run_id)
+        ended = go_on(engine, settings, ended.run_id)
+        assert ended.exit_status == 3, (ended.error, ended.differences)
+        assert_counts_are_those_of_the_tables(engine, ended)
+
+
+def test_a_table_that_is_truncated_is_taken_up_too(engine: Engine, settings: Settings) -> None:
+    before = snapshot(engine)
+    done: list[str] = []
+
+    def truncate(stage: str) -> None:
+        if stage == "verification" and not done:
+            done.append(stage)
+            change(engine, "TRUNCATE gpt_subscriptions")
+
+    ended = go_on(engine, settings, start(engine, settings), before=truncate)
+    assert ended.exit_status in (0, 3), (ended.error, ended.differences)
+    assert ended.subscriptions.total == 0
+    assert wrong_rows(engine, before) == []
+
+
+def test_a_second_change_is_taken_up_where_the_application_stamps_its_updates(
+    engine: Engine, settings: Settings
+) -> None:
+    schema.upgrade(engine, settings)
+    change(
+        engine,
+        "CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN NEW.updated_at = now() + interval ''1 second''; RETURN NEW; END'",
+        *(
+            f"CREATE TRIGGER stamp BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION stamp()"
+            for table in ("ai_tools", "ai_suites")
+        ),
+    )
+    before = snapshot(engine)
+    seen: list[str] = []
+
+    def write(stage: str) -> None:
+        if stage in ("projects", "finish") and stage not in seen:
+            seen.append(stage)
+            change(
+                engine,
+                f"UPDATE gpt_subscriptions SET gpt_id = 'gpt-{stage}'"
+                " WHERE id = (SELECT substr(min(id), 3) FROM ai_tools WHERE id LIKE 't-%')",
+                f"UPDATE users SET email = '{stage}@example.org'"
+                " WHERE id = (SELECT min(user_id) FROM ai_suites)",
+            )
+
+    ended = go_on(engine, settings, start(engine, settings), before=write)
+    assert (ended.exit_status, ended.differences) == (3, {})
+    assert wrong_rows(engine, before) == []
+
+
+def test_a_cancelled_run_that_another_one_has_overtaken_watches_again(
+    engine: Engine, settings: Settings
+) -> None:
+    before = snapshot(engine)
+    first = start(engine, settings)
+    cancelled: list[str] = []
+
+    def cancel(stage: str) -> None:
+        if stage == "projects" and not cancelled:
+            cancelled.append(control.cancel(engine, first))
+
+    assert go_on(engine, settings, first, before=cancel).state == "cancelled"
+    assert whole_run(engine, settings).exit_status == 3 and triggers(engine) == 0
+    control.resume(engine, settings, first)
+    application = Application(engine, seed=17)
+    application.spare()
+    watched: list[int] = []
+
+    def write(stage: str) -> None:
+        if stage == "switch":
+            watched.append(triggers(engine))
+            application.write()
+
+    ended = go_on(engine, settings, first, before=write)
+    assert set(watched) == {9}
+    assert (ended.exit_status, ended.differences) == (3, {})
+    assert wrong_rows(engine, before) == []
+
+
+@pytest.mark.parametrize("stage", ["users", "verification", "finish"])
+def test_a_user_who_gets_another_key_is_granted_once(
+    engine: Engine, settings: Settings, stage: str
+) -> None:
+    change(engine, "UPDATE users SET id = 'a' || id, email = 'x' || email"
+           " WHERE id = (SELECT min(id) FROM users WHERE email LIKE '%@%')")  # fmt: skip
+    before = snapshot(engine)
+    migrated = "(SELECT min(user_id) FROM credit_logs WHERE reason = 'migration_grant')"
+    done: list[str] = []
+
+    def rename(now: str) -> None:
+        if now == stage and not done and scalar(engine, f"SELECT {migrated} IS NOT NULL"):
+            done.append(scalar(engine, f"SELECT {migrated}"))
+            for old, new in ((done[0], "zz_once"), ("zz_once", "zz_twice")):
+                change(
+                    engine,
+                    f"UPDATE users SET id = '{new}' WHERE id = '{old}'",
+                    f"UPDATE gpt_subscriptions SET user_id = '{new}' WHERE user_id = '{old}'",
+                    f"UPDATE projects SET user_id = '{new}' WHERE user_id = '{old}'",
+                )
+
+    ended = go_on(engine, settings, start(engine, settings), before=rename)
+    assert done and scalar(engine, "SELECT count(*) FROM users WHERE id = 'zz_twice'") == 1
+    assert (ended.exit_status, ended.differences) == (3, {})
+    assert wrong_rows(engine, before) == []
+    assert_counts_are_those_of_the_tables(engine, ended)

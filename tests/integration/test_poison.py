@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
@@ -10,7 +13,7 @@ from models import database as databases
 from models.ledger import batches
 from models.settings import Settings
 from producer import control, enqueue, reconciler, report
-from tests.driving import change, scalar, start
+from tests.driving import change, go_on, scalar, start
 from worker import batch
 
 USERS = 300
@@ -23,8 +26,15 @@ class Workers:
         self.engine, self.settings, self.run_id = engine, settings, run_id
         self.deaths = 0
 
-    def run(self, *, users: set[str], subscriptions: set[str]) -> None:
-        """Work until the run is over, dying at these keys."""
+    def run(
+        self,
+        *,
+        users: set[str],
+        subscriptions: set[str],
+        step: str = "users",
+        before: Callable[[str], None] = lambda stage: None,
+    ) -> None:
+        """Work until the run is over, dying at these keys; `before` gets each batch's stage."""
         while report.read(self.engine, self.run_id).state in ("preparing", "running"):
             enqueue.advance(self.engine, self.settings, self.run_id)
             with self.engine.connect() as connection:
@@ -34,7 +44,8 @@ class Workers:
                     .order_by(batches.c.id)
                 ).all()
             for row in waiting:
-                if row.step == "users" and row.stage == "users":
+                before(row.stage)
+                if row.step == step and row.stage != "verification":
                     owners = self._killers(row, users, subscriptions)
                     if owners:
                         self._die(row.id)
@@ -124,3 +135,48 @@ def test_a_mended_killer_comes_with_a_retry_that_touches_only_it(
     assert scalar(engine, "SELECT count(*) FROM migration.quarantine"
                   " WHERE reason = 'worker_died' AND state = 'open'") == 0  # fmt: skip
     assert scalar(engine, f"SELECT count(*) FROM ai_suites WHERE user_id = '{user}'") == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "when"), [("changed_users", "projects"), ("late_users", "verification")]
+)
+def test_a_row_that_kills_once_it_has_changed_is_set_aside_with_what_it_had(
+    engine: Engine, settings: Settings, step: str, when: str
+) -> None:
+    user, subscription = good_rows(engine)
+    written: list[str] = []
+
+    def write(stage: str) -> None:
+        if stage == when and not written:
+            written.append(stage)
+            change(engine, "UPDATE users SET email = 'x' || email WHERE email LIKE '%@%'")
+
+    workers = Workers(engine, settings, start(engine, settings))
+    workers.run(users={user}, subscriptions={subscription}, step=step, before=write)
+    ended = report.read(engine, workers.run_id)
+    assert (ended.exit_status, ended.differences) == (3, {}), ended.error
+    assert ended.quarantine["worker_died"] == 2
+    assert scalar(engine, f"SELECT count(*) FROM ai_suites WHERE user_id = '{user}'") == 0
+    tool = f"SELECT count(*) FROM ai_tools WHERE id = 't-{subscription}'"
+    assert scalar(engine, tool) == 0
+
+
+def test_many_changed_rows_that_are_refused_are_set_aside_where_others_pass(
+    engine: Engine, settings: Settings
+) -> None:
+    written: list[str] = []
+
+    def write(stage: str) -> None:
+        if stage == "projects" and not written:
+            written.append(stage)
+            change(
+                engine,
+                "UPDATE users SET email = 'x' || email WHERE email LIKE '%@%'",
+                "ALTER TABLE ai_suites ADD CHECK (name NOT LIKE 'x%7%') NOT VALID",
+            )
+
+    run_id = start(engine, settings)
+    ended = go_on(engine, settings, run_id, before=write)
+    assert (ended.exit_status, ended.differences) == (3, {}), ended.error
+    refused = scalar(engine, "SELECT count(*) FROM users WHERE email LIKE 'x%7%'")
+    assert ended.quarantine["rejected"] == refused > 20
