@@ -32,7 +32,7 @@ demo: $(stamp) ## Migrate a generated school on embedded servers; ARGS="--users 
 	@$(venv)/producer demo $(ARGS)
 
 test: $(stamp) ## Run the tests; ARGS="-k name"
-	@$(venv)/pytest $(ARGS)
+	@$(venv)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 faults: $(stamp) ## Injure it in some forty ways, 20 times each; ARGS="--repetitions 3 --only Redis"
 	@$(venv)/python -m tests.faults $(ARGS)

@@ -41,7 +41,7 @@ class Application:
         self.refused: list[str] = []
         self.blocked: Counter[str] = Counter()
         self._prefix, self._count = prefix, 0
-        self._spares = False
+        self.is_sparing = False
         self._columns: dict[str, dict[str, str]] = {}
         self._landmarks: dict[str, list[str]] = {}
         self._made: dict[str, list[str]] = {}
@@ -73,7 +73,7 @@ class Application:
         Rows that turn bad after they were migrated stay as they are, those that get a bad owner
         too; a role is read once, and a project without a tool may have lost it to its user.
         """
-        self._spares = True
+        self.is_sparing = True
         spared = ("blank_email", "break_preferences", "change_role", "deselect_gpt")
         self._writes = [pair for pair in self._writes if pair[1].__name__ not in spared]
 
@@ -209,7 +209,7 @@ class Application:
 
     def _owner(self, connection: Connection) -> str:
         return self._any(
-            connection, self.names.users, "btrim(email) <> ''" if self._spares else "true"
+            connection, self.names.users, "btrim(email) <> ''" if self.is_sparing else "true"
         )
 
     def _any(self, connection: Connection, table: str, condition: str = "true") -> str:
@@ -284,12 +284,15 @@ class Traffic(threading.Thread):
         super().__init__(daemon=True)
         self.application, self._pause = application, 1 / writes_a_second
         self._over = threading.Event()
-        self.seconds = 0.0
+        # How long it went on, and its slowest write.
+        self.seconds = self.slowest = 0.0
 
     def run(self) -> None:
         started = due = time.monotonic()
         while not self._over.wait(max(0.0, due - time.monotonic())):
+            begun = time.monotonic()
             self.application.write()
+            self.slowest = max(self.slowest, time.monotonic() - begun)
             due += self._pause
         self.seconds = time.monotonic() - started
 

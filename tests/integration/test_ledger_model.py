@@ -194,7 +194,7 @@ def test_a_worker_that_thaws_in_the_next_run_leaves_its_triggers_alone(
         with databases.transaction(place.engine) as connection:
             frozen = claims.claim(connection, release.run_id, release.batch_id, "frozen")
         place.lapse()
-        place.deliver_many(1)
+        place.deliver_many(3)
         place.advance(release.run_id)
         following, is_new = enqueue.open_run(place.engine, place.settings)
         assert is_new

@@ -61,17 +61,16 @@ def live_on(engine: Engine, settings: Settings, variant: Variant, seed: int) -> 
     return application
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_whatever_is_written_at_whatever_moment_the_end_is_that_of_a_fresh_migration(
     engine: Engine, settings: Settings, seed: int
 ) -> None:
     assert not live_on(engine, settings, variants.PLAIN, seed).blocked
 
 
-@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("variant", variants.VARIANTS[1:], ids=str)
 def test_so_it_is_in_any_shape_of_the_legacy_database(
-    database: str, settings: Settings, variant: Variant, seed: int
+    database: str, settings: Settings, variant: Variant
 ) -> None:
     names = variant.names
     tables = {"users_table": names.users, "subscriptions_table": names.subscriptions}
@@ -80,7 +79,7 @@ def test_so_it_is_in_any_shape_of_the_legacy_database(
     try:
         with engine.begin() as connection:
             variant.build(connection, 120)
-        live_on(engine, settings, variant, seed)
+        live_on(engine, settings, variant, seed=1)
     finally:
         engine.dispose()
 
