@@ -34,6 +34,7 @@ from producer.queue import Message, publish_window
 
 # A stage's `step` once the last of its steps has been cut.
 CUT = ""
+_ANALYZE = "ANALYZE migration.quarantine, migration.before_images, migration.changes"
 ID_TIME = "%Y%m%d-%H%M%S"
 
 
@@ -140,6 +141,9 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
             _set_stage(connection, row, state="failed", finished_at=sa.func.clock_timestamp())
             move_run(connection, run_id, "failed", error=f"{row.name}: {error}")
             return []
+        if row.started_at is None:
+            # New tables fill within minutes; taken for empty, they are looped over row by row.
+            connection.exec_driver_sql(_ANALYZE)
         context = context or Context.read(connection, settings, run)
         window = _open_window(connection, context, run, row)
         if window:

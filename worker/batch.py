@@ -114,7 +114,9 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
     with transaction(engine) as connection, watch.over(connection):
         # The statements pass a batch's rows through a dozen CTEs: without room they go over disk.
-        connection.exec_driver_sql(f"SET LOCAL work_mem = '{WORK_MEM_MB}MB'")
+        connection.exec_driver_sql(
+            f"SET LOCAL work_mem = '{WORK_MEM_MB}MB'; SET LOCAL random_page_cost = 1.1"
+        )
         context = _context(connection, settings, claim)
         if claim.stage in (VERIFICATION, RECONCILIATION):
             counts = bisect.check(context, claim.stage, step, claim.scope)

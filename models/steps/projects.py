@@ -78,7 +78,7 @@ set_aside AS (
 resolved AS (
   UPDATE migration.quarantine q SET state = 'resolved', changed_at = clock_timestamp()
   WHERE q.state IN ('open', 'accepted') AND q.entity = 'project'
-    AND q.legacy_key IN (SELECT p.legacy_key FROM project p WHERE p.reason IS NULL)
+    AND q.legacy_key = ANY(ARRAY(SELECT p.legacy_key FROM project p WHERE p.reason IS NULL))
 )
 SELECT count(*) AS projects,
   count(*) FILTER (WHERE reason IS NOT NULL) AS projects_quarantined,

@@ -38,18 +38,21 @@ WITH project AS MATERIALIZED (
 restored AS (
   UPDATE {projects} t SET active_gpt_id = b.was ->> 'active_gpt_id',
     is_template = CASE WHEN b.was ? 'is_template' OR t.is_template THEN t.is_template END
-  FROM project p JOIN migration.before_images b
-    ON b.entity = 'project' AND b.legacy_key = p.legacy_key AND b.run_id = :own_run
+  FROM project p CROSS JOIN LATERAL (
+    SELECT i.was FROM migration.before_images i WHERE i.entity = 'project'
+      AND i.legacy_key = p.legacy_key AND i.run_id = :own_run OFFSET 0
+  ) AS b
   WHERE t.id = p.id AND p.is_ownerless AND t.active_gpt_id = p.tool_id
     AND b.was ? 'active_gpt_id'
 ),
 image AS (
   DELETE FROM migration.before_images b USING project p
   WHERE b.entity = 'project' AND b.legacy_key = p.legacy_key AND b.run_id = :own_run
-    AND p.is_ownerless
+    AND p.is_ownerless AND b.legacy_key = ANY(ARRAY(SELECT k.legacy_key FROM project k))
 )
 UPDATE migration.before_images b SET was = b.was - 'active_gpt_id' FROM project p
 WHERE b.entity = 'project' AND b.legacy_key = p.legacy_key AND b.run_id = :own_run AND p.is_blank
+  AND b.legacy_key = ANY(ARRAY(SELECT k.legacy_key FROM project k))
 """
 
 _MOVE = """

@@ -277,6 +277,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "scope": scope.condition("u.id", user_key),
         "parts": scope.parts_condition("s.id", subscription_key),
         "role": optional(users, "role", "NULL", alias="u") + "::text",
+        "own_image": users_changes.OWN_IMAGE,
         "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),
         "grant_id": keys.id_of(keys.GRANT, "u.id", user_key),
         "opening_id": keys.id_of(keys.OPENING, "u.id", user_key),

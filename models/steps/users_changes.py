@@ -17,28 +17,36 @@ from models.legacy import key_from_text, list_cast
 from models.steps.base import Context, Counts, Scope
 from models.steps.removal import is_untouched, remove_deleted_users, remove_tools, usage_of
 
-# Tools that are about to move here: the batch of the old owner takes them away, or we have them.
+# Tools that come from another user, or go to one: the batch of the old owner takes them away, or
+# the new one has them. All batches lock theirs at once, in one order: none waits in a ring.
 _LOCK_MOVED = """
 SELECT count(*) FROM (
-  SELECT FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
-  JOIN {ai_tools} t ON t.id = {tool_id} JOIN {ai_suites} home ON home.id = t.suite_id
-  WHERE {scope} AND {parts} AND home.user_id <> u.id
+  SELECT FROM {ai_tools} t WHERE t.id = ANY(ARRAY(
+    SELECT {tool_id} FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
+    JOIN {ai_tools} t ON t.id = {tool_id} JOIN {ai_suites} home ON home.id = t.suite_id
+    WHERE {scope} AND {parts} AND home.user_id <> u.id
+    UNION SELECT doomed.id FROM ({surplus}) AS doomed))
   ORDER BY t.id FOR UPDATE OF t) AS locked
+"""
+
+# Of the user `u`, from this run. OFFSET keeps the planner from starting with all images, which it
+# takes for few while the new table has no statistics.
+OWN_IMAGE = """
+  SELECT i.was FROM migration.before_images i
+  WHERE i.entity = 'user' AND i.legacy_key = u.id::text AND i.run_id = :own_run OFFSET 0
 """
 
 # Users whom this run migrated, and who are bad now: a fresh migration would set them aside.
 _TURNED_BAD = """
 SELECT u.id::text FROM {users} u
-JOIN migration.before_images b
-  ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :own_run
+CROSS JOIN LATERAL ({own_image}) AS b
 WHERE {scope} AND btrim(coalesce(u.email::text, ''), :blanks) = ''
 """
 
 # The same for those whom the database refuses now, though it took them before.
 _REFUSED = """
 SELECT u.id::text FROM {users} u
-JOIN migration.before_images b
-  ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :own_run
+CROSS JOIN LATERAL ({own_image}) AS b
 JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
   AND q.state IN ('open', 'accepted')
 WHERE {scope}
@@ -73,6 +81,7 @@ credit AS (
 image AS (
   DELETE FROM migration.before_images b USING given g
   WHERE b.entity = 'user' AND b.legacy_key = g.was_key::text AND b.run_id = :own_run
+    AND b.legacy_key = ANY(ARRAY(SELECT d.was_key::text FROM given d))
   RETURNING g.id, b.was, coalesce(b.was -> 'kept', '[]') AS kept
 ),
 suite AS (
@@ -136,9 +145,7 @@ usage_log AS (
 suite AS (
   UPDATE {ai_suites} s SET name = u.email::text || '''s Suite' FROM {users} u
   WHERE {scope} AND s.id = {suite_id} AND s.name <> u.email::text || '''s Suite'
-    AND (s.updated_at IS NOT DISTINCT FROM s.created_at OR EXISTS (
-      SELECT FROM migration.before_images b
-      WHERE b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :own_run))
+    AND (s.updated_at IS NOT DISTINCT FROM s.created_at OR EXISTS ({own_image}))
     AND btrim(coalesce(u.email::text, ''), :blanks) <> ''
 )
 SELECT -(SELECT count(*) FROM assignment) AS tool_assignments
@@ -149,8 +156,7 @@ _RETYPE = """
 WITH stale AS MATERIALIZED (
   SELECT u.id, {grant_id} AS grant_id, role.type, c.amount AS before, g.amount AS after
   FROM {users} u
-  JOIN migration.before_images b
-    ON b.entity = 'user' AND b.legacy_key = u.id::text AND b.run_id = :own_run
+  CROSS JOIN LATERAL ({own_image}) AS b
   JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :own_run
   CROSS JOIN LATERAL (SELECT lower(btrim(coalesce({role}, ''), :blanks)) AS name) AS named
   CROSS JOIN LATERAL (
@@ -198,7 +204,8 @@ _SURPLUS = """
 
 def before(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:
     """What goes before the rows are written anew: users who are gone, bad now, or renamed."""
-    context.execute(_LOCK_MOVED, scope, **names)
+    lock = _LOCK_MOVED.replace("{surplus}", _SURPLUS)
+    context.execute(lock, scope, **_tools(context, names), **names)
     if scope.again:
         yield from _withdraw_renamed(context)
         yield from remove_deleted_users(context, scope)
