@@ -4,7 +4,87 @@ from __future__ import annotations
 
 from models import keys
 from models.steps.base import Context, Scope
-from models.steps.verification import hanging_rows, system_assigner
+from models.steps.verification import (
+    HANGING,
+    Check,
+    system_assigner,
+    with_checks,
+    wrong_values,
+)
+
+_CHECKS = (
+    Check("wrong_value", "projects", "is_template", "e.is_template IS NULL"),
+    Check(
+        "missing",
+        "quarantine",
+        "no owner",
+        "NOT EXISTS (SELECT FROM {users} u WHERE u.id = e.user_id)",
+    ),
+    Check(
+        "wrong_value",
+        "projects",
+        "active_gpt_id",
+        "CASE WHEN e.had_gpt THEN e.active_gpt_id IS DISTINCT FROM e.tool_id"
+        " ELSE e.has_gpt AND c.id IS NULL END",
+    ),
+    Check("missing", "ai_tools", "", "e.had_gpt AND t.id IS NULL"),
+    Check("missing", "tool_assignments", "", "e.had_gpt AND a.tool_id IS NULL"),
+    Check("missing", "tool_usage_logs", "", "e.had_gpt AND l.id IS NULL"),
+    *(
+        Check(
+            "extra", table, "", f"l.session_id = :own_run AND NOT e.has_gpt AND {id_} IS NOT NULL"
+        )
+        for table, id_ in (
+            ("ai_tools", "t.id"),
+            ("tool_assignments", "a.tool_id"),
+            ("tool_usage_logs", "l.id"),
+        )
+    ),
+    Check(
+        "wrong_owner",
+        "ai_tools",
+        "",
+        "t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id",
+    ),
+    *wrong_values(
+        "ai_tools",
+        "t.id IS NOT NULL AND (l.session_id = :own_run"
+        " OR t.updated_at IS NOT DISTINCT FROM t.created_at)",
+        {
+            "name": "t.name IS DISTINCT FROM coalesce(e.was ->> 'active_gpt_id', t.name)",
+            "tool_type": "t.tool_type IS DISTINCT FROM 'gpt'",
+            "version": "t.version IS NOT NULL",
+            "pricing_tier": "t.pricing_tier::text IS DISTINCT FROM 'free'",
+            "credits_cost": "t.credits_cost IS DISTINCT FROM 0",
+            "requires_approval": "t.requires_approval IS DISTINCT FROM false",
+            "is_active": "t.is_active IS DISTINCT FROM true",
+            "configuration": "t.configuration::jsonb IS DISTINCT FROM"
+            " jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name)",
+        },
+    ),
+    *HANGING,
+    Check(
+        "extra",
+        "tool_usage_logs",
+        "twin",
+        "EXISTS (SELECT FROM {tool_usage_logs} o"
+        " WHERE o.tool_id = t.id AND o.action = 'migration' AND o.id <> e.usage_id)",
+    ),
+    Check(
+        "extra",
+        "tool_assignments",
+        "",
+        "EXISTS (SELECT FROM {tool_assignments} o WHERE o.tool_id = t.id"
+        " AND o.user_id <> e.user_id AND o.assigned_by IS NOT DISTINCT FROM {assigned_by})",
+    ),
+    Check(
+        "extra",
+        "ai_tools",
+        "twin",
+        "EXISTS (SELECT FROM {ai_tools} o WHERE o.suite_id = t.suite_id AND o.id <> t.id"
+        " AND o.name = t.name AND o.configuration::jsonb = t.configuration::jsonb)",
+    ),
+)
 
 # The GPT that a project had is in the before-image of the run that switched it. A project without
 # one must point at some tool, if at anything: the new application made it, or its images are gone.
@@ -31,51 +111,10 @@ LEFT JOIN {ai_tools} c ON c.id = e.active_gpt_id
 LEFT JOIN {ai_suites} home ON home.id = t.suite_id
 LEFT JOIN {tool_assignments} a ON a.tool_id = e.tool_id AND a.user_id = e.user_id
 LEFT JOIN {tool_usage_logs} l ON l.id = e.usage_id
-CROSS JOIN LATERAL (
-  SELECT 'wrong_value' AS kind, 'projects' AS target_table, 'is_template' AS detail
-  WHERE e.is_template IS NULL
-  UNION ALL SELECT 'missing', 'quarantine', 'no owner'
-  WHERE NOT EXISTS (SELECT FROM {users} u WHERE u.id = e.user_id)
-  UNION ALL SELECT 'wrong_value', 'projects', 'active_gpt_id'
-  WHERE CASE WHEN e.had_gpt THEN e.active_gpt_id IS DISTINCT FROM e.tool_id
-             ELSE e.has_gpt AND c.id IS NULL END
-  UNION ALL SELECT 'missing', 'ai_tools', NULL WHERE e.had_gpt AND t.id IS NULL
-  UNION ALL SELECT 'missing', 'tool_assignments', NULL WHERE e.had_gpt AND a.tool_id IS NULL
-  UNION ALL SELECT 'missing', 'tool_usage_logs', NULL WHERE e.had_gpt AND l.id IS NULL
-  UNION ALL SELECT 'extra', 'ai_tools', NULL
-  WHERE l.session_id = :own_run AND NOT e.has_gpt AND t.id IS NOT NULL
-  UNION ALL SELECT 'extra', 'tool_assignments', NULL
-  WHERE l.session_id = :own_run AND NOT e.has_gpt AND a.tool_id IS NOT NULL
-  UNION ALL SELECT 'extra', 'tool_usage_logs', NULL
-  WHERE l.session_id = :own_run AND NOT e.has_gpt AND l.id IS NOT NULL
-  UNION ALL SELECT 'wrong_owner', 'ai_tools', NULL
-  WHERE t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id
-  UNION ALL SELECT 'wrong_value', 'ai_tools', v.name
-  FROM (VALUES
-    ('name', t.name IS DISTINCT FROM coalesce(e.was ->> 'active_gpt_id', t.name)),
-    ('tool_type', t.tool_type IS DISTINCT FROM 'gpt'),
-    ('version', t.version IS NOT NULL),
-    ('pricing_tier', t.pricing_tier::text IS DISTINCT FROM 'free'),
-    ('credits_cost', t.credits_cost IS DISTINCT FROM 0),
-    ('requires_approval', t.requires_approval IS DISTINCT FROM false),
-    ('is_active', t.is_active IS DISTINCT FROM true),
-    ('configuration', t.configuration::jsonb IS DISTINCT FROM
-      jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name))
-  ) AS v(name, differs) WHERE t.id IS NOT NULL AND v.differs
-    AND (l.session_id = :own_run OR t.updated_at IS NOT DISTINCT FROM t.created_at)
-  {hanging_rows}
-  UNION ALL SELECT 'extra', 'tool_usage_logs', 'twin'
-  FROM {tool_usage_logs} o
-  WHERE o.tool_id = t.id AND o.action = 'migration' AND o.id <> e.usage_id
-  UNION ALL SELECT 'extra', 'tool_assignments', NULL
-  FROM {tool_assignments} o
-  WHERE o.tool_id = t.id AND o.user_id <> e.user_id
-    AND o.assigned_by IS NOT DISTINCT FROM {assigned_by}
-  UNION ALL SELECT 'extra', 'ai_tools', 'twin'
-  FROM {ai_tools} o
-  WHERE o.suite_id = t.suite_id AND o.id <> t.id AND o.name = t.name
-    AND o.configuration::jsonb = t.configuration::jsonb
-) AS found
+CROSS JOIN LATERAL (VALUES
+  {checks}
+) AS found(kind, target_table, detail, differs)
+WHERE ({differs}) AND found.differs
 """
 
 # A project that the database refuses in the switch keeps the tool that was made for it before.
@@ -114,9 +153,8 @@ def differences(context: Context, scope: Scope) -> list[str]:
             tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
             usage_id=keys.id_of(keys.PROJECT_USAGE, "p.id", key),
             assigned_by=system_assigner(context),
-            hanging_rows=hanging_rows(context),
         )
-        for sql in (_PROJECTS, _SET_ASIDE)
+        for sql in (with_checks(_PROJECTS, _CHECKS), _SET_ASIDE)
     ]
 
 

@@ -9,12 +9,88 @@ from __future__ import annotations
 from models import keys
 from models.legacy import key_from_text, optional
 from models.steps.base import Context, Scope
-from models.steps.verification import hanging_rows, system_assigner
+from models.steps.verification import (
+    HANGING,
+    Check,
+    system_assigner,
+    with_checks,
+    wrong_values,
+)
+
+_USER_CHECKS = (
+    Check(
+        "wrong_value",
+        "users",
+        "user_type",
+        "u.user_type IS NULL OR (u.is_known AND u.user_type <> CASE"
+        " WHEN u.kept ? 'user_type' THEN u.was ->> 'user_type'"
+        " WHEN u.role IN ('student', 'teacher', 'admin', 'developer') THEN u.role"
+        " ELSE 'student' END)",
+    ),
+    Check(
+        "wrong_value",
+        "users",
+        "billing_tier",
+        "u.billing_tier IS NULL OR (u.is_known AND u.billing_tier <> CASE"
+        " WHEN u.kept ? 'billing_tier' THEN u.was ->> 'billing_tier' ELSE 'free' END)",
+    ),
+    Check(
+        "wrong_value",
+        "users",
+        "is_active",
+        "u.is_active IS NULL OR (u.is_known AND u.is_active <> CASE"
+        " WHEN u.kept ? 'is_active' THEN (u.was ->> 'is_active')::boolean ELSE true END)",
+    ),
+    Check(
+        "wrong_value",
+        "users",
+        "organization_id",
+        "u.organization_id IS NULL OR (u.is_known AND u.organization_id <> CASE"
+        " WHEN u.kept ? 'organization_id' THEN u.was ->> 'organization_id'"
+        " ELSE home.organization_id END)",
+    ),
+    Check(
+        "wrong_value",
+        "users",
+        "department_id",
+        "u.is_known AND u.department_id IS DISTINCT FROM CASE"
+        " WHEN u.was ? 'department_id' THEN u.was ->> 'department_id'"
+        " WHEN NOT u.kept ? 'organization_id' THEN home.department_id END",
+    ),
+    Check("wrong_value", "users", "credits_balance", "u.credits_balance IS NULL"),
+    Check(
+        "missing",
+        "ai_suites",
+        "",
+        "s.id IS NULL AND ((u.is_known AND NOT u.was ? 'suite')"
+        " OR NOT EXISTS (SELECT FROM {ai_suites} e WHERE e.user_id = u.id))",
+    ),
+    Check("extra", "ai_suites", "", "s.id IS NOT NULL AND u.was ? 'suite'"),
+    Check(
+        "extra",
+        "ai_suites",
+        "twin",
+        "EXISTS (SELECT FROM {ai_suites} e WHERE e.user_id = u.id AND e.id <> s.id"
+        " AND e.name = s.name AND e.configuration::jsonb = s.configuration::jsonb)",
+    ),
+    Check("wrong_owner", "ai_suites", "", "s.user_id <> u.id"),
+    *wrong_values(
+        "ai_suites",
+        "s.id IS NOT NULL AND (u.is_known OR s.is_as_made)",
+        {
+            "name": "s.name <> concat(u.email, '''s Suite')",
+            "configuration": "s.configuration::jsonb IS DISTINCT FROM jsonb_build_object("
+            "'default_tools', json_build_array(), 'preferences', json_build_object(),"
+            " 'auto_configuration', true)",
+            "is_active": "s.is_active IS DISTINCT FROM true",
+        },
+    ),
+)
 
 # What the columns were before comes from the newest before-image. Where an earlier run wrote it,
 # the new application may have changed the columns since: only nulls can be told then.
 _USERS = """
-SELECT found.kind, 'user', found.legacy_key, found.target_table, found.detail
+SELECT found.kind, 'user', u.legacy_key, found.target_table, found.detail
 FROM (
   SELECT u.id, u.id::text AS legacy_key, u.email, u.user_type::text, u.billing_tier::text,
     u.is_active, u.organization_id, u.department_id, u.credits_balance,
@@ -39,47 +115,10 @@ LEFT JOIN (
 LEFT JOIN (
   SELECT e.*, e.updated_at IS NOT DISTINCT FROM e.created_at AS is_as_made FROM {ai_suites} e
 ) AS s ON s.id = {suite_id}
-CROSS JOIN LATERAL (
-  SELECT 'wrong_value' AS kind, u.legacy_key, 'users' AS target_table, 'user_type' AS detail
-  WHERE u.user_type IS NULL OR (u.is_known AND u.user_type <> CASE
-    WHEN u.kept ? 'user_type' THEN u.was ->> 'user_type'
-    WHEN u.role IN ('student', 'teacher', 'admin', 'developer') THEN u.role ELSE 'student' END)
-  UNION ALL SELECT 'wrong_value', u.legacy_key, 'users', 'billing_tier'
-  WHERE u.billing_tier IS NULL OR (u.is_known AND u.billing_tier <> CASE
-    WHEN u.kept ? 'billing_tier' THEN u.was ->> 'billing_tier' ELSE 'free' END)
-  UNION ALL SELECT 'wrong_value', u.legacy_key, 'users', 'is_active'
-  WHERE u.is_active IS NULL OR (u.is_known AND u.is_active <> CASE
-    WHEN u.kept ? 'is_active' THEN (u.was ->> 'is_active')::boolean ELSE true END)
-  UNION ALL SELECT 'wrong_value', u.legacy_key, 'users', 'organization_id'
-  WHERE u.organization_id IS NULL OR (u.is_known AND u.organization_id <> CASE
-    WHEN u.kept ? 'organization_id' THEN u.was ->> 'organization_id'
-    ELSE home.organization_id END)
-  UNION ALL SELECT 'wrong_value', u.legacy_key, 'users', 'department_id'
-  WHERE u.is_known AND u.department_id IS DISTINCT FROM CASE
-    WHEN u.was ? 'department_id' THEN u.was ->> 'department_id'
-    WHEN NOT u.kept ? 'organization_id' THEN home.department_id END
-  UNION ALL SELECT 'wrong_value', u.legacy_key, 'users', 'credits_balance'
-  WHERE u.credits_balance IS NULL
-  UNION ALL SELECT 'missing', u.legacy_key, 'ai_suites', NULL
-  WHERE s.id IS NULL AND NOT EXISTS (SELECT FROM {ai_suites} e WHERE e.user_id = u.id)
-     OR s.id IS NULL AND u.is_known AND NOT u.was ? 'suite'
-  UNION ALL SELECT 'extra', u.legacy_key, 'ai_suites', NULL
-  WHERE s.id IS NOT NULL AND u.was ? 'suite'
-  UNION ALL SELECT 'extra', u.legacy_key, 'ai_suites', 'twin'
-  FROM {ai_suites} e
-  WHERE e.user_id = u.id AND s.id IS NOT NULL AND e.id <> s.id AND e.name = s.name
-    AND e.configuration::jsonb = s.configuration::jsonb
-  UNION ALL SELECT 'wrong_owner', u.legacy_key, 'ai_suites', NULL WHERE s.user_id <> u.id
-  UNION ALL SELECT 'wrong_value', u.legacy_key, 'ai_suites', 'name'
-  WHERE s.name <> concat(u.email, '''s Suite') AND (u.is_known OR s.is_as_made)
-  UNION ALL SELECT 'wrong_value', u.legacy_key, 'ai_suites', 'configuration'
-  WHERE s.id IS NOT NULL AND (u.is_known OR s.is_as_made)
-    AND s.configuration::jsonb IS DISTINCT FROM jsonb_build_object(
-      'default_tools', json_build_array(), 'preferences', json_build_object(),
-      'auto_configuration', true)
-  UNION ALL SELECT 'wrong_value', u.legacy_key, 'ai_suites', 'is_active'
-  WHERE s.id IS NOT NULL AND s.is_active IS DISTINCT FROM true AND (u.is_known OR s.is_as_made)
-) AS found
+CROSS JOIN LATERAL (VALUES
+  {checks}
+) AS found(kind, target_table, detail, differs)
+WHERE ({differs}) AND found.differs
 """
 
 # What an earlier run migrated and is bad now stays as it was until it is mended.
@@ -98,6 +137,36 @@ WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
                        WHERE r.id = :own_run)
 """
 
+_SUBSCRIPTION_CHECKS = (
+    Check("missing", "ai_tools", "", "t.id IS NULL"),
+    Check("missing", "tool_assignments", "", "a.tool_id IS NULL"),
+    Check("missing", "tool_usage_logs", "", "l.id IS NULL"),
+    Check(
+        "wrong_owner",
+        "ai_tools",
+        "",
+        "t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id",
+    ),
+    *wrong_values(
+        "ai_tools",
+        "t.id IS NOT NULL AND (l.session_id = :own_run"
+        " OR t.updated_at IS NOT DISTINCT FROM t.created_at)",
+        {
+            "name": "t.name IS DISTINCT FROM e.gpt_id",
+            "tool_type": "t.tool_type IS DISTINCT FROM 'gpt'",
+            "version": "t.version IS DISTINCT FROM e.version",
+            "pricing_tier": "t.pricing_tier::text IS DISTINCT FROM 'free'",
+            "credits_cost": "t.credits_cost IS DISTINCT FROM 0",
+            "requires_approval": "t.requires_approval IS DISTINCT FROM false",
+            "is_active": "t.is_active IS DISTINCT FROM"
+            " (e.status IS NOT DISTINCT FROM 'active' AND e.is_active IS DISTINCT FROM false)",
+            "configuration": "t.configuration::jsonb IS DISTINCT FROM"
+            " coalesce(nullif(e.preferences, 'null'), '{{}}')",
+        },
+    ),
+    *HANGING,
+)
+
 _SUBSCRIPTIONS = """
 SELECT found.kind, 'subscription', e.legacy_key, found.target_table, found.detail
 FROM (
@@ -113,28 +182,10 @@ LEFT JOIN {ai_tools} t ON t.id = e.tool_id
 LEFT JOIN {ai_suites} home ON home.id = t.suite_id
 LEFT JOIN {tool_assignments} a ON a.tool_id = e.tool_id AND a.user_id = e.user_id
 LEFT JOIN {tool_usage_logs} l ON l.id = e.usage_id
-CROSS JOIN LATERAL (
-  SELECT 'missing' AS kind, 'ai_tools' AS target_table, NULL AS detail WHERE t.id IS NULL
-  UNION ALL SELECT 'missing', 'tool_assignments', NULL WHERE a.tool_id IS NULL
-  UNION ALL SELECT 'missing', 'tool_usage_logs', NULL WHERE l.id IS NULL
-  UNION ALL SELECT 'wrong_owner', 'ai_tools', NULL
-  WHERE t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id
-  UNION ALL SELECT 'wrong_value', 'ai_tools', v.name
-  FROM (VALUES
-    ('name', t.name IS DISTINCT FROM e.gpt_id),
-    ('tool_type', t.tool_type IS DISTINCT FROM 'gpt'),
-    ('version', t.version IS DISTINCT FROM e.version),
-    ('pricing_tier', t.pricing_tier::text IS DISTINCT FROM 'free'),
-    ('credits_cost', t.credits_cost IS DISTINCT FROM 0),
-    ('requires_approval', t.requires_approval IS DISTINCT FROM false),
-    ('is_active', t.is_active IS DISTINCT FROM
-      (e.status IS NOT DISTINCT FROM 'active' AND e.is_active IS DISTINCT FROM false)),
-    ('configuration', t.configuration::jsonb IS DISTINCT FROM
-      coalesce(nullif(e.preferences, 'null'), '{{}}'))
-  ) AS v(name, differs) WHERE t.id IS NOT NULL AND v.differs
-    AND (l.session_id = :own_run OR t.updated_at IS NOT DISTINCT FROM t.created_at)
-  {hanging_rows}
-) AS found
+CROSS JOIN LATERAL (VALUES
+  {checks}
+) AS found(kind, target_table, detail, differs)
+WHERE ({differs}) AND found.differs
 """
 
 # Rows that the migration made (their ids say so) and that no standing legacy row asks for, and
@@ -222,7 +273,12 @@ SELECT (SELECT count(*) FROM page) AS users,
 def differences(context: Context, scope: Scope) -> list[str]:
     """The statements over one page of users."""
     names = _expressions(context, scope)
-    statements = (_USERS, _SET_ASIDE_USERS, _SUBSCRIPTIONS, _EXTRA)
+    statements = (
+        with_checks(_USERS, _USER_CHECKS),
+        _SET_ASIDE_USERS,
+        with_checks(_SUBSCRIPTIONS, _SUBSCRIPTION_CHECKS),
+        _EXTRA,
+    )
     return [context.render(sql, **names) for sql in statements]
 
 
@@ -254,7 +310,6 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "is_active": optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
         "preferences": preferences,
         "assigned_by": system_assigner(context),
-        "hanging_rows": hanging_rows(context),
         "is_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
         "is_project_tool": keys.has_kind(keys.PROJECT_TOOL, "t.id"),
         "project_key": key_from_text(

@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from models.catalog import TEXT_TYPES
 from models.steps.base import Context
 
+
+class Check(NamedTuple):
+    """One thing that may be wrong with a row, and the SQL condition under which it is."""
+
+    kind: str
+    table: str
+    detail: str
+    condition: str
+
+
+def wrong_values(table: str, given: str, columns: dict[str, str]) -> list[Check]:
+    """Checks of columns: each condition holds only where `given` does."""
+    return [
+        Check("wrong_value", table, column, f"({given}) AND ({condition})")
+        for column, condition in columns.items()
+    ]
+
+
 # Over `a` (assignment), `l` (usage log) and `e` (expected: user_id, tool_id), each perhaps null.
-_HANGING = """
-  UNION ALL SELECT 'wrong_value', 'tool_assignments', v.name
-  FROM (VALUES
-    ('assigned_by', a.assigned_by::text IS DISTINCT FROM {assigned_by}),
-    ('permissions', a.permissions::jsonb IS DISTINCT FROM
-      jsonb_build_object('full_access', true)),
-    ('expires_at', a.expires_at IS NOT NULL)
-  ) AS v(name, differs) WHERE a.tool_id IS NOT NULL AND v.differs
-    AND (l.id IS NULL OR l.session_id = :own_run)
-  UNION ALL SELECT 'wrong_owner', 'tool_usage_logs', NULL
-  WHERE l.id IS NOT NULL AND (l.user_id <> e.user_id OR l.tool_id <> e.tool_id)
-  UNION ALL SELECT 'wrong_value', 'tool_usage_logs', v.name
-  FROM (VALUES
-    ('action', l.action IS DISTINCT FROM 'migration'),
-    ('credits_used', l.credits_used IS DISTINCT FROM 0),
-    ('status', l.status IS DISTINCT FROM 'completed')
-  ) AS v(name, differs) WHERE l.id IS NOT NULL AND v.differs
-"""
+HANGING = (
+    *wrong_values(
+        "tool_assignments",
+        "a.tool_id IS NOT NULL AND (l.id IS NULL OR l.session_id = :own_run)",
+        {
+            "assigned_by": "a.assigned_by::text IS DISTINCT FROM {assigned_by}",
+            "permissions": "a.permissions::jsonb IS DISTINCT FROM"
+            " jsonb_build_object('full_access', true)",
+            "expires_at": "a.expires_at IS NOT NULL",
+        },
+    ),
+    Check(
+        "wrong_owner",
+        "tool_usage_logs",
+        "",
+        "l.id IS NOT NULL AND (l.user_id <> e.user_id OR l.tool_id <> e.tool_id)",
+    ),
+    *wrong_values(
+        "tool_usage_logs",
+        "l.id IS NOT NULL",
+        {
+            "action": "l.action IS DISTINCT FROM 'migration'",
+            "credits_used": "l.credits_used IS DISTINCT FROM 0",
+            "status": "l.status IS DISTINCT FROM 'completed'",
+        },
+    ),
+)
 
 
-def hanging_rows(context: Context) -> str:
-    """SQL that compares a tool's assignment and usage log with what they must be."""
-    return _HANGING.format(assigned_by=system_assigner(context))
+def with_checks(statement: str, checks: Sequence[Check]) -> str:
+    """Fill {differs}, true for a row with any fault, and {checks}, which names each of them.
+
+    Nearly all rows have none: only for the others are the conditions told apart.
+    """
+    differs = "\n  OR ".join(f"({check.condition})" for check in checks)
+    rows = ",\n  ".join(
+        f"('{check.kind}', '{check.table}', nullif('{check.detail}', ''), {check.condition})"
+        for check in checks
+    )
+    return statement.replace("{differs}", differs).replace("{checks}", rows)
 
 
 def system_assigner(context: Context) -> str:
