@@ -25,6 +25,8 @@ Play = Callable[[Site], float | None]
 # A run of the site has this many moments at least: batches, and windows that a chord closes.
 # Neither shares a factor with the 11 of `moment`, so that 20 repetitions meet 20 batches.
 BATCHES, WINDOWS = 54, 10
+# One batch of the organization and three of the triggers come first, then pages of users.
+BEFORE_USERS, PAGES = 4, 4
 SCALINGS = 10
 # What `producer enqueue-all` sends to an empty database, at least.
 STATEMENTS = 100
@@ -61,7 +63,8 @@ def killed(point: str, whom: str, moments: int = BATCHES) -> Play:
 
 def poisonous(site: Site) -> float:
     """One batch takes three workers with it, one after the other; its leases are set back."""
-    site.work(**site.arm("after-claim", "child", skip=moment(site), times=3, same_batch=True))
+    skip = BEFORE_USERS + site.repetition % PAGES
+    site.work(**site.arm("after-claim", "child", skip=skip, times=3, same_batch=True))
     site.enqueue()
     for death in range(3):
         site.struck(death + 1)
@@ -126,7 +129,7 @@ def producer_killed(site: Site) -> float:
 def producer_killed_publishing(site: Site) -> float:
     """The same with some messages of a window of eight out: the first window that has so many."""
     site.environment["MIGRATION_BATCH_SIZE"] = str(USERS // 8)
-    site.work(**site.arm("after-commit", "worker"))
+    site.work(**site.arm("after-commit", "worker", skip=BEFORE_USERS - 1))
     site.workers[0].is_wanted = False
     site.enqueue()
     site.struck()

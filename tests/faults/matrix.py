@@ -107,8 +107,8 @@ ROWS = (
     ),
     Row(
         "one batch kills three workers",
-        "SIGKILL to whichever child has committed a claim of one and the same batch, three times;"
-        " the lease is set back after each.",
+        "SIGKILL to whichever child has committed a claim of one and the same page of users, three"
+        " times; the lease is set back after each. The page is split.",
         deaths.poisonous,
         moves_clock=True,
     ),

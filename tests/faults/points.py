@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 # Before `clocks` may bend it.
 _now = time.time
@@ -46,23 +46,32 @@ def reached(point: str, batch: int | None = None) -> bool:
 def _take(path: Path, point: str, batch: int | None) -> str | None:
     with path.open("r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        tickets = json.load(file)
-        for ticket in tickets:
-            if ticket["point"] == point and ticket["left"]:
-                if ticket["batch"] not in (None, batch):
-                    return None
-                if ticket["skip"]:
-                    ticket["skip"] -= 1
-                    act = None
-                else:
-                    ticket["left"] -= 1
-                    ticket["batch"] = batch if ticket["same_batch"] else None
-                    act = str(ticket["act"])
-                    note(path, point=point, time=_now(), pid=os.getpid())
-                file.seek(0)
-                file.truncate()
-                json.dump(tickets, file)
-                return act
+        try:
+            return _take_from(file, path, point, batch)
+        finally:
+            # Closing is not enough: a child that another thread forks meanwhile has it open too.
+            file.flush()
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _take_from(file: TextIO, path: Path, point: str, batch: int | None) -> str | None:
+    tickets = json.load(file)
+    for ticket in tickets:
+        if ticket["point"] == point and ticket["left"]:
+            if ticket["batch"] not in (None, batch):
+                return None
+            if ticket["skip"]:
+                ticket["skip"] -= 1
+                act = None
+            else:
+                ticket["left"] -= 1
+                ticket["batch"] = batch if ticket["same_batch"] else None
+                act = str(ticket["act"])
+                note(path, point=point, time=_now(), pid=os.getpid())
+            file.seek(0)
+            file.truncate()
+            json.dump(tickets, file)
+            return act
     return None
 
 

@@ -86,7 +86,7 @@ def _ends(site: Site, verdict: Verdict, over: float | None) -> None:
         ).all()
         left = connection.execute(
             sa.select(batches.c.step, batches.c.state, batches.c.error).where(
-                batches.c.state != "done"
+                batches.c.state.not_in(("done", "split"))
             )
         ).all()
     run = found[0]
