@@ -13,6 +13,7 @@ from models.catalog import Table
 from models.legacy import key_cast
 from models.steps import projects_changes, projects_verification
 from models.steps.base import Context, Counts, Scope, Step, add, counts
+from models.steps.removal import is_still_ours
 from models.steps.users import assigned_by
 
 # A project that points at a tool is migrated, or the new application made it; anything else that
@@ -125,6 +126,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "tool_id_of_key": keys.id_of(keys.PROJECT_TOOL, "k.id", key),
         "usage_id_of_key": keys.id_of(keys.PROJECT_USAGE, "k.id", key),
         "assigned_by": assigned_by(context),
+        "still_ours": is_still_ours(context),
         "tool_json": context.type_of("ai_tools", "configuration"),
         "tool_tier": context.type_of("ai_tools", "pricing_tier"),
     }

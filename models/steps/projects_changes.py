@@ -102,8 +102,7 @@ WITH expected AS MATERIALIZED (
 )
 UPDATE {ai_tools} t SET name = e.gpt_id, configuration = e.configuration::{tool_json}
 FROM expected e
-WHERE t.id = e.tool_id AND (t.updated_at IS NOT DISTINCT FROM t.created_at OR EXISTS (
-    SELECT FROM {tool_usage_logs} l WHERE l.id = e.usage_id AND l.session_id = :own_run))
+WHERE t.id = e.tool_id AND {still_ours}
   AND (t.name <> e.gpt_id OR t.configuration::jsonb IS DISTINCT FROM e.configuration)
 """
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from models import keys
 from models.steps.base import Context, Scope
 from models.steps.verification import (
-    HANGING,
     Check,
     system_assigner,
+    tool_checks,
     with_checks,
-    wrong_values,
 )
 
 _CHECKS = (
@@ -40,29 +39,15 @@ _CHECKS = (
             ("tool_usage_logs", "l.id"),
         )
     ),
-    Check(
-        "wrong_owner",
-        "ai_tools",
-        "",
-        "t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id",
-    ),
-    *wrong_values(
-        "ai_tools",
-        "t.id IS NOT NULL AND (l.session_id = :own_run"
-        " OR t.updated_at IS NOT DISTINCT FROM t.created_at)",
+    *tool_checks(
         {
             "name": "t.name IS DISTINCT FROM coalesce(e.was ->> 'active_gpt_id', t.name)",
-            "tool_type": "t.tool_type IS DISTINCT FROM 'gpt'",
             "version": "t.version IS NOT NULL",
-            "pricing_tier": "t.pricing_tier::text IS DISTINCT FROM 'free'",
-            "credits_cost": "t.credits_cost IS DISTINCT FROM 0",
-            "requires_approval": "t.requires_approval IS DISTINCT FROM false",
             "is_active": "t.is_active IS DISTINCT FROM true",
             "configuration": "t.configuration::jsonb IS DISTINCT FROM"
             " jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name)",
         },
     ),
-    *HANGING,
     Check(
         "extra",
         "tool_usage_logs",

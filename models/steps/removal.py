@@ -14,6 +14,11 @@ _UNTOUCHED = """({alias}.updated_at IS NOT DISTINCT FROM {alias}.created_at
     WHERE x.tool_id = {alias}.id AND x.assigned_by IS DISTINCT FROM {assigned_by})
   AND NOT EXISTS (SELECT FROM {marketplace_listings} x WHERE x.tool_id = {alias}.id))"""
 
+# The tool `t` of the row `e` is as the migration made it, or this run made it: then it is still its
+# own, whatever a trigger of the application does to `updated_at`.
+_STILL_OURS = """(t.updated_at IS NOT DISTINCT FROM t.created_at OR EXISTS (
+      SELECT FROM {tool_usage_logs} l WHERE l.id = e.usage_id AND l.session_id = :own_run))"""
+
 # Another batch may be moving a tool to its new owner at this moment: then it is not ours any more.
 _TOOLS = """
 WITH candidate AS MATERIALIZED ({doomed}),
@@ -121,6 +126,11 @@ def _remove_users(context: Context, scope: Scope, which: str) -> list[Counts]:
 def is_untouched(context: Context, alias: str, assigned_by: str) -> str:
     """SQL condition: the tool under this alias is as the migration made it, and nobody uses it."""
     return context.render(_UNTOUCHED, alias=alias, assigned_by=assigned_by)
+
+
+def is_still_ours(context: Context) -> str:
+    """SQL condition on `t` and `e`: the migration may bring the tool in line with its row."""
+    return context.render(_STILL_OURS)
 
 
 def usage_of(tool_id: str, kind: str) -> str:

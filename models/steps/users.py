@@ -14,6 +14,7 @@ from models.declared import ENUMS
 from models.legacy import optional
 from models.steps import users_changes, users_verification
 from models.steps.base import Context, Counts, Scope, Step, add, counts, default_of
+from models.steps.removal import is_still_ours
 
 # A user whose balance somebody may be moving is locked before the statement takes its snapshot,
 # so that the balance and the log that it reads belong together. Waits in key order.
@@ -278,6 +279,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "parts": scope.parts_condition("s.id", subscription_key),
         "role": optional(users, "role", "NULL", alias="u") + "::text",
         "own_image": users_changes.OWN_IMAGE,
+        "still_ours": is_still_ours(context),
         "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),
         "grant_id": keys.id_of(keys.GRANT, "u.id", user_key),
         "opening_id": keys.id_of(keys.OPENING, "u.id", user_key),

@@ -105,8 +105,7 @@ SELECT -(SELECT count(*) FROM suite) AS ai_suites,
   -(SELECT coalesce(sum(amount), 0) FROM credit WHERE reason = 'migration_grant') AS credits_granted
 """
 
-# After `users.py` has written what is missing: suites exist, tools and assignments too. What this
-# run made is still its own, whatever a trigger of the application does to `updated_at`.
+# After `users.py` has written what is missing: suites exist, tools and assignments too.
 _REFRESH = """
 WITH expected AS MATERIALIZED (
   SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, s.gpt_id::text AS name,
@@ -125,8 +124,7 @@ tool AS (
   FROM expected e, {ai_suites} home
   WHERE t.id = e.tool_id AND home.id = t.suite_id
     AND jsonb_typeof(e.preferences) IN ('object', 'null')
-    AND (t.updated_at IS NOT DISTINCT FROM t.created_at OR EXISTS (
-      SELECT FROM {tool_usage_logs} l WHERE l.id = e.usage_id AND l.session_id = :own_run))
+    AND {still_ours}
     AND (home.user_id <> e.user_id OR t.name <> e.name
       OR t.version IS DISTINCT FROM e.version OR t.is_active IS DISTINCT FROM e.is_active
       OR t.configuration::jsonb IS DISTINCT FROM

@@ -10,9 +10,9 @@ from models import keys
 from models.legacy import key_from_text, optional
 from models.steps.base import Context, Scope
 from models.steps.verification import (
-    HANGING,
     Check,
     system_assigner,
+    tool_checks,
     with_checks,
     wrong_values,
 )
@@ -141,30 +141,16 @@ _SUBSCRIPTION_CHECKS = (
     Check("missing", "ai_tools", "", "t.id IS NULL"),
     Check("missing", "tool_assignments", "", "a.tool_id IS NULL"),
     Check("missing", "tool_usage_logs", "", "l.id IS NULL"),
-    Check(
-        "wrong_owner",
-        "ai_tools",
-        "",
-        "t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id",
-    ),
-    *wrong_values(
-        "ai_tools",
-        "t.id IS NOT NULL AND (l.session_id = :own_run"
-        " OR t.updated_at IS NOT DISTINCT FROM t.created_at)",
+    *tool_checks(
         {
             "name": "t.name IS DISTINCT FROM e.gpt_id",
-            "tool_type": "t.tool_type IS DISTINCT FROM 'gpt'",
             "version": "t.version IS DISTINCT FROM e.version",
-            "pricing_tier": "t.pricing_tier::text IS DISTINCT FROM 'free'",
-            "credits_cost": "t.credits_cost IS DISTINCT FROM 0",
-            "requires_approval": "t.requires_approval IS DISTINCT FROM false",
             "is_active": "t.is_active IS DISTINCT FROM"
             " (e.status IS NOT DISTINCT FROM 'active' AND e.is_active IS DISTINCT FROM false)",
             "configuration": "t.configuration::jsonb IS DISTINCT FROM"
             " coalesce(nullif(e.preferences, 'null'), '{{}}')",
         },
     ),
-    *HANGING,
 )
 
 _SUBSCRIPTIONS = """

@@ -27,7 +27,7 @@ def wrong_values(table: str, given: str, columns: dict[str, str]) -> list[Check]
 
 
 # Over `a` (assignment), `l` (usage log) and `e` (expected: user_id, tool_id), each perhaps null.
-HANGING = (
+_HANGING = (
     *wrong_values(
         "tool_assignments",
         "a.tool_id IS NOT NULL AND (l.id IS NULL OR l.session_id = :own_run)",
@@ -54,6 +54,34 @@ HANGING = (
         },
     ),
 )
+
+
+def tool_checks(columns: dict[str, str]) -> list[Check]:
+    """Checks of a tool `t` in the suite `home` and of what hangs on it; `columns` as above.
+
+    A tool that the new application has changed since is left alone, unless this run made it.
+    """
+    return [
+        Check(
+            "wrong_owner",
+            "ai_tools",
+            "",
+            "t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id",
+        ),
+        *wrong_values(
+            "ai_tools",
+            "t.id IS NOT NULL AND (l.session_id = :own_run"
+            " OR t.updated_at IS NOT DISTINCT FROM t.created_at)",
+            {
+                "tool_type": "t.tool_type IS DISTINCT FROM 'gpt'",
+                "pricing_tier": "t.pricing_tier::text IS DISTINCT FROM 'free'",
+                "credits_cost": "t.credits_cost IS DISTINCT FROM 0",
+                "requires_approval": "t.requires_approval IS DISTINCT FROM false",
+                **columns,
+            },
+        ),
+        *_HANGING,
+    ]
 
 
 def with_checks(statement: str, checks: Sequence[Check]) -> str:

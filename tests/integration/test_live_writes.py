@@ -38,6 +38,12 @@ def triggers(engine: Engine) -> int:
     return int(scalar(engine, "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'migration%'"))
 
 
+def assert_counts_are_those_of_the_tables(engine: Engine, ended: RunReport) -> None:
+    for name in ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs"):
+        assert getattr(ended.rows, name) == scalar(engine, f"SELECT count(*) FROM {name}")
+    assert ended.credits_granted == scalar(engine, "SELECT sum(amount) FROM credit_logs")
+
+
 def live_on(engine: Engine, settings: Settings, variant: Variant, seed: int) -> Application:
     """Migrate while an application writes at every moment, and once more after its last write."""
     before = snapshot(engine, variant.names)
@@ -99,10 +105,7 @@ def test_writes_before_the_last_lock_need_no_second_run(engine: Engine, settings
     users = scalar(engine, "SELECT count(*) FROM users")
     assert ended.users.total == users
     assert ended.users.migrated == scalar(engine, "SELECT count(DISTINCT user_id) FROM credit_logs")
-    for name in ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs"):
-        assert getattr(ended.rows, name) == scalar(engine, f"SELECT count(*) FROM {name}")
-    granted = scalar(engine, "SELECT sum(amount) FROM credit_logs")
-    assert ended.credits_granted == granted
+    assert_counts_are_those_of_the_tables(engine, ended)
 
 
 def test_what_is_written_after_the_end_comes_with_the_next_run(
@@ -236,12 +239,6 @@ def test_the_last_lock_yields_to_a_long_transaction_and_comes_back(
                     " WHERE step = 'settle'")  # fmt: skip
     assert locked < 2000
     assert report.read(engine, run_id).state == "completed_with_quarantine"
-
-
-def assert_counts_are_those_of_the_tables(engine: Engine, ended: RunReport) -> None:
-    for name in ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs"):
-        assert getattr(ended.rows, name) == scalar(engine, f"SELECT count(*) FROM {name}")
-    assert ended.credits_granted == scalar(engine, "SELECT sum(amount) FROM credit_logs")
 
 
 def test_a_retry_of_a_complete_run_takes_up_what_was_written_since(
