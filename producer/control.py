@@ -195,8 +195,8 @@ def _reopen_capture(connection: Connection, run: sa.Row[tuple[object, ...]]) -> 
     later = sa.select(runs.c.id).where(runs.c.id > run.id)
     if is_complete or connection.scalar(later.limit(1)):
         connection.execute(sa.update(runs).where(runs.c.id == run.id).values(handed_over=True))
-    _insert_keys(connection, run.id, retried.Keys(*retried.CAPTURE))
-    _reopen_stages(connection, run.id, stages.c.name == retried.CAPTURE[1])
+    _insert_keys(connection, run.id, retried.CAPTURE)
+    _reopen_stages(connection, run.id, stages.c.name == retried.CAPTURE.stage)
 
 
 def _insert_keys(connection: Connection, run_id: str, found: retried.Keys) -> None:

@@ -130,7 +130,8 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
             continue
         if row.name == FINISH:
             if run.handed_over and row.step is None:
-                retried.take_up_differences(Context.read(connection, settings, run))
+                context = context or Context.read(connection, settings, run)
+                retried.take_up_differences(context)
             if _fail_on_differences(connection, run_id):
                 return windows
         if _open_batches(connection, run_id, row.name):

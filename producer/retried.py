@@ -8,10 +8,8 @@ from sqlalchemy import text
 
 from models.legacy import key_cast
 from models.quarantine import WORKER_DIED
-from models.steps.base import Context
-
-# The triggers once more, on each of the legacy tables.
-CAPTURE = ("capture", "organization", ["user", "subscription", "project"], frozenset[str]())
+from models.steps.base import Context, Scope
+from models.steps.capture import Capture
 
 # Differences may name a tool instead of a row: the legacy row behind it may be gone.
 _TOOL_OWNERS = (
@@ -28,7 +26,7 @@ _TOOL_OWNERS = (
 _NOTE = """
 INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
 SELECT '{entity}', t.id::text, t.{owner}::text, 'UPDATE' FROM {table} t
-WHERE t.id::text = ANY(:keys)
+WHERE {scope}
 """
 
 _FORGET = """
@@ -45,7 +43,11 @@ class Keys:
     step: str
     stage: str
     keys: list[str]
-    suspects: frozenset[str]
+    suspects: frozenset[str] = frozenset()
+
+
+# The triggers once more, on each of the legacy tables.
+CAPTURE = Keys(Capture.name, Capture.stage, ["user", "subscription", "project"])
 
 
 def read(context: Context, *, quarantined: bool = True) -> list[Keys]:
@@ -110,7 +112,6 @@ def read(context: Context, *, quarantined: bool = True) -> list[Keys]:
             "orphans",
             "users",
             read_keys(f"SELECT key::text FROM ({tried['subscription']}) AS tried(key)"),
-            frozenset(),
         ),
         Keys(
             "projects",
@@ -127,13 +128,15 @@ def take_up_differences(context: Context) -> None:
     For a run that was complete: what the application changed while nobody watched differs rightly.
     """
     legacy = context.legacy
-    for keys, entity, table in zip(
+    for found, entity, table in zip(
         read(context, quarantined=False),
         ("user", "subscription", "project"),
         (legacy.users, legacy.subscriptions, legacy.projects),
         strict=True,
     ):
         owner = "id" if entity == "user" else "user_id"
-        statement = _NOTE.format(entity=entity, owner=owner, table=table.sql)
-        context.connection.execute(text(statement), {"keys": keys.keys})
+        scope = Scope(keys=tuple(found.keys))
+        condition = scope.condition("t.id", table.columns["id"].base)
+        note = _NOTE.format(entity=entity, owner=owner, table=table.sql, scope=condition)
+        context.connection.execute(text(note), scope.parameters)
     context.connection.execute(text(_FORGET), {"run_id": context.run_id})

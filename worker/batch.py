@@ -114,6 +114,8 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
     with transaction(engine) as connection, watch.over(connection):
         # The statements pass a batch's rows through a dozen CTEs: without room they go over disk.
+        # They look rows up by their keys: at the price of a spinning disk for each, the planner
+        # would rather read whole tables, batch after batch.
         connection.exec_driver_sql(
             f"SET LOCAL work_mem = '{WORK_MEM_MB}MB'; SET LOCAL random_page_cost = 1.1"
         )
@@ -133,7 +135,8 @@ def _refuse_wholesale(context: Context, step: Step, claim: Claim, counts: Counts
     """Raise when the database refuses a large batch row by row: that is no matter of bad rows."""
     seen = counts.get(f"{step.entity}s", {"total": 0, "quarantined": 0})
     # Who takes up changes does not count the rows that pass.
-    if max(seen["total"], len(claim.scope.keys or ())) > seen["quarantined"]:
+    total = max(seen["total"], len(claim.scope.keys or ()))
+    if total > seen["quarantined"] or seen["quarantined"] < WHOLESALE:
         return
     refused = context.connection.execute(
         sa.select(sa.func.count(), sa.func.min(quarantine.c.message)).where(
