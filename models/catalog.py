@@ -26,6 +26,7 @@ SELECT wanted.name AS wanted, c.oid, n.nspname AS schema, c.relname AS name, c.r
                   THEN a.atttypmod - 4 END,
         'scale', CASE WHEN a.atttypmod > 4 AND a.atttypid = 1700
                  THEN (a.atttypmod - 4) & 65535 END,
+        'collation', a.attcollation::bigint,
         'not_null', a.attnotnull,
         'default', CASE WHEN a.attgenerated = '' AND a.attidentity = ''
                    THEN pg_get_expr(d.adbin, d.adrelid) END,
@@ -69,6 +70,8 @@ class Column:
     enum: tuple[str, ...] | None
     length: int | None
     scale: int | None
+    # The oid of the order that the column's texts have; 0 for what is no text.
+    collation: int
     not_null: bool
     default: str | None
     generated: bool

@@ -6,6 +6,7 @@ comes back after its lease expired finds it raised, and changes nothing.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,16 @@ def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Cl
     Counts on the primary key of `batches`, and on the row lock of the UPDATE: of two workers at
     the same moment the second one finds the state changed.
     """
+    values = {"wanted": batch_id, "of_run": run_id, "by": worker}
+    row = connection.execute(_claiming(), values).one_or_none()
+    if row is None:
+        return None
+    return Claim(run_id, batch_id, row.stage, row.step, row.attempt, scope_of(row._mapping))
+
+
+@functools.cache
+def _claiming() -> sa.sql.dml.ReturningUpdate[Any]:
+    """The statement that claims the batch :wanted of the run :of_run. Built once a process."""
     mine, earlier = stages.alias("mine"), stages.alias("earlier")
     is_early = sa.exists().where(
         mine.c.run_id == batches.c.run_id,
@@ -67,29 +78,26 @@ def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Cl
         earlier.c.state != "done",
         sa.not_(sa.and_(mine.c.name == RECONCILIATION, earlier.c.name == VERIFICATION)),
     )
-    row = connection.execute(
+    return (
         move_batches(
             "running",
             attempt=batches.c.attempt + 1,
             lapses=batches.c.lapses + sa.case((is_expired(), 1), else_=0),
-            worker=worker,
+            worker=sa.bindparam("by"),
             lease_until=lease_end(),
             started_at=sa.func.clock_timestamp(),
             error=None,
         )
         .where(
-            batches.c.id == batch_id,
-            batches.c.run_id == run_id,
+            batches.c.id == sa.bindparam("wanted"),
+            batches.c.run_id == sa.bindparam("of_run"),
             runs.c.id == batches.c.run_id,
             runs.c.state.in_(("preparing", "running")),
             ~is_early,
             sa.or_(batches.c.state == "pending", sa.and_(is_expired(), ~lapses_too_often())),
         )
         .returning(batches)
-    ).one_or_none()
-    if row is None:
-        return None
-    return Claim(run_id, batch_id, row.stage, row.step, row.attempt, scope_of(row._mapping))
+    )
 
 
 def scope_of(row: Any) -> Scope:

@@ -168,7 +168,13 @@ differences = sa.Table(
     sa.Column("legacy_key", sa.Text, nullable=False),
     sa.Column("target_table", sa.Text, nullable=False),
     sa.Column("detail", sa.Text),
-    sa.Index("differences_by_run", "run_id", "stage"),
+    # A project's page and its owner's may both find what is wrong with its tool.
+    sa.Index(
+        "one_difference",
+        *("run_id", "stage", "entity", "legacy_key", "target_table", "kind"),
+        sa.text("coalesce(detail, '')"),
+        unique=True,
+    ),
 )
 before_images = sa.Table(
     "before_images",

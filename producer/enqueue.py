@@ -34,7 +34,11 @@ from producer.queue import Message, publish_window
 
 # A stage's `step` once the last of its steps has been cut.
 CUT = ""
-_ANALYZE = "ANALYZE migration.quarantine, migration.before_images, migration.changes"
+_ANALYZE = (
+    "ANALYZE migration.quarantine (entity, legacy_key, state),"
+    " migration.before_images (entity, legacy_key, run_id),"
+    " migration.changes (entity, legacy_key, owner_key)"
+)
 ID_TIME = "%Y%m%d-%H%M%S"
 
 

@@ -10,6 +10,7 @@ import functools
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import sqlalchemy as sa
 import structlog
@@ -29,10 +30,16 @@ from worker import bisect, settle, stopping
 from worker.watch import Watch
 
 MAX_RETRIES = 6
-WORK_MEM_MB = 32
+# The statements pass a batch's rows through a dozen CTEs: without room they go over disk. They look
+# rows up by their keys, most of them in memory: at a disk's price for each, or from statistics of
+# a moment ago, the planner would read whole tables, batch after batch.
+PLANNING = """
+SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off
+"""
 # Where the database refuses this many rows and not one of the batch passes, it is not the rows.
 WHOLESALE = 20
 log = structlog.get_logger("migration.batch")
+_catalogs: dict[tuple[object, ...], Context] = {}
 
 
 def run(
@@ -78,6 +85,8 @@ def run(
 def _give_up(
     engine: Engine, claim: Claim, how: Callable[[Connection, Claim, str], None], error: str
 ) -> dict[str, str]:
+    # Perhaps the tables are no longer as they were read.
+    _catalogs.clear()
     try:
         with transaction(engine) as connection:
             how(connection, claim, error)
@@ -113,12 +122,7 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         return settle.run(engine, read, claim, watch)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
     with transaction(engine) as connection, watch.over(connection):
-        # The statements pass a batch's rows through a dozen CTEs: without room they go over disk.
-        # They look rows up by their keys: at the price of a spinning disk for each, the planner
-        # would rather read whole tables, batch after batch.
-        connection.exec_driver_sql(
-            f"SET LOCAL work_mem = '{WORK_MEM_MB}MB'; SET LOCAL random_page_cost = 1.1"
-        )
+        connection.exec_driver_sql(PLANNING)
         context = _context(connection, settings, claim)
         if claim.stage in (VERIFICATION, RECONCILIATION):
             counts = bisect.check(context, claim.stage, step, claim.scope)
@@ -168,9 +172,16 @@ def _apply_outside(
 
 
 def _context(connection: Connection, settings: Settings, claim: Claim) -> Context:
+    """The context of a batch. A stage's pages share what the first of them read in the catalog."""
     run = connection.execute(sa.select(runs).where(runs.c.id == claim.run_id)).one()
     enqueue.require_same_tables(run, settings)
-    return Context.read(connection, settings, run, batch_id=claim.batch_id)
+    if claim.scope.keys is not None:
+        return Context.read(connection, settings, run, batch_id=claim.batch_id)
+    stage = (run.id, claim.stage, run.handed_over)
+    if stage not in _catalogs:
+        _catalogs.clear()
+        _catalogs[stage] = Context.read(connection, settings, run)
+    return replace(_catalogs[stage], connection=connection, batch_id=claim.batch_id)
 
 
 def worker_name(hostname: str, pid: int) -> str:

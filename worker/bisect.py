@@ -6,6 +6,7 @@ Bad rows are set aside one by one, in O(bad · log n) statements; what is too bi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from models.database import STATEMENT_TIMEOUT_MS, as_ours
 from models.errors import BadRow, MigrationError, TooBig
@@ -16,6 +17,7 @@ from worker import verify
 # A batch takes about two seconds. Once it has failed for its size, its parts have this much in
 # proportion to their rows: the whole minute at each halving would be half an hour for one row.
 PARTS_TIMEOUT_MS, SHORTEST_TIMEOUT_MS = 20_000, 5_000
+_UNIQUE_VIOLATION = "23505"
 
 
 def apply(context: Context, step: Step, scope: Scope) -> Counts:
@@ -23,7 +25,7 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
     prepared = step.prepare(context, scope)
     trial = _Trial(context, step)
     try:
-        return add(prepared, trial.run(scope))
+        return add(prepared, _first(trial, context, scope))
     except (BadRow, TooBig) as error:
         trial.undo()
         if step.source(context) is None:
@@ -35,6 +37,18 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
     if trial.set_aside():
         counts = add(counts, step.withdraw(context, scope))
     return add(prepared, counts) | {"bisected": {"statements": trial.statements}}
+
+
+def _first(trial: _Trial, context: Context, scope: Scope) -> Counts:
+    """The whole scope: as if nothing of it were there, and where something is, with care."""
+    if not (context.is_repeat or scope.again):
+        try:
+            return trial.run(replace(scope, is_new=True))
+        except BadRow as error:
+            if error.sqlstate != _UNIQUE_VIOLATION:
+                raise
+            trial.undo()
+    return trial.run(scope)
 
 
 def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:

@@ -19,6 +19,7 @@ _STORE = (
     "INSERT INTO migration.differences"
     " (run_id, stage, batch_id, kind, entity, legacy_key, target_table, detail)"
     " SELECT :run_id, :stage, :batch_id, found.* FROM ({statement}) AS found"
+    " ON CONFLICT DO NOTHING"
 )
 
 # By the row's own key, or by its owner: a tool that has lost its subscription still has a suite.
@@ -57,11 +58,17 @@ WHERE d.id IN (
 
 
 def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
-    """Check one page with the step's own expectations, in the batch's transaction."""
-    found = _store(context, stage, step.differences(context, scope), scope)
+    """Check one page with the step's own expectations, in the batch's transaction.
+
+    Row by row only where the page's sums do not say at once that all is right.
+    """
     account = step.account(context, scope)
     parameters = context.parameters | scope.parameters
     row = context.connection.execute(text(account), parameters).one() if account else None
+    statements = step.differences(context, scope)
+    if not getattr(row, "tallies", False):
+        statements = [*statements, *step.details(context, scope)]
+    found = _store(context, stage, statements, scope)
     if stage == RECONCILIATION:
         return {"users_checked": row.users_checked if row else 0, "discrepancies": found}
     counted = entities(row) if row else {}

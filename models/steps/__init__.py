@@ -54,7 +54,7 @@ def steps_of(stage: str) -> list[Step]:
             step
             for step in STEPS
             # What a step inherits is verified by the step that it inherits from.
-            if step.stage != RECONCILIATION and "differences" in vars(type(step))
+            if step.stage != RECONCILIATION and {"differences", "details"} & vars(type(step)).keys()
         ]
     return [step for step in STEPS if step.stage == stage]
 

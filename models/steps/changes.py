@@ -13,6 +13,7 @@ from sqlalchemy import text
 
 from models import keys
 from models.legacy import key_cast, list_cast
+from models.steps import users_verification
 from models.steps.base import Context, Counts, Scope, add, only_written
 from models.steps.credits import Credits
 from models.steps.orphans import Orphans
@@ -99,7 +100,12 @@ class ChangedUsers(Users):
         return only_written(found)
 
     def recheck(self, context: Context, scope: Scope) -> list[str]:
-        return self.differences(context, scope) + Credits().differences(context, scope)
+        credits = Credits().differences(context, scope)
+        return [
+            *self.differences(context, scope),
+            *users_verification.details(context, scope),
+            *credits,
+        ]
 
 
 class ChangedProjects(Projects):
@@ -127,7 +133,7 @@ class ChangedProjects(Projects):
             tool_id=keys.id_of(keys.PROJECT_TOOL, "k.id", key),
             usage_id=keys.id_of(keys.PROJECT_USAGE, "k.id", key),
         )
-        return [*self.differences(context, scope), left]
+        return [*self.details(context, scope), left]
 
 
 class LateUsers(ChangedUsers):

@@ -22,14 +22,16 @@ set_aside AS (
 SELECT count(*) AS subscriptions, count(*) AS subscriptions_quarantined FROM orphan
 """
 
-_DIFFERENCES = """
+_MISSING = """
 SELECT 'missing', 'subscription', s.id::text, 'quarantine', 'no owner'
 FROM {subscriptions} s
 LEFT JOIN {users} u ON u.id = s.user_id
 LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
   AND q.state IN ('open', 'accepted')
 WHERE {scope} AND u.id IS NULL AND q.legacy_key IS NULL
-UNION ALL
+"""
+
+_EXTRA = """
 SELECT 'extra', 'subscription', s.id::text, 'tool_usage_logs', 'set aside'
 FROM migration.quarantine q
 JOIN {subscriptions} s ON s.id::text = q.legacy_key
@@ -38,7 +40,8 @@ WHERE q.entity = 'subscription' AND q.state IN ('open', 'accepted') AND {scope}
 """
 
 _ACCOUNT = """
-SELECT count(*) AS subscriptions, count(q.legacy_key) AS subscriptions_quarantined
+SELECT count(*) AS subscriptions, count(q.legacy_key) AS subscriptions_quarantined,
+  count(*) = count(q.legacy_key) AS tallies
 FROM {subscriptions} s
 LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
   AND q.state IN ('open', 'accepted')
@@ -67,7 +70,10 @@ class Orphans(Step):
     def differences(self, context: Context, scope: Scope) -> list[str]:
         key = context.legacy.subscriptions.columns["id"].base
         usage_id = keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key)
-        return [context.render(_DIFFERENCES, scope=_condition(context, scope), usage_id=usage_id)]
+        return [context.render(_EXTRA, scope=_condition(context, scope), usage_id=usage_id)]
+
+    def details(self, context: Context, scope: Scope) -> list[str]:
+        return [context.render(_MISSING, scope=_condition(context, scope))]
 
     def account(self, context: Context, scope: Scope) -> str:
         return context.render(_ACCOUNT, scope=_condition(context, scope))

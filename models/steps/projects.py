@@ -11,7 +11,7 @@ import functools
 from models import keys
 from models.catalog import Table
 from models.legacy import key_cast
-from models.steps import projects_changes, projects_verification
+from models.steps import projects_changes, projects_tally, projects_verification
 from models.steps.base import Context, Counts, Scope, Step, add, counts
 from models.steps.removal import is_still_ours
 from models.steps.users import assigned_by
@@ -49,15 +49,13 @@ tool AS (
     jsonb_build_object('project_id', c.legacy_key, 'gpt_id', c.gpt_id)::{tool_json},
     CAST('free' AS {tool_tier}), 0, true, false, now(), now(), c.suite_id
   FROM choice c
-  ON CONFLICT (id) DO UPDATE SET
-    name = excluded.name, configuration = excluded.configuration
-  WHERE t.name <> excluded.name
+  {unless_there_is_tool}
   RETURNING xmax = 0 AS is_new
 ),
 assignment AS (
   INSERT INTO {tool_assignments} (tool_id, user_id, assigned_by, assigned_at, permissions)
   SELECT c.tool_id, c.user_id, {assigned_by}, now(), '{{"full_access"\\: true}}' FROM choice c
-  ON CONFLICT (tool_id, user_id) DO NOTHING
+  {unless_there_is_assignment}
   RETURNING 1
 ),
 usage_log AS (
@@ -66,7 +64,7 @@ usage_log AS (
   SELECT c.usage_id, c.user_id, c.tool_id, :run_id, 'migration', '{{}}', 0, 'completed',
     now(), now(), 0
   FROM choice c
-  ON CONFLICT (id) DO NOTHING
+  {unless_there_is_id}
   RETURNING 1
 ),
 set_aside AS (
@@ -90,6 +88,11 @@ FROM project
 """
 
 
+# What an earlier run made takes the newer choice.
+_RENAME = """UPDATE SET name = excluded.name, configuration = excluded.configuration
+  WHERE t.name <> excluded.name"""
+
+
 class Projects(Step):
     """Creates the tool of every project that has an active GPT."""
 
@@ -109,17 +112,21 @@ class Projects(Step):
             found += projects_changes.after(context, scope, names)
         return functools.reduce(add, found)
 
-    def differences(self, context: Context, scope: Scope) -> list[str]:
-        return projects_verification.differences(context, scope)
+    def details(self, context: Context, scope: Scope) -> list[str]:
+        key = context.legacy.projects.columns["id"].base
+        return projects_verification.details(context, scope.condition("p.id", key))
 
     def account(self, context: Context, scope: Scope) -> str:
-        return projects_verification.account(context, scope)
+        return projects_tally.tally(context, scope)
 
 
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     key = context.legacy.projects.columns["id"].base
     return {
         "scope": scope.condition("p.id", key),
+        "unless_there_is_tool": scope.unless_there("id", _RENAME),
+        "unless_there_is_id": scope.unless_there("id"),
+        "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
         "kind": key_cast(key),
         "tool_id": keys.id_of(keys.PROJECT_TOOL, "p.id", key),
         "usage_id": keys.id_of(keys.PROJECT_USAGE, "p.id", key),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models import keys
-from models.steps.base import Context, Scope
+from models.steps.base import Context
 from models.steps.verification import (
     Check,
     system_assigner,
@@ -120,30 +120,17 @@ WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> '
                        WHERE r.id = :own_run)
 """
 
-_ACCOUNT = """
-SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined
-FROM {projects} p LEFT JOIN migration.quarantine q
-  ON q.entity = 'project' AND q.legacy_key = p.id::text AND q.state IN ('open', 'accepted')
-WHERE {scope}
-"""
 
-
-def differences(context: Context, scope: Scope) -> list[str]:
-    """The statements over one page of projects."""
+def details(context: Context, condition: str) -> list[str]:
+    """The statements over the projects `p` that the condition picks."""
     key = context.legacy.projects.columns["id"].base
     return [
         context.render(
             sql,
-            scope=scope.condition("p.id", key),
+            scope=condition,
             tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
             usage_id=keys.id_of(keys.PROJECT_USAGE, "p.id", key),
             assigned_by=system_assigner(context),
         )
         for sql in (with_checks(_PROJECTS, _CHECKS), _SET_ASIDE)
     ]
-
-
-def account(context: Context, scope: Scope) -> str:
-    """The statement that counts one page of projects."""
-    key = context.legacy.projects.columns["id"].base
-    return context.render(_ACCOUNT, scope=scope.condition("p.id", key))

@@ -9,8 +9,8 @@ from models import keys
 from models.catalog import Table
 from models.steps.base import Context, Counts, Scope, Step
 
-# Only a tool made for this very choice is switched to: whoever chose another GPT meanwhile keeps
-# it, and the verification says so.
+# Only a tool made for this very choice is switched to. `u` is the row as it is locked: a GPT that
+# somebody chose since the snapshot stays, and the change is taken up like any other.
 _SWITCH = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, p.active_gpt_id, p.is_template, t.id AS tool_id
@@ -19,7 +19,6 @@ WITH project AS MATERIALIZED (
   WHERE {scope} AND (p.is_template IS NULL OR t.id IS NOT NULL) AND NOT EXISTS (
     SELECT FROM migration.quarantine q WHERE q.entity = 'project' AND q.legacy_key = p.id::text
       AND q.state IN ('open', 'accepted'))
-  FOR NO KEY UPDATE OF p
 ),
 image AS (
   INSERT INTO migration.before_images AS b (run_id, entity, legacy_key, was)
@@ -27,19 +26,22 @@ image AS (
     'active_gpt_id', CASE WHEN p.tool_id IS NOT NULL THEN p.active_gpt_id END,
     'is_template', p.is_template))
   FROM project p
-  -- A GPT chosen since the last switch is the one to go back to.
-  ON CONFLICT (entity, legacy_key, run_id) DO UPDATE SET was = b.was
-    || jsonb_strip_nulls(jsonb_build_object('active_gpt_id', excluded.was -> 'active_gpt_id'))
+  {unless_there_is_image}
 ),
 switched AS (
   UPDATE {projects} u SET
-    active_gpt_id = coalesce(p.tool_id, u.active_gpt_id),
+    active_gpt_id = CASE WHEN u.active_gpt_id IS NOT DISTINCT FROM p.active_gpt_id
+      THEN coalesce(p.tool_id, u.active_gpt_id) ELSE u.active_gpt_id END,
     is_template = coalesce(u.is_template, false)
   FROM project p WHERE u.id = p.id
   RETURNING 1
 )
 SELECT count(*) FROM switched
 """
+
+# A GPT chosen since the last switch is the one to go back to.
+_REMEMBER = """UPDATE SET was = b.was
+    || jsonb_strip_nulls(jsonb_build_object('active_gpt_id', excluded.was -> 'active_gpt_id'))"""
 
 
 class Switch(Step):
@@ -59,6 +61,7 @@ class Switch(Step):
             _SWITCH,
             scope,
             scope=scope.condition("p.id", key),
+            unless_there_is_image=scope.unless_there("entity, legacy_key, run_id", _REMEMBER),
             tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
         ).scalar()
         return {"switched": switched}

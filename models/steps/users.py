@@ -12,7 +12,12 @@ from models import keys
 from models.catalog import TEXT_TYPES, Table, quote
 from models.declared import ENUMS
 from models.legacy import optional
-from models.steps import users_changes, users_verification
+from models.steps import (
+    projects_verification,
+    users_changes,
+    users_tally,
+    users_verification,
+)
 from models.steps.base import Context, Counts, Scope, Step, add, counts, default_of
 from models.steps.removal import is_still_ours
 
@@ -25,15 +30,26 @@ SELECT count(*) FROM (
 """
 
 _MIGRATE = """
-WITH legacy AS MATERIALIZED (
+WITH own AS (
+  SELECT DISTINCT ON (o.user_id) o.user_id, o.id FROM {ai_suites} o WHERE {suites_scope}
+  ORDER BY o.user_id, o.created_at, o.id
+),
+log AS (
+  SELECT c.user_id, array_agg(c.id) AS ids,
+    sum(CASE WHEN c.operation = 'deduct' THEN -c.amount ELSE c.amount END) AS total
+  FROM {credit_logs} c WHERE {logs_scope} GROUP BY c.user_id
+),
+legacy AS MATERIALIZED (
   SELECT u.id, u.id::text AS legacy_key, u.email::text AS email,
     btrim(coalesce(u.email::text, ''), :blanks) = '' AS is_bad,
     lower(btrim(coalesce({role}, ''), :blanks)) AS role,
     u.user_type, u.billing_tier, u.organization_id, u.department_id, u.credits_balance, u.is_active,
     own.id AS own_suite_id, {grant_id} AS grant_id, {opening_id} AS opening_id,
-    {suite_id} AS made_suite_id, coalesce(own.id, {suite_id}) AS suite_id
+    {suite_id} AS made_suite_id, coalesce(own.id, {suite_id}) AS suite_id,
+    coalesce(log.total, 0) AS logged, log.ids AS log_ids
   FROM {users} u
-  LEFT JOIN LATERAL ({oldest_suite}) AS own ON true
+  LEFT JOIN own ON own.user_id = u.id
+  LEFT JOIN log ON log.user_id = u.id
   WHERE {scope}
 ),
 -- Rule 1: a null is unset, and so is a server default on a user who has no suite yet.
@@ -54,9 +70,7 @@ owner AS MATERIALIZED (
       AS sets_organization,
     coalesce(l.credits_balance, 0) AS balance,
     CASE WHEN l.role IN ({user_types}) THEN l.role ELSE 'student' END AS mapped_type,
-    NOT EXISTS (SELECT FROM {credit_logs} c WHERE c.id = l.grant_id) AS needs_grant,
-    (SELECT coalesce(sum(CASE WHEN c.operation = 'deduct' THEN -c.amount ELSE c.amount END), 0)
-     FROM {credit_logs} c WHERE c.user_id = l.id) AS logged
+    (l.grant_id = ANY(l.log_ids)) IS NOT TRUE AS needs_grant
   FROM legacy l WHERE NOT l.is_bad
 ),
 typed AS MATERIALIZED (
@@ -76,7 +90,7 @@ suite AS (
     CAST('{{"default_tools"\\: [], "preferences"\\: {{}}, "auto_configuration"\\: true}}'
          AS {suite_json}), true, now(), now()
   FROM typed o WHERE o.own_suite_id IS NULL
-  ON CONFLICT (id) DO NOTHING
+  {unless_there_is_id}
   RETURNING 1
 ),
 read_subscription AS MATERIALIZED (
@@ -102,14 +116,14 @@ tool AS (
     CASE WHEN jsonb_typeof(s.preferences) = 'null' THEN '{{}}' ELSE s.preferences
     END::{tool_json}, CAST('free' AS {tool_tier}), 0, s.is_active, false, now(), now(), s.suite_id
   FROM subscription s WHERE s.reason IS NULL
-  ON CONFLICT (id) DO NOTHING
+  {unless_there_is_id}
   RETURNING 1
 ),
 assignment AS (
   INSERT INTO {tool_assignments} (tool_id, user_id, assigned_by, assigned_at, permissions)
   SELECT s.tool_id, s.user_id, {assigned_by}, now(), '{{"full_access"\\: true}}'
   FROM subscription s WHERE s.reason IS NULL
-  ON CONFLICT (tool_id, user_id) DO NOTHING
+  {unless_there_is_assignment}
   RETURNING 1
 ),
 usage_log AS (
@@ -118,7 +132,7 @@ usage_log AS (
   SELECT s.usage_id, s.user_id, s.tool_id, :run_id, 'migration', '{{}}', 0, 'completed',
     now(), now(), 0
   FROM subscription s WHERE s.reason IS NULL
-  ON CONFLICT (id) DO NOTHING
+  {unless_there_is_id}
   RETURNING 1
 ),
 -- Rule 7: what was there before the log began, then the grant on top; each once a user.
@@ -128,7 +142,7 @@ opening AS (
   SELECT o.opening_id, o.id, CASE WHEN o.balance < o.logged THEN 'deduct' ELSE 'add' END,
     abs(o.balance - o.logged), o.balance, 'migration_opening', :run_id, now()
   FROM typed o WHERE o.needs_grant AND o.balance <> o.logged
-  ON CONFLICT (id) DO NOTHING
+  {unless_there_is_id}
   RETURNING 1
 ),
 granted AS (
@@ -137,7 +151,7 @@ granted AS (
   SELECT o.grant_id, o.id, 'add', g.amount, o.balance + g.amount, 'migration_grant', :run_id, now()
   FROM typed o CROSS JOIN LATERAL (SELECT {grant_amount} AS amount) AS g
   WHERE o.needs_grant
-  ON CONFLICT (id) DO NOTHING
+  {unless_there_is_id}
   RETURNING user_id, amount
 ),
 changed AS MATERIALIZED (
@@ -158,7 +172,7 @@ image AS (
       CASE WHEN NOT c.sets_is_active THEN 'is_active' END,
       CASE WHEN NOT c.sets_organization THEN 'organization_id' END], NULL)), '[]')))
   FROM changed c
-  ON CONFLICT (entity, legacy_key, run_id) DO NOTHING
+  {unless_there_is_image}
 ),
 -- `u` is the row as it is locked: whatever the application wrote since the snapshot stands.
 updated AS (
@@ -260,8 +274,16 @@ class Users(Step):
     def differences(self, context: Context, scope: Scope) -> list[str]:
         return users_verification.differences(context, scope)
 
+    def details(self, context: Context, scope: Scope) -> list[str]:
+        owner_key = context.legacy.users.columns["id"].base
+        theirs = scope.condition("p.user_id", owner_key)
+        return [
+            *users_verification.details(context, scope),
+            *projects_verification.details(context, theirs),
+        ]
+
     def account(self, context: Context, scope: Scope) -> str:
-        return users_verification.account(context, scope)
+        return users_tally.tally(context, scope)
 
 
 def is_later(context: Context, scope: Scope) -> bool:
@@ -276,8 +298,13 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     defaulted = ("user_type", "billing_tier", "is_active", "organization_id")
     return {
         "scope": scope.condition("u.id", user_key),
+        "suites_scope": context.owned(context.target.table("ai_suites"), "o", scope),
+        "logs_scope": context.owned(context.target.table("credit_logs"), "c", scope),
         "parts": scope.parts_condition("s.id", subscription_key),
         "role": optional(users, "role", "NULL", alias="u") + "::text",
+        "unless_there_is_id": scope.unless_there("id"),
+        "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
+        "unless_there_is_image": scope.unless_there("entity, legacy_key, run_id"),
         "own_image": users_changes.OWN_IMAGE,
         "still_ours": is_still_ours(context),
         "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),

@@ -11,6 +11,7 @@ from models.legacy import key_from_text, optional
 from models.steps.base import Context, Scope
 from models.steps.verification import (
     Check,
+    expected_preferences,
     system_assigner,
     tool_checks,
     with_checks,
@@ -112,9 +113,10 @@ LEFT JOIN (
   LEFT JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
   WHERE o.name = 'Default Organization'
 ) AS home ON true
-LEFT JOIN (
+LEFT JOIN LATERAL (
   SELECT e.*, e.updated_at IS NOT DISTINCT FROM e.created_at AS is_as_made FROM {ai_suites} e
-) AS s ON s.id = {suite_id}
+  WHERE e.id = {suite_id} OFFSET 0
+) AS s ON true
 CROSS JOIN LATERAL (VALUES
   {checks}
 ) AS found(kind, target_table, detail, differs)
@@ -238,52 +240,27 @@ WHERE e.usage_id IS NULL AND l.action = 'migration' AND ({is_usage} OR {is_used_
   AND j.is_extra IS NOT FALSE
 """
 
-# Joined as sets: a subquery a user would scan the whole quarantine once for each of them.
-_ACCOUNT = """
-WITH page AS MATERIALIZED (SELECT u.id FROM {users} u WHERE {scope}),
-standing AS MATERIALIZED (
-  SELECT q.entity, q.legacy_key FROM migration.quarantine q
-  WHERE q.entity IN ('user', 'subscription') AND q.state IN ('open', 'accepted')
-)
-SELECT (SELECT count(*) FROM page) AS users,
-  (SELECT count(*) FROM page
-   JOIN standing ON standing.entity = 'user' AND standing.legacy_key = page.id::text
-  ) AS users_quarantined,
-  (SELECT count(*) FROM page JOIN {subscriptions} s ON s.user_id = page.id) AS subscriptions,
-  (SELECT count(*) FROM page JOIN {subscriptions} s ON s.user_id = page.id
-   JOIN standing ON standing.entity = 'subscription' AND standing.legacy_key = s.id::text
-  ) AS subscriptions_quarantined
-"""
-
 
 def differences(context: Context, scope: Scope) -> list[str]:
-    """The statements over one page of users."""
+    """The statements over what is set aside in one page of users."""
+    return [context.render(_SET_ASIDE_USERS, **_expressions(context, scope))]
+
+
+def details(context: Context, scope: Scope) -> list[str]:
+    """The statements over one page of users, and over all that hangs on them."""
     names = _expressions(context, scope)
     statements = (
         with_checks(_USERS, _USER_CHECKS),
-        _SET_ASIDE_USERS,
         with_checks(_SUBSCRIPTIONS, _SUBSCRIPTION_CHECKS),
         _EXTRA,
     )
     return [context.render(sql, **names) for sql in statements]
 
 
-def account(context: Context, scope: Scope) -> str:
-    """The statement that counts one page of users and their subscriptions."""
-    return context.render(_ACCOUNT, scope=_expressions(context, scope)["scope"])
-
-
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     users, subscriptions = context.legacy.users, context.legacy.subscriptions
     user_key = users.columns["id"].base
     key = subscriptions.columns["id"].base
-    document = subscriptions.columns.get("preferences")
-    if document is None:
-        preferences = "NULL::jsonb"
-    elif document.base == "jsonb":
-        preferences = "s.preferences"
-    else:
-        preferences = "migration.try_jsonb(s.preferences::text)"
     return {
         "scope": scope.condition("u.id", user_key),
         "role": "coalesce(" + optional(users, "role", "''", alias="u") + "::text, '')",
@@ -294,7 +271,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "version": optional(subscriptions, "version", "NULL", alias="s") + "::text",
         "status": optional(subscriptions, "status", "'active'", alias="s") + "::text",
         "is_active": optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
-        "preferences": preferences,
+        "preferences": expected_preferences(context),
         "assigned_by": system_assigner(context),
         "is_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
         "is_project_tool": keys.has_kind(keys.PROJECT_TOOL, "t.id"),

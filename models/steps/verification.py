@@ -103,3 +103,13 @@ def system_assigner(context: Context) -> str:
     points_at_user = table.key_on("assigned_by") is not None
     is_text = table.columns["assigned_by"].base in TEXT_TYPES
     return "NULL" if points_at_user or not is_text else "'system'"
+
+
+def expected_preferences(context: Context) -> str:
+    """The preferences of the subscription `s` as jsonb; null where there are none that it takes."""
+    document = context.legacy.subscriptions.columns.get("preferences")
+    if document is None:
+        return "NULL::jsonb"
+    if document.base == "jsonb":
+        return "s.preferences"
+    return "migration.try_jsonb(s.preferences::text)"

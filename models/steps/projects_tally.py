@@ -1,0 +1,43 @@
+"""A page of projects at a glance: whether each is plainly what it must be, in one statement.
+
+What hangs on a project's tool is in the sums of its owner's page (`users_tally.py`). Where one
+project is not plainly right, `projects_verification.py` compares the page and says what is wrong.
+"""
+
+from __future__ import annotations
+
+from models import keys
+from models.steps.base import Context, Scope
+
+_TALLY = """
+SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined,
+  coalesce(bool_and(coalesce(CASE
+    WHEN q.legacy_key IS NOT NULL THEN t.id IS NULL
+    WHEN u.id IS NULL OR p.is_template IS NULL THEN false
+    WHEN btrim(coalesce(p.active_gpt_id, ''), :blanks) = '' THEN t.id IS NULL AND b.was IS NULL
+    ELSE p.active_gpt_id = t.id AND t.name = b.was ->> 'active_gpt_id' AND t.is_active
+      AND t.version IS NULL AND t.configuration::jsonb
+        = jsonb_build_object('project_id', p.id::text, 'gpt_id', t.name)
+  END, false)), true) AS tallies
+FROM {projects} p
+LEFT JOIN migration.quarantine q ON q.entity = 'project' AND q.legacy_key = p.id::text
+  AND q.state IN ('open', 'accepted')
+LEFT JOIN {users} u ON u.id = p.user_id
+LEFT JOIN {ai_tools} t ON t.id = {tool_id}
+LEFT JOIN LATERAL (
+  SELECT i.was FROM migration.before_images i
+  WHERE i.entity = 'project' AND i.legacy_key = p.id::text
+    AND i.was ? 'active_gpt_id' ORDER BY i.run_id DESC LIMIT 1
+) AS b ON true
+WHERE {scope}
+"""
+
+
+def tally(context: Context, scope: Scope) -> str:
+    """The statement that counts one page of projects, and says whether all are plainly right."""
+    key = context.legacy.projects.columns["id"].base
+    return context.render(
+        _TALLY,
+        scope=scope.condition("p.id", key),
+        tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
+    )
