@@ -26,14 +26,13 @@ from models.steps import (
     VERIFICATION,
     stage_names,
     stages_before,
-    steps_of,
 )
-from models.steps.base import Context, Step
-from producer import partition, retried
+from models.steps.base import Context
+from producer import partition, retried, windows
 from producer.queue import Message, publish_window
 
-# A stage's `step` once the last of its steps has been cut.
-CUT = ""
+# One is worked on while the next one waits, so that nobody waits for the last batch of a window.
+WINDOWS = 2
 _ANALYZE = (
     "ANALYZE migration.quarantine (entity, legacy_key, state),"
     " migration.before_images (entity, legacy_key, run_id),"
@@ -108,11 +107,11 @@ def _open_run_id(connection: Connection) -> str | None:
 def advance(engine: Engine, settings: Settings, run_id: str) -> None:
     """Open whatever can be opened now, close what is complete, and publish the new batches.
 
-    Does nothing while batches are open, and nothing to a run that is paused or over.
+    Does nothing while enough is open, and nothing to a run that is paused or over.
     """
     with transaction(engine) as connection:
-        windows = _advance(connection, settings, run_id)
-    for window in windows:
+        opened = _advance(connection, settings, run_id)
+    for window in opened:
         publish_window(window)
 
 
@@ -126,7 +125,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     rows = connection.execute(sa.select(stages).where(stages.c.run_id == run_id)).all()
     state = {row.name: row.state for row in rows}
     context: Context | None = None
-    windows: list[list[Message]] = []
+    opened: list[list[Message]] = []
     for row in sorted(rows, key=lambda row: row.position):
         if state[row.name] == "done" or any(
             state[name] != "done" for name in stages_before(row.name)
@@ -137,31 +136,34 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
                 context = context or Context.read(connection, settings, run)
                 retried.take_up_differences(context)
             if _fail_on_differences(connection, run_id):
-                return windows
-        if _open_batches(connection, run_id, row.name):
-            windows.append(_publish_waiting(connection, run_id, row.name))
+                return opened
+        open_windows = _open_windows(connection, run_id, row.name)
+        if open_windows:
+            opened.append(_publish_waiting(connection, run_id, row.name))
+        if open_windows >= WINDOWS:
             continue
         error = _failed_batch(connection, run_id, row.name)
         if error is not None:
-            _set_stage(connection, row, state="failed", finished_at=sa.func.clock_timestamp())
+            if open_windows:
+                continue
+            _close_stage(connection, row, "failed")
             move_run(connection, run_id, "failed", error=f"{row.name}: {error}")
             return []
         if row.started_at is None:
             # New tables fill within minutes; taken for empty, they are looped over row by row.
             connection.exec_driver_sql(_ANALYZE)
         context = context or Context.read(connection, settings, run)
-        window = _open_window(connection, context, run, row)
-        if window:
-            windows.append(window)
-        else:
+        cut = _open_windows_of(connection, context, run, row.name, open_windows)
+        opened += cut
+        if not (open_windows or cut):
             state[row.name] = "done"
-            _set_stage(connection, row, state="done", finished_at=sa.func.clock_timestamp())
-    if windows and run.state == "preparing":
+            _close_stage(connection, row, "done")
+    if opened and run.state == "preparing":
         move_run(connection, run_id, "running")
     over = all(value == "done" for value in state.values())
     if over and not _fail_on_differences(connection, run_id):
         _complete(connection, run_id, was=run.state)
-    return windows
+    return opened
 
 
 def require_same_tables(run: Any, settings: Settings) -> None:
@@ -174,116 +176,40 @@ def require_same_tables(run: Any, settings: Settings) -> None:
         )
 
 
-def _open_window(connection: Connection, context: Context, run: Any, stage: Any) -> list[Message]:
-    """Cut the stage's next window into the ledger; [] when there is nothing left to cut."""
-    steps = steps_of(stage.name)
-    names = [step.name for step in steps]
-    after = stage.last_key
-    if stage.step == CUT:
-        return []
-    for step in steps[names.index(stage.step) if stage.step else 0 :]:
-        found, after = _cut(connection, context, run, stage, step, after)
-        if found:
-            following = names.index(step.name) + 1
-            next_step = names[following] if following < len(names) else CUT
-            _set_stage(
-                connection,
-                stage,
-                state="running",
-                step=step.name if after is not None else next_step,
-                last_key=after,
-                window=stage.window + 1,
-                started_at=sa.func.coalesce(stages.c.started_at, sa.func.clock_timestamp()),
-            )
-            return _insert(connection, stage, step, found)
-    _set_stage(
-        connection,
-        stage,
-        step=CUT,
-        started_at=sa.func.coalesce(stages.c.started_at, sa.func.clock_timestamp()),
+def _open_windows(connection: Connection, run_id: str, stage: str) -> int:
+    """Windows of the stage of which a batch is open."""
+    return int(
+        connection.scalar(
+            sa.select(sa.func.count(batches.c.window.distinct()))
+            .where(batches.c.run_id == run_id, batches.c.stage == stage)
+            .where(batches.c.state.in_(("pending", "running")))
+        )
+        or 0
     )
-    return []
 
 
-def _cut(
-    connection: Connection, context: Context, run: Any, stage: Any, step: Step, after: str | None
-) -> tuple[list[dict[str, Any]], str | None]:
-    """The next batches of one step, and the key to go on from (None: the step is cut)."""
-    round_ = int(after) if after and after.isdecimal() else 0
-    lists = step.key_lists(context, round_)
-    if lists is not None:
-        found = [{"key_list": keys, "rows": 0} for keys in lists]
-        return found, str(round_ + 1) if found else None
-    table = step.source(context)
-    assert table is not None
-    first = after is None
-    rows = _batch_rows(connection, run, stage.name, step.name)
-    pages = partition.window_pages(0 if first else stage.window)
-    cut = partition.cut(connection, table, after=after, rows=rows, pages=pages)
-    last = cut[-1].high if len(cut) == pages else None
-    return [{"low": page.low, "high": page.high, "rows": page.rows} for page in cut], last
+def _open_windows_of(
+    connection: Connection, context: Context, run: Any, name: str, is_open: int
+) -> list[list[Message]]:
+    """Cut windows until as many are open as may be, or none can be cut now."""
+    opened: list[list[Message]] = []
+    while is_open + len(opened) < WINDOWS:
+        stage = connection.execute(
+            sa.select(stages).where(stages.c.run_id == run.id, stages.c.name == name)
+        ).one()
+        busy = is_open + len(opened) > 0
+        window = windows.open_next(connection, context, run, stage, is_busy=busy)
+        if not window:
+            break
+        opened.append(window)
+    return opened
 
 
-def _batch_rows(connection: Connection, run: Any, stage: str, step: str) -> int:
-    """The size of the next window's batches: as set, or from how long the last ones took."""
-    if run.batch_size != "auto":
-        return int(run.batch_size)
-    seconds = sa.extract("epoch", batches.c.finished_at - batches.c.started_at)
-    recent = (
-        sa.select(batches.c.rows, seconds.label("seconds"))
-        .where(batches.c.run_id == run.id, batches.c.stage == stage, batches.c.step == step)
-        .where(batches.c.state == "done", batches.c.low.is_not(None) | batches.c.high.is_not(None))
-        .order_by(batches.c.id.desc())
-        .limit(8)
-        .subquery()
-    )
-    took = connection.execute(
-        sa.select(sa.func.sum(recent.c.rows), sa.func.sum(recent.c.seconds), sa.func.count())
-    ).one()
-    if not took[2] or not took[0]:
-        return partition.FIRST_ROWS
-    return partition.next_rows(int(took[0] / took[2]), float(took[1]) / int(took[2]))
-
-
-def _insert(
-    connection: Connection, stage: Any, step: Step, found: list[dict[str, Any]]
-) -> list[Message]:
-    blank = {"low": None, "high": None, "key_list": None}
-    ids = connection.scalars(
-        sa.insert(batches)
-        .values(published_at=sa.func.clock_timestamp())
-        .returning(batches.c.id, sort_by_parameter_order=True),
-        [
-            {
-                **blank,
-                **values,
-                "run_id": stage.run_id,
-                "stage": stage.name,
-                "step": step.name,
-                "window": stage.window + 1,
-            }
-            for values in found
-        ],
-    ).all()
-    return [Message(stage.run_id, batch_id, stage.name, step.name) for batch_id in ids]
-
-
-def _set_stage(connection: Connection, stage: Any, **values: Any) -> None:
+def _close_stage(connection: Connection, stage: Any, state: str) -> None:
     connection.execute(
         sa.update(stages)
         .where(stages.c.run_id == stage.run_id, stages.c.name == stage.name)
-        .values(**values)
-    )
-
-
-def _open_batches(connection: Connection, run_id: str, stage: str) -> bool:
-    return bool(
-        connection.scalar(
-            sa.select(sa.true())
-            .where(batches.c.run_id == run_id, batches.c.stage == stage)
-            .where(batches.c.state.in_(("pending", "running")))
-            .limit(1)
-        )
+        .values(state=state, finished_at=sa.func.clock_timestamp())
     )
 
 

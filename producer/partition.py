@@ -12,7 +12,18 @@ from models.legacy import key_cast
 TARGET_SECONDS = 2.0
 FIRST_ROWS, SMALLEST_ROWS, LARGEST_ROWS = 500, 50, 20_000
 FIRST_WINDOW, LARGEST_WINDOW = 8, 256
+# No batch is more than this part of what is left for each worker, so that none ends long before
+# the others; nor is it cut so small for that.
+SHARES = 8
 EXACT_COUNT_LIMIT = 1_000_000
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the next window is: rows a batch, and batches."""
+
+    rows: int
+    pages: int
 
 
 @dataclass(frozen=True)
@@ -56,13 +67,22 @@ def window_pages(window: int) -> int:
 def next_rows(rows: int, seconds: float) -> int:
     """The batch size that would have taken TARGET_SECONDS, given what `rows` rows took.
 
-    rows · target / seconds, changed by at most a factor of four at a time, as GitLab's batch
-    optimizer moves towards its target range instead of jumping there
+    rows · target / seconds, at most eight times and at least a quarter of what it was, as GitLab's
+    batch optimizer moves towards its target range instead of jumping there
     (lib/gitlab/database/background_migration/batch_optimizer.rb).
     """
     factor = TARGET_SECONDS / max(seconds, 0.001)
-    wanted = rows * min(4.0, max(0.25, factor))
+    wanted = rows * min(8.0, max(0.25, factor))
     return int(min(LARGEST_ROWS, max(SMALLEST_ROWS, wanted)))
+
+
+def share(rows_left: int, workers: int) -> int:
+    """The most rows that a batch may have, so that all workers are done at about the same time.
+
+    Fixed-size chunking with SHARES chunks a worker (Kruskal and Weiss, Allocating independent
+    subtasks on parallel processors, 1985): the last batch costs 1 / (2 · SHARES) of the time.
+    """
+    return max(FIRST_ROWS, rows_left // (SHARES * max(1, workers)))
 
 
 def count_rows(connection: Connection, table: Table) -> int:

@@ -61,6 +61,7 @@ subscription AS (
   FROM page JOIN {subscriptions} s ON s.user_id = page.id
   LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
     AND q.state IN ('open', 'accepted')
+  OFFSET 0
 ),
 asked AS (
   SELECT count(*) AS subscriptions, count(*) FILTER (WHERE e.stands) AS rows,

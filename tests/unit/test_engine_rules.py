@@ -51,10 +51,10 @@ def test_every_open_state_leads_to_an_end_and_every_end_but_success_back() -> No
         assert (state, "running") in RUN_TRANSITIONS
 
 
-def test_a_batch_size_moves_towards_its_target_by_at_most_four() -> None:
+def test_a_batch_size_moves_towards_its_target_by_at_most_eight() -> None:
     assert next_rows(500, 2.0) == 500
     assert next_rows(500, 1.0) == 1000
-    assert next_rows(500, 0.01) == 2000
+    assert next_rows(500, 0.01) == 4000
     assert next_rows(500, 100) == 125
     assert next_rows(60, 100) == SMALLEST_ROWS
     assert next_rows(LARGEST_ROWS, 0) == LARGEST_ROWS
