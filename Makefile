@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test faults lint lock servers-stop clean
+.PHONY: help demo test faults bench lint lock servers-stop clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ test: $(stamp) ## Run the tests; ARGS="-k name"
 
 faults: $(stamp) ## Injure it in some forty ways, 20 times each; ARGS="--repetitions 3 --only Redis"
 	@$(venv)/python -m tests.faults $(ARGS)
+
+bench: $(stamp) ## Time it against what one would write by hand; ARGS="--users 10000"
+	@$(venv)/python -m bench $(ARGS)
 
 lint: $(stamp) ## Check style, types and imports
 	@$(venv)/ruff check

@@ -1,0 +1,1 @@
+"""Benchmarks: the product against what one would write by hand (`make bench`)."""
