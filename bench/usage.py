@@ -97,7 +97,7 @@ class Usage:
 def _is_below(process: psutil.Process, folder: str) -> bool:
     with suppress(psutil.Error):
         line = process.cmdline()
-        return any(part.startswith(folder) for part in line)
+        return folder in " ".join(line)
     return False
 
 

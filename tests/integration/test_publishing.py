@@ -1,0 +1,39 @@
+"""A window goes out in a few flushes, as a chord that Celery's own workers understand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from contextlib import closing
+
+import redis
+
+from worker.envelope import admit
+
+MESSAGES = 1_200
+_PUBLISH = f"""
+from producer.queue import Message, publish_window
+run = "20260101-000000-abcd"
+publish_window([Message(run, n, "users", "users") for n in range(1, {MESSAGES + 1})])
+"""
+
+
+def test_a_window_is_one_chord_in_few_round_trips(
+    redis_url: str, run_alone: Callable[[str], subprocess.CompletedProcess[str]]
+) -> None:
+    with closing(redis.Redis.from_url(redis_url)) as client:
+        before = client.info("stats")["total_reads_processed"]
+        ended = run_alone(_PUBLISH)
+        assert ended.returncode == 0, ended.stderr
+        assert client.info("stats")["total_reads_processed"] - before < 100
+        items = client.lrange("migration:migration.users", 0, -1)
+        assert len(items) == MESSAGES
+        headers = [json.loads(item)["headers"] for item in items]
+        assert len({header["id"] for header in headers}) == MESSAGES
+        assert {header["group_index"] for header in headers} == set(range(MESSAGES))
+        (group,) = {header["group"] for header in headers}
+        size = next(key for key in client.scan_iter("*.s") if group.encode() in key)
+        assert int(client.get(size)) == MESSAGES
+        # A worker's gate lets each of them in.
+        assert all(json.loads(admit("migration.users", item)) for item in items)
