@@ -69,7 +69,9 @@ runs = sa.Table(
     # Taken up again after it, or a later run, was complete: what it had written may have changed
     # since in the new application, and is no more its own than what an earlier run wrote.
     sa.Column("handed_over", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("throttled", sa.Boolean, nullable=False, server_default=sa.false()),
+    # Why no batch is begun at present, and when a worker said so last: it says so every second.
+    sa.Column("throttled_by", sa.Text),
+    _now("throttled_at", null=True),
     sa.Column("grants", pg.JSONB, nullable=False),
     sa.Column("batch_size", sa.Text, nullable=False),
     # The legacy tables' names: a worker that is set to others must not touch this run.
@@ -87,6 +89,15 @@ runs = sa.Table(
         unique=True,
         postgresql_where=sa.text("state IN ('preparing', 'running', 'paused', 'rolling_back')"),
     ),
+)
+# How long a worker's word counts; workers that are gone throttle nothing.
+THROTTLED_SECONDS = 5
+throttled_by = sa.case(
+    (
+        runs.c.throttled_at
+        > sa.func.clock_timestamp() - sa.text(f"interval '{THROTTLED_SECONDS} seconds'"),
+        runs.c.throttled_by,
+    )
 )
 stages = sa.Table(
     "stages",

@@ -76,6 +76,7 @@ class RunReport(BaseModel):
     run_id: str | None = None
     state: str | None = None
     throttled: bool = False
+    throttled_by: str | None = None
     users: Standing = Field(default_factory=Standing)
     subscriptions: Standing = Field(default_factory=Standing)
     projects: Standing = Field(default_factory=Standing)

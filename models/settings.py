@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.errors import Misconfigured
+from models.signals import Limits, parse_limits
 
 DEFAULT_GRANTS = "student=100,teacher=500,admin=1000,*=100"
 MAX_BATCH_SIZE = 100_000
@@ -34,6 +35,9 @@ class Settings(BaseSettings):
     batch_size: int | Literal["auto"] = Field("auto", alias="MIGRATION_BATCH_SIZE")
     credit_grants: Annotated[dict[str, Decimal], NoDecode] = Field(
         DEFAULT_GRANTS, alias="MIGRATION_CREDIT_GRANTS", validate_default=True
+    )
+    throttle: Annotated[Limits, NoDecode] = Field(
+        "", alias="MIGRATION_THROTTLE", validate_default=True
     )
     api_urls: Annotated[tuple[str, ...], NoDecode] = Field((), alias="MIGRATION_API_URLS")
 
@@ -74,6 +78,11 @@ class Settings(BaseSettings):
     @classmethod
     def _parse_grants(cls, text: object) -> object:
         return parse_grants(text) if isinstance(text, str) else text
+
+    @field_validator("throttle", mode="before")
+    @classmethod
+    def _parse_throttle(cls, text: object) -> object:
+        return parse_limits(text) if isinstance(text, str) else text
 
     @field_validator("api_urls", mode="before")
     @classmethod

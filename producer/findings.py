@@ -29,7 +29,7 @@ class Seen:
 
 def of(seen: Seen) -> list[Finding]:
     """The findings, the cause before what follows from it; never none."""
-    found = [*_servers(seen), *_run(seen), *_blocked(seen)]
+    found = [*_servers(seen), *_run(seen), *_throttled(seen), *_blocked(seen)]
     if seen.before.is_moving:
         found += [*_workers(seen), *_expired(seen), *_unpublished(seen), *_errors(seen)]
     if not found:
@@ -75,6 +75,15 @@ def _run(seen: Seen) -> Iterator[Finding]:
     if run.state in said:
         message, hint = said[run.state]
         yield Finding(kind=run.state, message=f"Run {run.id} {message}", hint=hint)
+
+
+def _throttled(seen: Seen) -> Iterator[Finding]:
+    if seen.after.throttled_by:
+        yield Finding(
+            kind="throttled",
+            message=f"No batch is begun, for the database's sake: {seen.after.throttled_by}",
+            hint="It goes on by itself; the limits are in MIGRATION_THROTTLE of the workers.",
+        )
 
 
 def _blocked(seen: Seen) -> Iterator[Finding]:

@@ -30,6 +30,8 @@ def summary(console: Console, found: RunReport) -> None:
         f"Run [bold]{found.run_id}[/] is [bold]{found.state}[/] after {found.seconds:.1f} s"
         f" ({found.users_per_second:,.0f} users/s)"
     )
+    if found.throttled_by:
+        console.print(f"[yellow]Throttled:[/] {found.throttled_by}; it goes on by itself")
     standings = _table("legacy rows", "total", "migrated", "set aside")
     for name in ("users", "subscriptions", "projects"):
         row = getattr(found, name)

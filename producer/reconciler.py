@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from models.claims import is_expired, lapses_too_often
 from models.database import classify, transaction
 from models.errors import MigrationError
-from models.ledger import SCHEMA, batches, move_batches, runs
+from models.ledger import SCHEMA, batches, move_batches, runs, throttled_by
 from models.settings import Settings
 from producer import enqueue, poison
 from producer.queue import QUEUES, Message, app, publish_again
@@ -102,7 +102,8 @@ def _take_lost(connection: Connection) -> list[Message]:
         sa.select(*_COLUMNS)
         .join(runs, runs.c.id == batches.c.run_id)
         .where(batches.c.state == "pending", batches.c.published_at < age)
-        .where(runs.c.state.in_(("preparing", "running")))
+        # While it is throttled, workers hold messages that they have not claimed.
+        .where(runs.c.state.in_(("preparing", "running")), throttled_by.is_(None))
     )
     kinds = connection.execute(
         waiting.with_only_columns(

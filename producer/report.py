@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine
 
 from models.database import transaction
 from models.errors import UnknownRun
-from models.ledger import OPEN_STATES, SCHEMA, differences, quarantine, runs
+from models.ledger import OPEN_STATES, SCHEMA, differences, quarantine, runs, throttled_by
 from models.messages import (
     ErrorReport,
     Reconciliation,
@@ -119,6 +119,7 @@ def _report(connection: Connection, run: Any) -> RunReport:
         )
         or 0
     )
+    throttled = connection.scalar(sa.select(throttled_by).where(runs.c.id == run.id))
     found = progress.stages_of(connection, run)
     by_name = {stage.name: stage for stage in found}
     counts = progress.counts_of(connection, run.id)
@@ -130,7 +131,8 @@ def _report(connection: Connection, run: Any) -> RunReport:
     report = RunReport(
         run_id=run.id,
         state=run.state,
-        throttled=run.throttled,
+        throttled=bool(throttled),
+        throttled_by=throttled,
         **standings,
         rows=Rows(**{name: counts.get(("written", name), 0) for name in progress.WRITTEN}),
         credits_granted=counts.get(("written", "credits_granted"), Decimal(0)),

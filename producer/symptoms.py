@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from models.claims import is_expired
-from models.ledger import batches, stages
+from models.ledger import batches, runs, stages, throttled_by
 from models.messages import Blocker, OpenStage, QueueState, Work
 from models.steps import stages_before
 from producer import report
@@ -29,6 +29,7 @@ class Ledger:
     now: datetime
     stages: list[Any]
     batches: dict[int, Any]
+    throttled_by: str | None
 
     @property
     def is_moving(self) -> bool:
@@ -74,7 +75,9 @@ def ledger(connection: Connection, run_id: str | None) -> Ledger:
         .where(columns.run_id == run.id, columns.state != "done")
         .order_by(columns.id)
     )
-    return Ledger(run, moment, list(in_order), {batch.id: batch for batch in still})
+    by_id = {batch.id: batch for batch in still}
+    throttled = connection.scalar(sa.select(throttled_by).where(runs.c.id == run.id))
+    return Ledger(run, moment, list(in_order), by_id, throttled)
 
 
 def open_stages(found: Ledger) -> list[OpenStage]:

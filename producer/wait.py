@@ -35,6 +35,7 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
     progress = _progress(console)
     display: AbstractContextManager[Any] = progress if console.is_terminal else nullcontext()
     said: str | None = None
+    throttled: str | None = None
     seen: object = None
     with display:
         while True:
@@ -48,6 +49,7 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
                     last_tick = now
                     reconciler.tick(engine, settings)
                 _show(progress, found)
+                throttled = _say_throttled(console, found, throttled)
                 state = [(stage.name, stage.batches.done) for stage in found.stages]
                 if state != seen:
                     said, seen, last_change = _say_stage(console, found, said), state, now
@@ -113,6 +115,15 @@ def _show(progress: Progress, found: RunReport) -> None:
             pace=pace,
             eta=left,
         )
+
+
+def _say_throttled(console: Console, found: RunReport, said: str | None) -> str | None:
+    """One line whenever the run is held back, and one when it goes on."""
+    if found.throttled_by and said is None:
+        console.print(f"Throttled: {found.throttled_by}; it goes on by itself")
+    elif said and not found.throttled_by:
+        console.print("Going on")
+    return found.throttled_by
 
 
 def _say_stage(console: Console, found: RunReport, said: str | None) -> str:

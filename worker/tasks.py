@@ -6,11 +6,14 @@ import os
 import socket
 from typing import Any
 
+from celery.exceptions import Reject
+
+from models.errors import Stopped
 from models.steps import STEPS
 from producer import enqueue
 from producer.connect import engine, settings
 from producer.queue import ADVANCE, app
-from worker import batch
+from worker import batch, throttle
 
 # A batch that hangs outside SQL would renew its lease for ever. Its process is killed after this
 # time, below the broker's visibility timeout, so that the message never runs in two places.
@@ -22,7 +25,14 @@ BATCH_TASKS: dict[str, int | None] = {
 } | {"migration.verify": HARD_LIMIT_SECONDS, "migration.reconcile": HARD_LIMIT_SECONDS}
 
 
+_throttle = throttle.Throttle()
+
+
 def _do(run_id: str, batch_id: int) -> dict[str, str]:
+    try:
+        _throttle.wait(engine(), settings().base.throttle, run_id)
+    except Stopped:
+        raise Reject("not begun", requeue=True) from None
     worker = batch.worker_name(socket.gethostname(), os.getpid())
     return batch.run(engine(), settings().base, run_id, batch_id, worker)
 

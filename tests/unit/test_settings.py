@@ -34,6 +34,7 @@ def test_nothing_set_means_the_documented_defaults() -> None:
         ("MIGRATION_CREDIT_GRANTS", "*=NaN"),
         ("MIGRATION_CREDIT_GRANTS", "o'hara=1,*=1"),
         ("MIGRATION_API_URLS", "ftp://example.org"),
+        ("MIGRATION_THROTTLE", "lag=fast"),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_variable(

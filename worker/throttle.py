@@ -1,0 +1,88 @@
+"""Giving way: no batch is begun while the database shows strain.
+
+What is under way ends, so the strain that a batch may add is that of the batches already claimed.
+A worker that waits holds a message and nothing else: no claim, no transaction.
+"""
+
+from __future__ import annotations
+
+import time
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from models.database import classify, transaction
+from models.errors import Stopped
+from models.ledger import runs
+from models.signals import Gauge, Limits, excess
+from worker import stopping
+
+LOOK_SECONDS = 1.0
+# The message goes back to its queue then, well below the time limit of its task.
+LONGEST_WAIT_SECONDS = 600.0
+# A commit of its own, as small as one can be that still has to reach the disk.
+_COMMIT = text("SELECT pg_logical_emit_message(true, 'migration', '')")
+log = structlog.get_logger("migration.throttle")
+
+
+class Throttle:
+    """One a process; looks at the signals at most once a second."""
+
+    def __init__(self) -> None:
+        self._gauge = Gauge()
+        self._looked = float("-inf")
+        self._why: str | None = None
+
+    def wait(self, engine: Engine, limits: Limits, run_id: str) -> None:
+        """Return when a batch of the run may begin.
+
+        Raises Stopped when the worker has to stop, or after LONGEST_WAIT_SECONDS.
+        """
+        if limits.is_off:
+            return
+        end = time.monotonic() + LONGEST_WAIT_SECONDS
+        while self._is_held(engine, limits, run_id):
+            stopping.check()
+            if time.monotonic() >= end:
+                raise Stopped("Throttled for too long to keep the message")
+            time.sleep(LOOK_SECONDS)
+
+    def _is_held(self, engine: Engine, limits: Limits, run_id: str) -> bool:
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return self._why is not None
+        before = self._why
+        try:
+            self._why = self._look(engine, limits)
+            if self._why or before:
+                _say(engine, run_id, self._why)
+        except DBAPIError as failure:
+            # Whoever claims the batch will meet the same, and knows what to do about it.
+            log.warning("no look at the signals", error=classify(failure).message)
+            self._why = None
+        self._looked = time.monotonic()
+        if bool(before) != bool(self._why):
+            log.warning(
+                "throttled" if self._why else "going on", run=run_id, by=self._why or before
+            )
+        return self._why is not None
+
+    def _look(self, engine: Engine, limits: Limits) -> str | None:
+        with transaction(engine) as connection:
+            found = self._gauge.read(connection)
+        if limits.commit is not None:
+            started = time.monotonic()
+            with transaction(engine) as connection:
+                connection.execute(_COMMIT)
+            found["commit"] = time.monotonic() - started
+        return excess(found, limits)
+
+
+def _say(engine: Engine, run_id: str, why: str | None) -> None:
+    with transaction(engine) as connection:
+        connection.execute(
+            sa.update(runs)
+            .where(runs.c.id == run_id)
+            .values(throttled_by=why, throttled_at=sa.func.clock_timestamp())
+        )
