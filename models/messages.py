@@ -191,3 +191,32 @@ class Diagnosis(BaseModel):
     findings: list[Finding] = Field(default_factory=list)
     mended: list[Mended] = Field(default_factory=list)
     error: ErrorReport | None = None
+
+
+class PlannedStage(BaseModel):
+    """One stage of a plan: batches, and seconds at least and at most."""
+
+    name: str
+    batches: int = 0
+    at_least: float = 0.0
+    at_most: float = 0.0
+
+
+class Plan(BaseModel):
+    """What a run will take, in seconds and bytes; `sample` users were rehearsed."""
+
+    users: int = 0
+    workers: int = 0
+    sample: int = 0
+    seconds_at_least: float = 0.0
+    seconds_at_most: float = 0.0
+    wal_bytes: int = 0
+    disk_bytes: int = 0
+    redis_bytes: int = 0
+    statements: int = 0
+    batches: int = 0
+    connections: int = 0
+    max_connections: int = 0
+    gives_first: str = ""
+    stages: list[PlannedStage] = Field(default_factory=list)
+    error: ErrorReport | None = None

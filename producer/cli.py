@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import classify
 from models.errors import MigrationError, Misconfigured
-from models.messages import Diagnosis, ErrorReport, RunReport
+from models.messages import Diagnosis, ErrorReport, Plan, RunReport
 from models.steps import RECONCILIATION, VERIFICATION
 
 Command = Callable[..., Any]
@@ -188,6 +188,19 @@ def doctor(run: str | None) -> Any:
 
     found = diagnosis.examine(_engine(), connect.settings().base, run)
     output.diagnosis(console, found)
+    return found
+
+
+@command(cli, "plan", blank=Plan().model_dump())
+@click.option("--users", type=click.IntRange(1), help="Plan for so many; those there by default.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+def plan(users: int | None, workers: int) -> Any:
+    """Time, load and size of a run, from a rehearsal on a sample that is rolled back."""
+    from producer import connect, output
+    from producer import plan as planning
+
+    found = planning.make(_engine(), connect.settings().base, users, workers)
+    output.plan(console, found)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from models.messages import Diagnosis, RunReport
+from models.messages import Diagnosis, Plan, RunReport
 
 _NEXT = {
     "preparing": "Watch it: producer status --watch",
@@ -81,6 +81,34 @@ def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:
     for row in found:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     console.print(table)
+
+
+def plan(console: Console, found: Plan) -> None:
+    """The plan by stage, then what it takes beside time."""
+    table = _table("stage", "batches", "at least", "at most")
+    for stage in found.stages:
+        table.add_row(
+            stage.name, f"{stage.batches:,}", _duration(stage.at_least), _duration(stage.at_most)
+        )
+    console.print(
+        f"{found.users:,} users with {found.workers} workers of one process, from a rehearsal with"
+        f" {found.sample:,} users"
+    )
+    console.print(table)
+    console.print(
+        f"In all between {_duration(found.seconds_at_least)}, where the server has a core for each"
+        f" worker, and {_duration(found.seconds_at_most)}, where it has one.\n"
+        f"WAL {found.wal_bytes / 1e9:,.2f} GB, disk {found.disk_bytes / 1e9:,.2f} GB, Redis"
+        f" {found.redis_bytes / 1e6:,.1f} MB, {found.batches:,} batches, {found.statements:,}"
+        f" statements, {found.connections:,} of {found.max_connections:,} connections.\n"
+        f"What gives first: {found.gives_first}."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 def diagnosis(console: Console, found: Diagnosis) -> None:

@@ -28,19 +28,24 @@ def upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
 
 def _upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
     with transaction(engine, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=0) as connection:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-        tables = legacy.read(connection, settings)
-        _check_privileges(connection, tables)
-        target.check(connection, tables)
-        config = Config()
-        config.set_main_option("script_location", str(resources.files("models") / "migrations"))
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-        # Outside Alembic's list of revisions: what the application dropped, or what another
-        # legacy table lacks, is missing whatever revision the database says it is at.
-        added = target.expand(connection, tables)
-        for kind, table, name in added:
-            record(connection, kind, table, name)
+        return bring_up(connection, settings)
+
+
+def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str, str]]:
+    """The same in the caller's transaction, which others who upgrade wait for."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    tables = legacy.read(connection, settings)
+    _check_privileges(connection, tables)
+    target.check(connection, tables)
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("models") / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    # Outside Alembic's list of revisions: what the application dropped, or what another
+    # legacy table lacks, is missing whatever revision the database says it is at.
+    added = target.expand(connection, tables)
+    for kind, table, name in added:
+        record(connection, kind, table, name)
     return added
 
 

@@ -58,13 +58,22 @@ def build_concurrently(connection: Connection, table: Table, name: str, column: 
     if any(index.name == name and not index.valid for index in table.indexes):
         drop_concurrently(connection, table.schema, name)
     connection.exec_driver_sql(
-        f"CREATE INDEX CONCURRENTLY IF NOT EXISTS {quote(name)} ON {table.sql} ({quote(column)})"
+        f"CREATE INDEX {_concurrently(connection)} IF NOT EXISTS {quote(name)}"
+        f" ON {table.sql} ({quote(column)})"
     )
 
 
 def drop_concurrently(connection: Connection, schema: str, name: str) -> None:
     """Drop an index without blocking; nothing happens where it is gone."""
-    connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY IF EXISTS {quote(schema)}.{quote(name)}")
+    connection.exec_driver_sql(
+        f"DROP INDEX {_concurrently(connection)} IF EXISTS {quote(schema)}.{quote(name)}"
+    )
+
+
+def _concurrently(connection: Connection) -> str:
+    """Everywhere but in a rehearsal, which is one transaction over tables of its own."""
+    is_alone = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+    return "CONCURRENTLY" if is_alone else ""
 
 
 class EarlyIndexes(Step):

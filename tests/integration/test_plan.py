@@ -1,0 +1,89 @@
+"""A rehearsal tells what a run will take, and leaves nothing behind, however it ends."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from models.errors import NotAllowed
+from models.settings import Settings
+from models.steps.contract import Contract
+from producer import control, plan, sample
+from tests.driving import change, go_on, scalar, start, whole_run
+
+USERS = 300
+# Whatever a table or a catalog could hold of it.
+_TRACES = """
+SELECT md5(string_agg(found, ',' ORDER BY found)) FROM (
+  SELECT c.oid::text || c.relname || c.relnatts || c.relhastriggers AS found FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname NOT LIKE 'pg\\_%'
+  UNION ALL SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_temp%'
+  UNION ALL SELECT typname FROM pg_type WHERE typtype = 'e'
+  UNION ALL SELECT proname FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+    WHERE n.nspname = 'migration'
+  UNION ALL SELECT md5(string_agg(u::text, ',' ORDER BY id)) FROM users u
+  UNION ALL SELECT md5(string_agg(p::text, ',' ORDER BY id)) FROM projects p
+) AS traces
+"""
+
+
+def test_a_plan_holds_against_a_run_and_changes_nothing(engine: Engine, settings: Settings) -> None:
+    change(engine, "DROP TABLE users, gpt_subscriptions, projects")
+    with engine.begin() as connection:
+        sample.load(connection, 3_000)
+    before = scalar(engine, _TRACES)
+    found = plan.make(engine, settings, None, 1)
+    assert scalar(engine, _TRACES) == before
+    started = time.monotonic()
+    assert whole_run(engine, settings).state == "completed_with_quarantine"
+    seconds = time.monotonic() - started
+    # Loosely: the machine is not quiet. A cost forgotten or counted twice would show.
+    assert seconds / 3 < found.seconds_at_most < seconds * 3
+    assert found.users == 3_000 and 1_000 <= found.sample <= 2_000
+    grown = scalar(engine, "SELECT pg_total_relation_size('ai_tools')")
+    assert grown < found.disk_bytes < 10 * grown
+    assert {stage.name: stage.batches > 0 for stage in found.stages} == dict.fromkeys(
+        (stage.name for stage in found.stages), True
+    )
+
+
+def test_ten_times_the_users_take_ten_times_the_bytes(engine: Engine, settings: Settings) -> None:
+    once, tenfold = (plan.make(engine, settings, users, 2) for users in (10_000, 100_000))
+    assert tenfold.disk_bytes == pytest.approx(10 * once.disk_bytes, rel=0.2)
+    assert tenfold.seconds_at_least <= tenfold.seconds_at_most
+    crowd = plan.make(engine, settings, 10_000, 500)
+    assert crowd.gives_first.startswith("connections")
+
+
+def test_a_rehearsal_beside_an_open_run_is_refused(engine: Engine, settings: Settings) -> None:
+    run_id = start(engine, settings)
+    with pytest.raises(NotAllowed, match=run_id):
+        plan.make(engine, settings, None, 2)
+    control.cancel(engine, run_id)
+    assert plan.make(engine, settings, None, 2).sample > 0
+
+
+def test_a_rehearsal_between_two_runs_disturbs_neither(engine: Engine, settings: Settings) -> None:
+    whole_run(engine, settings)
+    before = scalar(engine, _TRACES)
+    plan.make(engine, settings, None, 2)
+    assert scalar(engine, _TRACES) == before
+    again = go_on(engine, settings, start(engine, settings))
+    assert again.rows.ai_tools == 0 and again.exit_status == 3
+
+
+def test_a_rehearsal_that_fails_halfway_leaves_nothing(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = scalar(engine, _TRACES)
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Contract, "apply", fail)
+    with pytest.raises(KeyboardInterrupt):
+        plan.make(engine, settings, None, 2)
+    assert scalar(engine, _TRACES) == before
