@@ -182,12 +182,15 @@ _SURPLUS = """
   SELECT t.id, t.suite_id FROM {users} u
   JOIN {ai_suites} s ON s.user_id = u.id
   JOIN {ai_tools} t ON t.suite_id = s.id
-  LEFT JOIN LATERAL (
-    SELECT q.legacy_key IS NOT NULL AS is_bad FROM {subscriptions} s
-    LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
-      AND q.state IN ('open', 'accepted')
-    WHERE s.user_id = u.id AND {tool_id} = t.id
-  ) AS legacy ON true
+  LEFT JOIN (
+    WITH theirs AS MATERIALIZED (
+      SELECT s.user_id, {tool_id} AS tool_id, q.legacy_key IS NOT NULL AS is_bad
+      FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
+      LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
+        AND q.state IN ('open', 'accepted')
+      WHERE {scope})
+    SELECT * FROM theirs
+  ) AS legacy ON legacy.tool_id = t.id AND legacy.user_id = u.id
   LEFT JOIN {tool_usage_logs} l ON l.id = {subscription_usage}
   WHERE {scope} AND {is_tool} AND legacy.is_bad IS NOT FALSE
     AND (l.session_id = :own_run OR legacy.is_bad IS NULL AND {untouched})

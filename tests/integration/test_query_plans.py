@@ -1,0 +1,90 @@
+"""No statement of a batch reads more than its page: the cost would be the square of the users."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event
+
+from models.settings import Settings
+from tests.driving import change, go_on, start, whole_run
+
+USERS, BATCH_SIZE = 1_500, 100
+# A page of 100 users has 300 subscriptions and 400 tools; each large table holds 1,500 rows.
+MOST_ROWS = 1_200
+LARGE = {
+    "users", "gpt_subscriptions", "projects", "ai_suites", "ai_tools", "tool_assignments",
+    "tool_usage_logs", "credit_logs", "before_images",
+}  # fmt: skip
+PAGED = ("users", "projects", "switch", "verification", "reconciliation")
+
+
+@contextmanager
+def watching(engine: Engine, stage: list[str]) -> Iterator[list[str]]:
+    """Explains what batches of the paged stages execute; what reads too much is listed."""
+    found: list[str] = []
+
+    def explain(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if stage[-1] not in PAGED or len(statement) < 300 or "migration.batches" in statement:
+            return
+        if not statement.lstrip().startswith(("WITH", "INSERT", "SELECT")):
+            return
+        # Cutting pages reads the keys of a window; building an index reads a table.
+        options = connection.get_execution_options()
+        if "row_number()" in statement or options.get("isolation_level") == "AUTOCOMMIT":
+            return
+        cursor.execute("SAVEPOINT explained")
+        cursor.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}", parameters)
+        (plan,) = cursor.fetchone()
+        cursor.execute("ROLLBACK TO SAVEPOINT explained; RELEASE SAVEPOINT explained")
+        (top,) = plan if isinstance(plan, list) else json.loads(plan)
+        for table, kind, rows in _scans(top["Plan"]):
+            if table in LARGE and rows > MOST_ROWS:
+                words = " ".join(statement.split())
+                found.append(f"{stage[-1]}: {kind} of {rows:.0f} rows of {table} in {words[:400]}")
+
+    event.listen(engine, "before_cursor_execute", explain)
+    try:
+        yield found
+    finally:
+        event.remove(engine, "before_cursor_execute", explain)
+
+
+def _scans(node: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
+    """Each scan of a table: its name, its kind, and the rows that it read in all its loops."""
+    if "Relation Name" in node and "Scan" in node["Node Type"]:
+        rows = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+        yield node["Relation Name"], node["Node Type"], rows * node["Actual Loops"]
+    for child in node.get("Plans", ()):
+        yield from _scans(child)
+
+
+@pytest.mark.slow
+def test_no_page_reads_more_than_itself_first_or_again_or_changed(
+    engine: Engine, settings: Settings
+) -> None:
+    stage = [""]
+    with watching(engine, stage) as found:
+        whole_run(engine, settings, before=stage.append)
+        assert not found, "\n".join(dict.fromkeys(found))
+        assert set(stage) >= set(PAGED)
+        # Another run goes over rows that are there, and takes changes up.
+        run_id = start(engine, settings)
+
+        def touch(now: str) -> None:
+            if now == "switch" and stage[-1] != "switch":
+                change(
+                    engine,
+                    "UPDATE gpt_subscriptions SET version = 'new' WHERE id IN"
+                    " (SELECT id FROM gpt_subscriptions ORDER BY id LIMIT 50)",
+                    "UPDATE projects SET active_gpt_id = 'other' WHERE id IN"
+                    " (SELECT id FROM projects ORDER BY id LIMIT 50)",
+                )
+            stage.append(now)
+
+        go_on(engine, settings, run_id, before=touch)
+    assert not found, "\n".join(dict.fromkeys(found))
