@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test faults bench lint lock servers-stop clean
+.PHONY: help demo test test-system faults bench lint lock servers-stop clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,13 @@ demo: $(stamp) ## Migrate a generated school on embedded servers; ARGS="--users 
 
 test: $(stamp) ## Run the tests; ARGS="-k name"
 	@$(venv)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+test-system: $(stamp) ## Run the tests that need Debian's packages (PgBouncer); installs them as root
+	@test -x /usr/sbin/pgbouncer || { test "$$(id -u)" = 0 && apt-get update -qq \
+	    && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
+	        apt-get install -qq -y --no-install-recommends pgbouncer >/dev/null; } \
+	    || { echo "Install Debian's package pgbouncer, or run this as root"; exit 1; }
+	@$(venv)/pytest tests/system $(ARGS)
 
 faults: $(stamp) ## Injure it in some forty ways, 20 times each; ARGS="--repetitions 3 --only Redis"
 	@$(venv)/python -m tests.faults $(ARGS)

@@ -11,6 +11,7 @@ import psutil
 import redis
 from sqlalchemy import Engine
 
+from producer.local import directories
 from tests.soak.site import Site, rows
 
 LOOK_SECONDS = 0.2
@@ -30,7 +31,8 @@ class Usage:
         self._peaks: dict[str, int] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
-        folder = str(site.home)
+        place = directories.find(site.home)
+        folder = str(place.root if place else site.home)
         self._postgres = [
             process
             for process in psutil.process_iter(["name"])

@@ -1,0 +1,92 @@
+"""Real programs from Debian packages, in front of the session's servers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from producer import local
+from producer.local import directories
+
+# Fixtures are found by their names here.
+from tests.acceptance.conftest import product
+
+__all__ = ["pooler", "product"]
+
+PORT, POOL_SIZE = 6432, 4
+
+
+@dataclass(frozen=True)
+class Pooler:
+    """Where PgBouncer answers, and how to ask it."""
+
+    sockets: Path
+
+    def address(self, database_url: str) -> str:
+        """The address of the same database through the pooler."""
+        return f"{database_url}&port={PORT}"
+
+    def servers(self) -> list[tuple[str, str, str]]:
+        """Its connections to PostgreSQL: user, database, state."""
+        address = f"postgresql://postgres@/pgbouncer?host={self.sockets}&port={PORT}"
+        with closing(psycopg2.connect(address)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute("SHOW SERVERS")
+                return [(row[1], row[2], row[3]) for row in cursor.fetchall()]
+
+
+@pytest.fixture
+def pooler(servers: local.Servers, _environment: Path) -> Iterator[Pooler]:
+    """A PgBouncer in transaction mode, with fewer connections than the product opens."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert program, "pgbouncer is missing: make test-system installs it"
+    place = directories.find(_environment)
+    assert place is not None
+    folder = place.root / "pooler"
+    folder.mkdir()
+    os.chown(folder, place.owner.uid, place.owner.gid)
+    (folder / "users.txt").write_text('"postgres" ""\n')
+    (folder / "pgbouncer.ini").write_text(
+        f"""[databases]
+* = host={place.sockets}
+[pgbouncer]
+unix_socket_dir = {place.sockets}
+listen_port = {PORT}
+auth_type = trust
+auth_file = {folder}/users.txt
+admin_users = postgres
+pool_mode = transaction
+default_pool_size = {POOL_SIZE}
+server_check_query = ;
+logfile = {folder}/log
+pidfile = {folder}/pid
+"""
+    )
+    for file in folder.iterdir():
+        os.chown(file, place.owner.uid, place.owner.gid)
+    started = place.owner.run(program, "-d", folder / "pgbouncer.ini")
+    assert started.returncode == 0, started.stderr
+    try:
+        _wait_for(place.sockets / f".s.PGSQL.{PORT}")
+        yield Pooler(place.sockets)
+    finally:
+        os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
+        print((folder / "log").read_text()[-3000:])
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(socket: Path) -> None:
+    end = time.monotonic() + 20
+    while not socket.exists():
+        assert time.monotonic() < end, "pgbouncer does not listen"
+        time.sleep(0.05)
