@@ -147,7 +147,7 @@ def tally(context: Context, scope: Scope) -> str:
 
 
 def _tool(tool_id: str, user: str, name: str, version: str, is_active: str, document: str) -> str:
-    flag = f"CASE WHEN {is_active} THEN 1 ELSE 2 END"
+    flag = f"CASE {is_active} WHEN true THEN 1 WHEN false THEN 2 ELSE 3 END"
     values = _hash(f"coalesce({version}, chr(1))", name, seed=f"({flag})::bigint")
     return _hash(tool_id, user, seed=f"jsonb_hash_extended({document}, {values})")
 

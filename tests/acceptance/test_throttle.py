@@ -73,6 +73,27 @@ def test_a_long_transaction_of_somebody_else_holds_the_run_back_until_it_ends(
     assert json.loads(out)["state"] == "completed_with_quarantine"
 
 
+def test_a_worker_that_is_told_to_stop_while_it_waits_gives_its_message_back(
+    product: Product,
+) -> None:
+    _load(product, 300)
+    limits = {"MIGRATION_THROTTLE": "transaction=1"}
+    with product.engine.connect() as other:
+        other.execute(text("SET application_name = 'a report'"))
+        other.execute(text("SELECT txid_current()"))
+        until(lambda: _is_older(product.engine, 1))
+        with product.worker(**limits) as worker:
+            run = product.start("enqueue-all", "--wait", "--json")
+            until(lambda: batches(product, "pending") and _is_held(product))
+            worker.terminate()
+            assert worker.wait(timeout=30) == 0
+        other.rollback()
+        with product.worker(**limits):
+            out, _ = run.communicate(timeout=120)
+    assert json.loads(out)["state"] == "completed_with_quarantine"
+    assert count(product, "SELECT count(*) FROM migration.batches WHERE attempt > 1") == 0
+
+
 @pytest.mark.parametrize(("word", "goes"), [("go", True), ("stop", False)])
 def test_a_signal_that_cannot_be_read_counts_as_the_setting_says(
     product: Product, word: str, goes: bool
