@@ -90,6 +90,17 @@ def product(site: Site, engine: Engine) -> Result:
     return Result(seconds, {"stages": stages, "steps": steps, "usage": usage.measured})
 
 
+def _of_size(rows: int) -> Callable[[Site, Engine], Result]:
+    def fixed(site: Site, engine: Engine) -> Result:
+        os.environ["MIGRATION_BATCH_SIZE"] = str(rows)
+        try:
+            return product(site, engine)
+        finally:
+            del os.environ["MIGRATION_BATCH_SIZE"]
+
+    return fixed
+
+
 def written(engine: Engine) -> dict[str, Any]:
     """Counts and sums that must be the same for each contestant."""
     return {name: str(value) for name, value in rows(engine, _WRITTEN)[0]._mapping.items()}
@@ -103,6 +114,8 @@ ALL: dict[str, Callable[[Site, Engine], Result]] = {
     "task a user": task_a_user,
     "task a user, one commit": task_in_one,
 }
+# The product with batches of a fixed size, to hold `auto` against; run by name only.
+FIXED = {f"product, {rows} a batch": _of_size(rows) for rows in (2_000, 5_000, 10_000, 20_000)}
 # A row a statement: these run at a size that ends within a minute.
 SLOW = ("guide", "task a user", "task a user, one commit")
 

@@ -91,7 +91,9 @@ def _size(connection: Connection, run: Any, stage: str, step: Step) -> partition
     rows, seconds, workers = _recent(connection, of_step)
     # A step begins with the size that the one before it has come to.
     wanted = partition.next_rows(rows, seconds) if rows else _recent(connection, of_run)[0]
-    most = partition.share(run.totals.get(step.entity, 0) - int(cut), workers)
+    left = run.totals.get(step.entity, 0) - int(cut)
+    # Nothing left by a count that was an estimate: nobody knows how much there is.
+    most = partition.share(left, workers) if left > 0 else partition.LARGEST_ROWS
     return partition.Size(min(wanted or partition.FIRST_ROWS, most), pages)
 
 

@@ -57,7 +57,7 @@ def _once(site: Site, seed: int | None, before: Any) -> dict[str, Any]:
                 engine,
                 "SELECT (counts ->> 'locked_ms')::int AS locked_ms FROM migration.batches"
                 " WHERE step = 'settle'",
-            )[0]
+            )
             # What was written after the last lock comes with the next run.
             again = finish(site.producer("enqueue-all", "--wait", "--json"))
             wrong = verdict(engine, before)
@@ -69,7 +69,8 @@ def _once(site: Site, seed: int | None, before: Any) -> dict[str, Any]:
                 "writes_refused": len(traffic.application.refused),
                 "first_refused": traffic.application.refused[:3],
                 "slowest_write_ms": round(traffic.slowest * 1000),
-                "locked_ms": settled.locked_ms,
+                # None: it failed before its last step.
+                "locked_ms": settled[0].locked_ms if settled else None,
                 "next_run": again["exit_status"],
                 "wrong_rows": len(wrong),
                 "first_wrong_rows": wrong[:5],

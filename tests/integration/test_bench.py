@@ -1,0 +1,43 @@
+"""The contestants of the benchmark write the same rows as the product: else it compares nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sqlalchemy import Engine
+
+from bench import contestants, guide, script
+from models import database as databases
+from models.settings import load
+from producer import local, sample
+from tests.conftest import fresh_database
+from tests.driving import whole_run
+
+USERS = 150
+
+
+def test_every_contestant_writes_what_the_product_writes(servers: local.Servers) -> None:
+    def product(engine: Engine) -> None:
+        assert whole_run(engine, load()).state == "completed"
+
+    ways: list[Callable[[Engine], None]] = [
+        product,
+        script.run_single,
+        script.run_limit,
+        guide.run,
+    ]
+    written = [_written(servers, way) for way in ways]
+    assert written[0]["ai_suites"] == str(USERS)
+    assert all(found == written[0] for found in written)
+
+
+def _written(servers: local.Servers, way: Callable[[Engine], None]) -> dict[str, object]:
+    with fresh_database(servers.database_url) as url:
+        engine = databases.create(url)
+        try:
+            with engine.begin() as connection:
+                sample.load(connection, USERS, dirty=False)
+            way(engine)
+            return contestants.written(engine)
+        finally:
+            engine.dispose()
