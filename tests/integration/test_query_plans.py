@@ -13,9 +13,9 @@ from sqlalchemy import Engine, event
 from models.settings import Settings
 from tests.driving import change, go_on, start, whole_run
 
-USERS, BATCH_SIZE = 1_500, 100
-# A page of 100 users has 300 subscriptions and 400 tools; each large table holds 1,500 rows.
-MOST_ROWS = 1_200
+USERS, BATCH_SIZE = 3_000, 100
+# A page of 100 users has 300 subscriptions and 400 tools; each large table holds 3,000 rows.
+MOST_ROWS = 2_400
 LARGE = {
     "users", "gpt_subscriptions", "projects", "ai_suites", "ai_tools", "tool_assignments",
     "tool_usage_logs", "credit_logs", "before_images",
