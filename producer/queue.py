@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery, uuid
+from kombu.exceptions import (  # type: ignore[attr-defined]  # The stubs are older.
+    BatchPublishError,
+    OperationalError,
+)
 
 from models.steps import RECONCILIATION, VERIFICATION, by_name
 
@@ -66,27 +70,35 @@ def publish_again(messages: Sequence[Message]) -> None:
 
 
 def _publish(messages: Sequence[Message], **chord: Any) -> None:
-    with app.producer_or_acquire() as producer, producer.batch(MESSAGES_A_FLUSH):
-        for name in {message.queue for message in messages}:
-            producer.maybe_declare(app.amqp.queues[name])
-        for index, message in enumerate(messages):
-            made = app.amqp.create_task_message(
-                uuid(),
-                message.task,
-                args=(message.run_id, message.batch_id),
-                kwargs={},
-                group_index=index if chord else None,
-                argsrepr=f"({message.run_id!r}, {message.batch_id})",
-                kwargsrepr="{}",
-                ignore_result=True,
-                **chord,
-            )
-            # What `send_task_message` does for a queue of ours, less a declaration each.
-            producer.publish(
-                made.body,
-                headers=made.headers,
-                exchange="",
-                routing_key=message.queue,
-                serializer="json",
-                **made.properties,
-            )
+    try:
+        with app.producer_or_acquire() as producer, producer.batch(MESSAGES_A_FLUSH):
+            _write(producer, messages, **chord)
+    except BatchPublishError as failure:
+        # It is no error of the connection's own kind, and everybody waits for those.
+        raise OperationalError(str(failure.__cause__ or failure)) from failure
+
+
+def _write(producer: Any, messages: Sequence[Message], **chord: Any) -> None:
+    for name in {message.queue for message in messages}:
+        producer.maybe_declare(app.amqp.queues[name])
+    for index, message in enumerate(messages):
+        made = app.amqp.create_task_message(
+            uuid(),
+            message.task,
+            args=(message.run_id, message.batch_id),
+            kwargs={},
+            group_index=index if chord else None,
+            argsrepr=f"({message.run_id!r}, {message.batch_id})",
+            kwargsrepr="{}",
+            ignore_result=True,
+            **chord,
+        )
+        # What `send_task_message` does for a queue of ours, less a declaration and an event each.
+        producer.publish(
+            made.body,
+            headers=made.headers,
+            exchange="",
+            routing_key=message.queue,
+            serializer="json",
+            **made.properties,
+        )

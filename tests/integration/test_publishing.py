@@ -37,3 +37,29 @@ def test_a_window_is_one_chord_in_few_round_trips(
         assert int(client.get(size)) == MESSAGES
         # A worker's gate lets each of them in.
         assert all(json.loads(admit("migration.users", item)) for item in items)
+
+
+_LOSE = """
+import kombu.exceptions, redis
+from redis.client import Pipeline
+from producer.queue import Message, publish_again, publish_window
+
+def lose(*_, **__):
+    raise redis.ConnectionError("cut off")
+
+publish_again([Message("20260101-000000-abcd", 1, "users", "users")])
+Pipeline.execute = lose
+for publish in (publish_again, publish_window):
+    try:
+        publish([Message("20260101-000000-abcd", n, "users", "users") for n in range(1, 4)])
+    except (kombu.exceptions.OperationalError, redis.RedisError):
+        continue
+    raise SystemExit(f"{publish.__name__} did not say that the connection is gone")
+"""
+
+
+def test_a_flush_that_fails_is_an_error_of_the_connection(
+    run_alone: Callable[[str], subprocess.CompletedProcess[str]],
+) -> None:
+    ended = run_alone(_LOSE)
+    assert ended.returncode == 0, ended.stderr
