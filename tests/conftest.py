@@ -19,6 +19,7 @@ from psycopg2 import sql
 from models.errors import Misconfigured
 from producer import local
 from producer.local import directories, postgres, programs
+from producer.local import redis as valkey
 
 # Database 0 belongs to whoever uses the session's servers by their own address.
 _redis_databases = itertools.cycle(range(1, 15))
@@ -68,20 +69,33 @@ def redis_url(servers: local.Servers) -> Iterator[str]:
 
 
 @pytest.fixture
-def run_alone(redis_url: str, tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+def run_alone(redis_url: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs code in a process of its own, since the application reads the broker's address once."""
     environment = os.environ | {
         "DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nowhere",
         "REDIS_URL": redis_url,
     }
-    return lambda code: subprocess.run(
+    return lambda code, **more: subprocess.run(
         [sys.executable, "-c", code],
-        env=environment,
+        env=environment | more,
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[directories.Place]:
+    """A Redis of the test's own, to be stopped, starved or counted."""
+    home = tmp_path / "redis" / ".migration"
+    try:
+        with directories.locked(home):
+            place = directories.prepare(home)
+            valkey.run_redis(programs.valkey_program(), place)
+        yield place
+    finally:
+        local.erase(home)
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +120,11 @@ def old_database(old_postgres: str) -> Iterator[str]:
     """The address of an empty database of the test's own on the PostgreSQL 15."""
     with fresh_database(old_postgres) as url:
         yield url
+
+
+def address(place: directories.Place) -> str:
+    """The address of a Redis of the test's own."""
+    return f"unix://{place.sockets / directories.REDIS_SOCKET}?db=0"
 
 
 @contextmanager

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -17,11 +15,10 @@ from sqlalchemy import text
 from models.ledger import batches
 from models.messages import Diagnosis
 from models.settings import load
-from producer import local
-from producer.local import directories, processes, programs
-from producer.local import redis as valkey
+from producer.local import directories, processes
 from tests import variants
 from tests.acceptance.conftest import Ended, Product, count, until
+from tests.conftest import address
 from worker import batch
 
 QUEUE = "migration:migration."
@@ -35,23 +32,6 @@ def opened(product: Product) -> Product:
     product.environment["MIGRATION_BATCH_SIZE"] = "20"
     assert product.run("enqueue-all", "--json").status == 0
     return product
-
-
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[directories.Place]:
-    """A Redis of the test's own, to be stopped and starved."""
-    home = tmp_path / "redis" / ".migration"
-    try:
-        with directories.locked(home):
-            place = directories.prepare(home)
-            valkey.run_redis(programs.valkey_program(), place)
-        yield place
-    finally:
-        local.erase(home)
-
-
-def address(place: directories.Place) -> str:
-    return f"unix://{place.sockets / directories.REDIS_SOCKET}?db=0"
 
 
 def examined(product: Product, **environment: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ assert queue_lengths() == dict.fromkeys(QUEUES, 0), queue_lengths()
 
 
 def test_asking_for_workers_first_does_not_confuse_the_count(
-    run_alone: Callable[[str], subprocess.CompletedProcess[str]],
+    run_alone: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     ended = run_alone(COUNT)
     assert ended.returncode == 0, ended.stderr

@@ -64,7 +64,7 @@ def plain(item: bytes) -> Any:
 
 
 def test_every_message_of_the_product_passes_unchanged(
-    redis_url: str, run_alone: Callable[[str], subprocess.CompletedProcess[str]]
+    redis_url: str, run_alone: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     ended = run_alone(PUBLISH)
     assert ended.returncode == 0, ended.stderr
