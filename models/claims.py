@@ -14,7 +14,16 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from models.errors import LeaseLost
-from models.ledger import RECONCILIATION, VERIFICATION, batches, move_batches, runs, stages
+from models.ledger import (
+    RECONCILIATION,
+    UNDO_POSITION,
+    VERIFICATION,
+    WORKED_ON,
+    batches,
+    move_batches,
+    runs,
+    stages,
+)
 from models.steps.base import Counts, Scope, add
 
 LEASE_SECONDS = 20
@@ -75,6 +84,8 @@ def _claiming() -> sa.sql.dml.ReturningUpdate[Any]:
         mine.c.name == batches.c.stage,
         earlier.c.run_id == batches.c.run_id,
         earlier.c.position < mine.c.position,
+        # A run that is rolled back may have stages that never ended.
+        sa.or_(mine.c.position < UNDO_POSITION, earlier.c.position >= UNDO_POSITION),
         earlier.c.state != "done",
         sa.not_(sa.and_(mine.c.name == RECONCILIATION, earlier.c.name == VERIFICATION)),
     )
@@ -92,7 +103,7 @@ def _claiming() -> sa.sql.dml.ReturningUpdate[Any]:
             batches.c.id == sa.bindparam("wanted"),
             batches.c.run_id == sa.bindparam("of_run"),
             runs.c.id == batches.c.run_id,
-            runs.c.state.in_(("preparing", "running")),
+            runs.c.state.in_(WORKED_ON),
             ~is_early,
             sa.or_(batches.c.state == "pending", sa.and_(is_expired(), ~lapses_too_often())),
         )

@@ -33,10 +33,22 @@ RUN_TRANSITIONS = {
     ("completed", "running"): "an operator verifies, reconciles or retries it",
     ("completed_with_quarantine", "running"): "an operator retries, verifies or reconciles it",
     ("failed", "running"): "an operator retries, verifies or reconciles it",
+    ("completed", "rolling_back"): "an operator rolls it back",
+    ("completed_with_quarantine", "rolling_back"): "an operator rolls it back",
+    ("failed", "rolling_back"): "an operator rolls it back, or goes on with that",
+    ("cancelled", "rolling_back"): "an operator rolls it back",
+    ("rolled_back", "rolling_back"): "an operator undoes by force what was kept",
+    ("rolling_back", "rolled_back"): "all that it wrote is undone, or kept as a conflict",
+    ("rolling_back", "failed"): "a batch of the rollback failed for good",
 }
 OPEN_STATES = ("preparing", "running", "paused")
 COMPLETED_STATES = ("completed", "completed_with_quarantine")
-FINISHED_STATES = (*COMPLETED_STATES, "failed", "cancelled")
+FINISHED_STATES = (*COMPLETED_STATES, "failed", "cancelled", "rolled_back")
+# Somebody works on its batches, or should.
+WORKED_ON = ("preparing", "running", "rolling_back")
+
+# The stages of a rollback stand from here on.
+UNDO_POSITION = 1000
 
 BATCH_TRANSITIONS = {
     ("pending", "running"): "a worker claims it: a lease, and the next attempt number",
@@ -69,6 +81,10 @@ runs = sa.Table(
     # Taken up again after it, or a later run, was complete: what it had written may have changed
     # since in the new application, and is no more its own than what an earlier run wrote.
     sa.Column("handed_over", sa.Boolean, nullable=False, server_default=sa.false()),
+    # A rollback undoes what somebody changed since, too.
+    sa.Column("forced", sa.Boolean, nullable=False, server_default=sa.false()),
+    # Its before-images were dropped: it can no longer be rolled back.
+    _now("forgotten_at", null=True),
     # Why no batch is begun at present, and when a worker said so last: it says so every second.
     sa.Column("throttled_by", sa.Text),
     _now("throttled_at", null=True),
@@ -196,6 +212,22 @@ before_images = sa.Table(
     # The values that were not null before the run wrote; `kept` names those that it left alone.
     sa.Column("was", pg.JSONB, nullable=False),
 )
+# What a rollback kept, since somebody had changed it, or hung a row of theirs on it.
+conflicts = sa.Table(
+    "conflicts",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    # changed: by somebody since; hanging: somebody's row on a created one; held: kept because of
+    # such a row; refused: the database does not take the value of before.
+    sa.Column("kind", sa.Text, primary_key=True),
+    sa.Column("table_name", sa.Text, primary_key=True),
+    sa.Column("row_key", sa.Text, primary_key=True),
+    # The column, where it is one; '' for the whole row.
+    sa.Column("detail", sa.Text, primary_key=True, server_default=""),
+    # The created row that stays because of this one.
+    sa.Column("holds", sa.Text),
+    sa.Index("conflicts_holding", "run_id", "holds"),
+)
 # What the application changed in the legacy tables while a run was open, and nobody took up yet.
 # Only ever inserted and deleted, so that no two writers of the application wait for each other.
 changes = sa.Table(
@@ -211,6 +243,31 @@ changes = sa.Table(
     sa.Index("changes_by_owner", "owner_key", "entity"),
     sa.Index("changes_by_key", "legacy_key", "entity"),
 )
+# What operators did. Only ever added to: a trigger refuses anything else.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    _now("at"),
+    # The operator's login, the machine and process, and the database role.
+    sa.Column("actor", sa.Text, nullable=False),
+    sa.Column("origin", sa.Text, nullable=False),
+    sa.Column("role", sa.Text, nullable=False, server_default=sa.text("current_user")),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("run_id", sa.Text),
+    sa.Column("before", pg.JSONB),
+    sa.Column("after", pg.JSONB),
+)
+KEEP_AUDIT = """
+CREATE OR REPLACE FUNCTION migration.keep_audit() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  RAISE EXCEPTION 'migration.audit is only ever added to';
+END $$;
+DROP TRIGGER IF EXISTS keep_audit ON migration.audit;
+CREATE TRIGGER keep_audit BEFORE UPDATE OR DELETE OR TRUNCATE ON migration.audit
+FOR EACH STATEMENT EXECUTE FUNCTION migration.keep_audit()
+"""
 schema_objects = sa.Table(
     "schema_objects",
     metadata,

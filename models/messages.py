@@ -87,6 +87,8 @@ class RunReport(BaseModel):
     stages: list[Stage] = Field(default_factory=list)
     quarantine: dict[str, int] = Field(default_factory=dict)
     differences: dict[str, int] = Field(default_factory=dict)
+    # What a rollback kept, by table, column and kind.
+    conflicts: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0
     users_per_second: float = 0.0
     eta_seconds: float | None = None
@@ -97,6 +99,8 @@ class RunReport(BaseModel):
         """What a command ends with: 0 done or open, 3 rows set aside, 4 differences, 1 failed."""
         if self.state == "failed":
             return 4 if self.verification.differences or self.reconciliation.discrepancies else 1
+        if self.state == "rolled_back":
+            return 3 if self.conflicts else 0
         return {"completed_with_quarantine": 3, "cancelled": 1}.get(self.state or "", 0)
 
 

@@ -158,16 +158,17 @@ def enqueue_all(wait: bool) -> Any:
 @command(cli, "status")
 @RUN
 @click.option("--watch", is_flag=True, help="Follow the run until its end.")
-@click.option("--history", is_flag=True, help="All runs, newest first.")
+@click.option("--history", is_flag=True, help="All runs, and what operators did, newest first.")
 def status(run: str | None, watch: bool, history: bool) -> Any:
     """Progress by stage, rate, time left, what is set aside and what differs."""
     from producer import output, report
 
     engine = _engine()
     if history:
-        runs = report.history(engine)
+        runs, actions = report.history(engine), report.actions(engine)
         output.rows(console, runs, "No run yet")
-        return {"runs": runs, "error": None}
+        output.rows(console, actions, "")
+        return {"runs": runs, "actions": actions, "error": None}
     found = report.read(engine, run)
     if watch and found.run_id:
         return _wait(found.run_id)
@@ -261,6 +262,47 @@ def cancel(run: str | None, yes: bool) -> Any:
 
     _confirm("Cancel the run?", yes)
     return _end(control.cancel(_engine(), run), False)
+
+
+@command(cli, "rollback")
+@RUN
+@WAIT
+@click.option("--force", is_flag=True, help="Undo what was changed since, too.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
+    """Undo what a run wrote; what somebody changed since, or uses, is kept and listed."""
+    from producer import connect, output, report
+    from producer import rollback as undo
+
+    engine = _engine()
+    what = f"run {report.read(engine, run).run_id}" if run else "the newest run"
+    _confirm(f"Roll back {what}{', also what was changed since' if force else ''}?", yes)
+    run_id = undo.start(engine, connect.settings().base, run, force=force)
+    ended = _end(run_id, wait)
+    kept = report.first_conflicts(engine, run_id)
+    if kept:
+        output.rows(console, kept, "")
+        console.print(
+            "All of them are in the table migration.conflicts. To undo them, too:"
+            f" producer rollback {run_id} --force --wait"
+        )
+    return ended
+
+
+@command(cli, "forget", blank={"run_id": None, "dropped": 0})
+@click.argument("run")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def forget(run: str, yes: bool) -> Any:
+    """Drop a finished run's before-images; after that it cannot be rolled back."""
+    from producer import report
+    from producer import rollback as undo
+
+    engine = _engine()
+    run_id = report.read(engine, run).run_id
+    _confirm(f"Drop the before-images of run {run_id}? It cannot be rolled back then.", yes)
+    run_id, dropped = undo.forget(engine, run_id)
+    console.print(f"{dropped:,} before-images of run {run_id} dropped")
+    return {"run_id": run_id, "dropped": dropped, "error": None}
 
 
 @command(cli, "quarantine", blank={"rows": [], "accepted": 0})

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
-from models import ledger
+from models import audit, ledger
 from models.claims import MAX_LAPSES
 from models.database import transaction
 from models.errors import Misconfigured, NotAllowed
@@ -24,7 +24,7 @@ RETRY_KEYS = 500
 
 def pause(engine: Engine, run_id: str | None) -> str:
     """Let no further batch start; those under way end. Returns the run's id."""
-    return _move(engine, run_id, "paused")
+    return _move(engine, run_id, "pause", "paused")
 
 
 def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
@@ -38,6 +38,7 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
             )
         _require_no_other(connection, run.id)
         move_run(connection, run.id, "running")
+        audit.note(connection, "resume", run.id, before={"state": run.state})
         if run.state == "cancelled":
             _reopen_capture(connection, run)
         # The messages of the batches that wait were spent on finding the run paused.
@@ -52,7 +53,7 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
 
 def cancel(engine: Engine, run_id: str | None) -> str:
     """Stop a run for good, unless it is resumed; what it wrote stays and is consistent."""
-    return _move(engine, run_id, "cancelled")
+    return _move(engine, run_id, "cancel", "cancelled")
 
 
 def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
@@ -156,18 +157,34 @@ def accept(engine: Engine, settings: Settings, run_id: str | None, keys: Iterabl
                 ),
                 {"entity": entity},
             ).rowcount
+        audit.note(
+            connection,
+            "accept",
+            run.id,
+            after={"accepted": [":".join(row) for row in chosen], "rows": accepted},
+        )
     return accepted
 
 
-def _move(engine: Engine, run_id: str | None, state: str) -> str:
+def _move(engine: Engine, run_id: str | None, action: str, state: str) -> str:
     with transaction(engine) as connection:
         run = report.find_run(connection, run_id)
-        move_run(connection, run.id, state)
+        left = move_run(connection, run.id, state)
+        audit.note(connection, action, run.id, before={"state": left}, after={"state": state})
         return str(run.id)
 
 
 def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tuple[object, ...]]:
     run: sa.Row[tuple[object, ...]] = report.find_run(connection, run_id)
+    if connection.scalar(
+        sa.select(stages.c.name)
+        .where(stages.c.run_id == run.id, stages.c.position >= ledger.UNDO_POSITION)
+        .limit(1)
+    ):
+        raise NotAllowed(
+            f"Run {run.id} is {run.state}, its rollback has begun: there is no {what} of it",
+            hint="End that: producer rollback --wait. Migrate again: producer enqueue-all --wait",
+        )
     if run.state not in ledger.FINISHED_STATES or run.state == "cancelled":
         raise NotAllowed(
             f"Run {run.id} is {run.state}: {what} is for a run that has ended",
@@ -175,12 +192,15 @@ def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tup
         )
     _require_no_other(connection, run.id)
     move_run(connection, run.id, "running", error=None)
+    audit.note(connection, what, run.id, before={"state": run.state})
     return run
 
 
 def _require_no_other(connection: Connection, run_id: str) -> None:
     other = connection.scalar(
-        sa.select(runs.c.id).where(runs.c.state.in_(ledger.OPEN_STATES), runs.c.id != run_id)
+        sa.select(runs.c.id).where(
+            runs.c.state.in_((*ledger.OPEN_STATES, "rolling_back")), runs.c.id != run_id
+        )
     )
     if other:
         raise NotAllowed(f"Run {other} is open", hint="Wait for its end: producer status --watch")

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql import insert
 
-from models import ledger
+from models import audit, ledger
 from models.database import transaction
 from models.errors import Misconfigured, NotAllowed
 from models.ledger import batches, differences, move_run, quarantine, runs, stages
@@ -77,6 +77,7 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
         if "subscription" not in totals:
             totals["subscription"] = partition.count_rows(connection, context.legacy.subscriptions)
         connection.execute(sa.update(runs).where(runs.c.id == run_id).values(totals=totals))
+        audit.note(connection, "enqueue-all", run_id, after={"rows": totals})
         return run_id, True
 
 
@@ -119,10 +120,14 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     run = connection.execute(
         sa.select(runs).where(runs.c.id == run_id).with_for_update()
     ).one_or_none()
-    if run is None or run.state not in ("preparing", "running"):
+    if run is None or run.state not in ledger.WORKED_ON:
         return []
     require_same_tables(run, settings)
-    rows = connection.execute(sa.select(stages).where(stages.c.run_id == run_id)).all()
+    is_undo = run.state == "rolling_back"
+    of_undo = stages.c.position >= ledger.UNDO_POSITION
+    rows = connection.execute(
+        sa.select(stages).where(stages.c.run_id == run_id, of_undo if is_undo else ~of_undo)
+    ).all()
     state = {row.name: row.state for row in rows}
     context: Context | None = None
     opened: list[list[Message]] = []
@@ -161,7 +166,9 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     if opened and run.state == "preparing":
         move_run(connection, run_id, "running")
     over = all(value == "done" for value in state.values())
-    if over and not _fail_on_differences(connection, run_id):
+    if over and is_undo:
+        move_run(connection, run_id, "rolled_back", error=None)
+    elif over and not _fail_on_differences(connection, run_id):
         _complete(connection, run_id, was=run.state)
     return opened
 

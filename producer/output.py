@@ -21,6 +21,8 @@ _NEXT = {
     ),
     "failed": "See what differs or failed above. Mend it, then: producer retry --wait",
     "cancelled": "Go on with it: producer resume",
+    "rolling_back": "Watch it: producer status --watch",
+    "rolled_back": "Migrate again whenever you like: producer enqueue-all --wait",
 }
 
 
@@ -46,7 +48,11 @@ def summary(console: Console, found: RunReport) -> None:
         f" {found.reconciliation.users_checked:,} users,"
         f" {found.reconciliation.discrepancies:,} discrepancies."
     )
-    for title, groups in (("Set aside", found.quarantine), ("Differences", found.differences)):
+    for title, groups in (
+        ("Set aside", found.quarantine),
+        ("Differences", found.differences),
+        ("Kept, since somebody changed or uses it", found.conflicts),
+    ):
         if groups:
             parts = ", ".join(f"{count:,} {name}" for name, count in sorted(groups.items()))
             console.print(f"{title}: {parts}")

@@ -15,10 +15,10 @@ from sqlalchemy import Connection, RowMapping
 
 from models.claims import MAX_LAPSES, Claim, scope_of
 from models.ledger import RECONCILIATION, VERIFICATION, batches, move_batches, runs
-from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, WORKER_DIED, set_aside
+from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, WORKER_DIED
 from models.settings import Settings
 from models.steps import by_name
-from models.steps.base import Context, Counts, Scope, add
+from models.steps.base import Context, Counts, Scope, Step, add
 
 PARTS = 100
 log = structlog.get_logger("migration.poison")
@@ -49,7 +49,7 @@ def split(connection: Connection, settings: Settings, batch: RowMapping) -> None
         parts = [scope.with_parts(part) for part in _parts(scope.parts)]
         _replace(connection, batch, parts)
     else:
-        _set_aside(context, batch, step.entity, step.part_entity, keys, hanging, scope)
+        _set_aside(context, step, batch, keys, hanging, scope)
         counts: Counts = {}
         if scope.again:
             # Its change is not to be taken up again, nor is what it had to stay.
@@ -69,27 +69,29 @@ def follow(connection: Connection, context: Context, claim: Claim) -> None:
 
 def _set_aside(
     context: Context,
+    step: Step,
     batch: RowMapping,
-    entity: str,
-    part_entity: str,
     keys: Sequence[str],
     hanging: Sequence[str],
     scope: Scope,
 ) -> None:
     """The row that is left, which is a part of one row, or that row with all its parts."""
-    culprit, its_keys = (part_entity, scope.parts) if scope.parts else (entity, keys)
-    arguments = (context.connection, context.run_id, batch["id"])
-    set_aside(
-        *arguments,
+    culprit, its_keys = (step.part_entity, scope.parts) if scope.parts else (step.entity, keys)
+    step.set_aside(
+        context,
         culprit,
         its_keys,
         reason=WORKER_DIED,
         message="Its worker died, each time that it came to this row.",
         attempts=batch["lapses"] + 1,
     )
-    if culprit == entity and hanging:
-        set_aside(
-            *arguments, part_entity, hanging, reason=OWNER_QUARANTINED, message=OWNER_SET_ASIDE
+    if culprit == step.entity and hanging:
+        step.set_aside(
+            context,
+            step.part_entity,
+            hanging,
+            reason=OWNER_QUARANTINED,
+            message=OWNER_SET_ASIDE,
         )
 
 

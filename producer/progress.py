@@ -8,7 +8,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from models.ledger import batches, differences, quarantine, stages
+from models.ledger import (
+    COMPLETED_STATES,
+    UNDO_POSITION,
+    batches,
+    differences,
+    quarantine,
+    runs,
+    stages,
+)
 from models.messages import Batches, Stage, Standing
 from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
 
@@ -155,6 +163,33 @@ def standing_of(
     )
     total, aside = (counts[VERIFICATION, f"{name}.{what}"] for what in ("total", "quarantined"))
     return Standing(total=total, migrated=total - aside - (missing or 0), quarantined=aside)
+
+
+def undo_seconds(connection: Connection, run_id: str) -> float:
+    """How long the rollback of a run has taken."""
+    end = sa.func.coalesce(sa.func.max(runs.c.finished_at), sa.func.clock_timestamp())
+    found = connection.scalar(
+        sa.select(sa.extract("epoch", end - sa.func.min(stages.c.started_at)))
+        .join(runs, runs.c.id == stages.c.run_id)
+        .where(stages.c.run_id == run_id, stages.c.position >= UNDO_POSITION)
+    )
+    return float(found or 0)
+
+
+def undone(
+    connection: Connection, run_id: str, standings: dict[str, Standing]
+) -> dict[str, Standing]:
+    """How the rows stand without this run: as the run before it left them, or not migrated."""
+    earlier = connection.execute(
+        sa.select(runs)
+        .where(runs.c.id < run_id, runs.c.state.in_(COMPLETED_STATES))
+        .order_by(runs.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    if earlier is None:
+        return {name: Standing(total=found.total) for name, found in standings.items()}
+    counts, last = counts_of(connection, earlier.id), last_count(connection, earlier.id)
+    return {name: standing_of(connection, earlier, counts, name, last) for name in standings}
 
 
 def eta(found: list[Stage]) -> float | None:

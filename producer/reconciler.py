@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from models.claims import is_expired, lapses_too_often
 from models.database import classify, transaction
 from models.errors import MigrationError
-from models.ledger import SCHEMA, batches, move_batches, runs, throttled_by
+from models.ledger import SCHEMA, WORKED_ON, batches, move_batches, runs, throttled_by
 from models.settings import Settings
 from producer import enqueue, poison
 from producer.queue import QUEUES, Message, app, publish_again
@@ -67,7 +67,7 @@ def tick(engine: Engine, settings: Settings) -> int:
         if not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK))):
             return 0
         open_runs = connection.scalars(
-            sa.select(runs.c.id).where(runs.c.state.in_(("preparing", "running")))
+            sa.select(runs.c.id).where(runs.c.state.in_(WORKED_ON))
         ).all()
         if not open_runs:
             return 0
@@ -103,7 +103,7 @@ def _take_lost(connection: Connection) -> list[Message]:
         .join(runs, runs.c.id == batches.c.run_id)
         .where(batches.c.state == "pending", batches.c.published_at < age)
         # While it is throttled, workers hold messages that they have not claimed.
-        .where(runs.c.state.in_(("preparing", "running")), throttled_by.is_(None))
+        .where(runs.c.state.in_(WORKED_ON), throttled_by.is_(None))
     )
     kinds = connection.execute(
         waiting.with_only_columns(

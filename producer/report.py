@@ -8,17 +8,27 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
+from models import audit
 from models.database import transaction
 from models.errors import UnknownRun
-from models.ledger import OPEN_STATES, SCHEMA, differences, quarantine, runs, throttled_by
+from models.ledger import (
+    OPEN_STATES,
+    SCHEMA,
+    conflicts,
+    differences,
+    quarantine,
+    runs,
+    throttled_by,
+)
 from models.messages import (
     ErrorReport,
     Reconciliation,
     Rows,
     RunReport,
+    Stage,
     Verification,
 )
-from models.steps import RECONCILIATION, VERIFICATION
+from models.steps import RECONCILIATION, VERIFICATION, undo_stage_names
 from producer import progress
 
 
@@ -71,6 +81,12 @@ def history(engine: Engine) -> list[dict[str, Any]]:
         ]
 
 
+def actions(engine: Engine) -> list[dict[str, Any]]:
+    """What operators did, newest first."""
+    with transaction(engine) as connection:
+        return audit.entries(connection)
+
+
 def quarantined(engine: Engine, run_id: str | None) -> list[dict[str, Any]]:
     """The rows that a run set aside and that stand so still, by entity and key."""
     with transaction(engine) as connection:
@@ -111,6 +127,25 @@ def first_differences(engine: Engine, run_id: str | None, limit: int = 20) -> li
         return [dict(row._mapping) for row in found]
 
 
+def first_conflicts(engine: Engine, run_id: str | None, limit: int = 20) -> list[dict[str, Any]]:
+    """The first rows and columns that a rollback kept."""
+    with transaction(engine) as connection:
+        run = find_run(connection, run_id)
+        columns = conflicts.c
+        found = connection.execute(
+            sa.select(
+                columns.kind,
+                columns.table_name.label("table"),
+                columns.row_key.label("key"),
+                columns.detail.label("column"),
+            )
+            .where(columns.run_id == run.id)
+            .order_by(columns.table_name, columns.row_key, columns.detail)
+            .limit(limit)
+        )
+        return [dict(row._mapping) for row in found]
+
+
 def _report(connection: Connection, run: Any) -> RunReport:
     now = sa.func.coalesce(runs.c.finished_at, sa.func.clock_timestamp())
     seconds = float(
@@ -128,6 +163,9 @@ def _report(connection: Connection, run: Any) -> RunReport:
         name: progress.standing_of(connection, run, counts, name, last_count)
         for name in progress.ENTITIES
     }
+    if _is_undone(found):
+        seconds = progress.undo_seconds(connection, run.id)
+        standings = progress.undone(connection, run.id, standings)
     report = RunReport(
         run_id=run.id,
         state=run.state,
@@ -167,18 +205,36 @@ def _report(connection: Connection, run: Any) -> RunReport:
             .where(differences.c.run_id == run.id)
             .group_by(sa.text("1")),
         ),
+        conflicts=_groups(
+            connection,
+            sa.select(
+                conflicts.c.table_name
+                + sa.func.coalesce("." + sa.func.nullif(conflicts.c.detail, ""), "")
+                + " "
+                + conflicts.c.kind,
+                sa.func.count(),
+            )
+            .where(conflicts.c.run_id == run.id)
+            .group_by(sa.text("1")),
+        ),
         seconds=round(seconds, 3),
         users_per_second=round(standings["users"].migrated / seconds, 1) if seconds else 0.0,
     )
-    if run.state in OPEN_STATES:
+    if run.state in (*OPEN_STATES, "rolling_back"):
         report.eta_seconds = progress.eta(found)
     if run.state == "failed":
         report.error = ErrorReport(
             kind="differences" if report.exit_status == 4 else "batch_failed",
             message=str(run.error),
-            hint="Mend what the message names, then: producer retry --wait",
+            hint="Mend what the message names, then: producer "
+            + ("rollback --wait" if _is_undone(found) else "retry --wait"),
         )
     return report
+
+
+def _is_undone(found: list[Stage]) -> bool:
+    """Whether a rollback of the run has begun."""
+    return any(stage.name in undo_stage_names() for stage in found)
 
 
 def _groups(connection: Connection, query: Any) -> dict[str, int]:

@@ -8,7 +8,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, text
 
-from models import legacy, target
+from models import audit, legacy, target
 from models.database import LOCK_TIMEOUT_MS, retry_locks, transaction
 from models.errors import NotAllowed
 from models.legacy import Legacy
@@ -46,6 +46,8 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     added = target.expand(connection, tables)
     for kind, table, name in added:
         record(connection, kind, table, name)
+    if added:
+        audit.note(connection, "schema upgrade", after={"added": len(added)})
     return added
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import classify
 from models.errors import Transient
-from models.ledger import OPEN_STATES
+from models.ledger import WORKED_ON
 from models.messages import RunReport
 from models.settings import Settings
 from producer import reconciler, report
@@ -42,7 +42,7 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
             now = time.monotonic()
             try:
                 found = report.read(engine, run_id)
-                if found.state not in OPEN_STATES or found.state == "paused":
+                if found.state not in WORKED_ON:
                     _show(progress, found)
                     return found
                 if now - last_tick >= reconciler.TICK_SECONDS:

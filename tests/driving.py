@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
-from models.ledger import batches
+from models.ledger import WORKED_ON, batches
 from models.messages import RunReport
 from models.settings import Settings
 from producer import enqueue, report, schema
@@ -52,7 +52,7 @@ def go_on(
                 .order_by(order)
             ).all()
         found = report.read(engine, run_id)
-        if found.state not in ("preparing", "running"):
+        if found.state not in WORKED_ON:
             return found
         for row in waiting:
             before(row.stage)

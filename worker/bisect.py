@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from models.database import STATEMENT_TIMEOUT_MS, as_ours
 from models.errors import BadRow, MigrationError, TooBig
-from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, set_aside
+from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE
 from models.steps.base import Context, Counts, Scope, Step, add
 from worker import verify
 
@@ -180,10 +180,8 @@ class _Trial:
         context = self._context
         for entity, keys, reason, error in self._rejected:
             refused = f"The database refuses the row: {error.message}"
-            set_aside(
-                context.connection,
-                context.run_id,
-                context.batch_id,
+            self._step.set_aside(
+                context,
                 entity,
                 keys,
                 reason=reason,

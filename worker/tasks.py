@@ -9,7 +9,7 @@ from typing import Any
 from celery.exceptions import Reject
 
 from models.errors import Stopped
-from models.steps import STEPS
+from models.steps import STEPS, UNDO_STEPS
 from producer import enqueue
 from producer.connect import engine, settings
 from producer.queue import ADVANCE, app
@@ -21,7 +21,8 @@ HARD_LIMIT_SECONDS = 1800
 
 # An index of a large table may take hours, and cannot be taken up where it was: no limit.
 BATCH_TASKS: dict[str, int | None] = {
-    f"migration.{step.name}": HARD_LIMIT_SECONDS if step.transactional else None for step in STEPS
+    f"migration.{step.name}": HARD_LIMIT_SECONDS if step.transactional else None
+    for step in (*STEPS, *UNDO_STEPS)
 } | {"migration.verify": HARD_LIMIT_SECONDS, "migration.reconcile": HARD_LIMIT_SECONDS}
 
 

@@ -7,7 +7,7 @@ from pkgutil import resolve_name
 from models.ledger import FINISH, RECONCILIATION, VERIFICATION
 from models.steps.base import Step
 
-__all__ = ["FINISH", "RECONCILIATION", "STEPS", "VERIFICATION"]
+__all__ = ["FINISH", "RECONCILIATION", "STEPS", "UNDO_STEPS", "VERIFICATION"]
 
 _ORDER = (
     "indexes:EarlyIndexes",
@@ -32,12 +32,22 @@ _ORDER = (
     "capture:Release",
 )
 
+# What undoes them, in stages of their own, for a run that is rolled back.
+_UNDO_ORDER = (
+    "undo:Loosen",
+    "undo_projects:UndoProjects",
+    "undo_users:UndoUsers",
+    "undo:UndoRest",
+    "undo:Tidy",
+)
+
 STEPS: list[Step] = [resolve_name(f"models.steps.{entry}")() for entry in _ORDER]
+UNDO_STEPS: list[Step] = [resolve_name(f"models.steps.{entry}")() for entry in _UNDO_ORDER]
 
 
 def by_name(name: str) -> Step:
     """The step of that name; raises KeyError."""
-    return {step.name: step for step in STEPS}[name]
+    return {step.name: step for step in (*STEPS, *UNDO_STEPS)}[name]
 
 
 def stage_names() -> list[str]:
@@ -45,6 +55,11 @@ def stage_names() -> list[str]:
     names = list(dict.fromkeys(step.stage for step in STEPS))
     names.insert(names.index(RECONCILIATION), VERIFICATION)
     return names
+
+
+def undo_stage_names() -> list[str]:
+    """The stages of a rollback in order."""
+    return list(dict.fromkeys(step.stage for step in UNDO_STEPS))
 
 
 def steps_of(stage: str) -> list[Step]:
@@ -56,11 +71,11 @@ def steps_of(stage: str) -> list[Step]:
             # What a step inherits is verified by the step that it inherits from.
             if step.stage != RECONCILIATION and {"differences", "details"} & vars(type(step)).keys()
         ]
-    return [step for step in STEPS if step.stage == stage]
+    return [step for step in (*STEPS, *UNDO_STEPS) if step.stage == stage]
 
 
 def stages_before(name: str) -> list[str]:
     """The stages that must be closed before this one opens, nearest last."""
-    names = stage_names()
+    names = undo_stage_names() if name in undo_stage_names() else stage_names()
     before = names[: names.index(name)]
     return [stage for stage in before if not (name == RECONCILIATION and stage == VERIFICATION)]

@@ -20,7 +20,7 @@ from models.catalog import Table, quote_name, read_tables
 from models.declared import TABLES
 from models.errors import Incompatible
 from models.legacy import Legacy, list_cast
-from models.quarantine import SET_ASIDE_AGAIN
+from models.quarantine import SET_ASIDE_AGAIN, set_aside
 from models.settings import Settings
 from models.target import Target
 
@@ -112,6 +112,8 @@ class Context:
     is_repeat: bool = False
     # The run, where it alone has written what carries its id: statements bind it as :own_run.
     own_run: str | None = None
+    # A rollback undoes what somebody changed since, too.
+    forced: bool = False
 
     @classmethod
     def read(
@@ -134,6 +136,7 @@ class Context:
             grants,
             is_repeat=is_repeat or run.handed_over,
             own_run=None if run.handed_over else run.id,
+            forced=run.forced,
         )
 
     def find_table(self, name: str) -> Table:
@@ -153,7 +156,7 @@ class Context:
     @property
     def parameters(self) -> dict[str, Any]:
         """The values that statements bind besides those of a scope."""
-        names = ("run_id", "own_run", "batch_id")
+        names = ("run_id", "own_run", "batch_id", "forced")
         return {name: getattr(self, name) for name in names} | {"blanks": BLANKS}
 
     def render(self, sql: str, /, **expressions: str) -> str:
@@ -233,6 +236,10 @@ class Step:
         name go to the quarantine; anything else raises, and the engine bisects.
         """
         raise TypeError(f"The step {self.name} only checks")
+
+    def set_aside(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
+        """Note rows that cannot be done: `reason`, `message` and `attempts`, as in a quarantine."""
+        set_aside(context.connection, context.run_id, context.batch_id, entity, keys, **why)
 
     def withdraw(self, context: Context, scope: Scope) -> Counts:
         """Take away what earlier batches of the run made of rows that were just set aside."""

@@ -158,7 +158,7 @@ changed AS MATERIALIZED (
   SELECT o.*, g.amount
   FROM typed o LEFT JOIN granted g ON g.user_id = o.id
   WHERE o.sets_user_type OR o.sets_billing_tier OR o.sets_is_active OR o.sets_organization
-     OR g.user_id IS NOT NULL
+     OR o.own_suite_id IS NULL OR g.user_id IS NOT NULL
 ),
 image AS (
   INSERT INTO migration.before_images (run_id, entity, legacy_key, was)
@@ -166,6 +166,8 @@ image AS (
     'user_type', c.user_type, 'billing_tier', c.billing_tier, 'is_active', c.is_active,
     'organization_id', c.organization_id, 'department_id', c.department_id,
     'credits_balance', c.credits_balance, 'suite', nullif(c.own_suite_id, c.made_suite_id),
+    'had_suite', CASE WHEN c.own_suite_id = c.made_suite_id THEN true END,
+    'type', CASE WHEN c.sets_user_type THEN c.final_type END,
     'kept', nullif(to_jsonb(array_remove(ARRAY[
       CASE WHEN NOT c.sets_user_type THEN 'user_type' END,
       CASE WHEN NOT c.sets_billing_tier THEN 'billing_tier' END,
@@ -313,7 +315,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", subscription_key),
         "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", subscription_key),
         "version": optional(subscriptions, "version", "NULL", alias="s") + "::text",
-        "is_active": _is_active(subscriptions),
+        "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions),
         "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
         "grant_amount": grant_amount(context, "o.final_type"),
@@ -355,7 +357,8 @@ def grant_amount(context: Context, user_type: str) -> str:
     return f"CASE {user_type} {cases} ELSE {other} END" if cases else other
 
 
-def _is_active(subscriptions: Table) -> str:
+def is_active(subscriptions: Table) -> str:
+    """SQL for whether the tool of a subscription is active."""
     status = optional(subscriptions, "status", "'active'", alias="s")
     active = optional(subscriptions, "is_active", "NULL", alias="s")
     return f"coalesce({status}::text = 'active', false) AND {active}::boolean IS NOT FALSE"

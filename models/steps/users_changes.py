@@ -129,6 +129,7 @@ tool AS (
       OR t.version IS DISTINCT FROM e.version OR t.is_active IS DISTINCT FROM e.is_active
       OR t.configuration::jsonb IS DISTINCT FROM
         CASE WHEN jsonb_typeof(e.preferences) = 'null' THEN '{{}}' ELSE e.preferences END)
+  RETURNING t.id
 ),
 assignment AS (
   DELETE FROM {tool_assignments} a USING expected e
@@ -136,9 +137,11 @@ assignment AS (
     AND a.assigned_by IS NOT DISTINCT FROM {assigned_by}
   RETURNING 1
 ),
+-- Written beside its tool, also where it stays the same: `undo_users.py` counts on that.
 usage_log AS (
-  UPDATE {tool_usage_logs} l SET user_id = e.user_id FROM expected e
-  WHERE l.id = e.usage_id AND l.user_id <> e.user_id
+  UPDATE {tool_usage_logs} l SET user_id = e.user_id
+  FROM expected e LEFT JOIN tool ON tool.id = e.tool_id
+  WHERE l.id = e.usage_id AND (l.user_id <> e.user_id OR tool.id IS NOT NULL)
 ),
 suite AS (
   UPDATE {ai_suites} s SET name = u.email::text || '''s Suite' FROM {users} u
@@ -168,6 +171,11 @@ WITH stale AS MATERIALIZED (
 granted AS (
   UPDATE {credit_logs} c SET amount = s.after, balance_after = c.balance_after - s.before + s.after
   FROM stale s WHERE c.id = s.grant_id
+),
+image AS (
+  UPDATE migration.before_images b SET was = b.was || jsonb_build_object('type', s.type)
+  FROM stale s
+  WHERE b.entity = 'user' AND b.legacy_key = s.id::text AND b.run_id = :own_run
 ),
 retyped AS (
   UPDATE {users} u SET user_type = CAST(s.type AS {user_type_type}),

@@ -1,4 +1,4 @@
-"""Long runs under harm: `python -m tests.soak chaos|poison|live [--users N]`; JSON on stdout."""
+"""Long runs under harm: `python -m tests.soak NAME [--users N]`; JSON on stdout."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import platform
 
 import click
 
-from tests.soak import chaos, live, poison
+from tests.soak import chaos, live, poison, undo
 from tests.soak.site import open_site
 
-RUNS = {"chaos": (chaos.run, 100_000), "poison": (poison.run, 100_000), "live": (live.run, 50_000)}
+RUNS = {
+    "chaos": (chaos.run, 100_000),
+    "poison": (poison.run, 100_000),
+    "live": (live.run, 50_000),
+    "undo": (undo.run, 100_000),
+}
 
 
 @click.command()

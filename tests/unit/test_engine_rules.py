@@ -44,11 +44,12 @@ def test_every_step_that_writes_rows_of_a_table_is_verified() -> None:
     }
 
 
-def test_every_open_state_leads_to_an_end_and_every_end_but_success_back() -> None:
+def test_every_open_state_leads_to_an_end_and_every_end_back_or_to_a_rollback() -> None:
     for state in OPEN_STATES:
         assert any(start == state for start, _ in RUN_TRANSITIONS)
     for state in FINISHED_STATES:
-        assert (state, "running") in RUN_TRANSITIONS
+        assert ((state, "running") in RUN_TRANSITIONS) == (state != "rolled_back")
+        assert (state, "rolling_back") in RUN_TRANSITIONS
 
 
 def test_a_batch_size_moves_towards_its_target_by_at_most_eight() -> None:

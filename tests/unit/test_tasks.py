@@ -13,5 +13,7 @@ def test_only_what_cannot_be_taken_up_again_has_no_limit() -> None:
         "migration.early_indexes",
         "migration.indexes",
         "migration.keys",
+        "migration.loosen",
+        "migration.tidy",
     }
     assert set(limits.values()) == {None, 1800}

@@ -1,0 +1,51 @@
+"""Who did what to a migration, when, from where, and what it changed: noted in its transaction."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from models.ledger import audit
+
+
+def note(
+    connection: Connection,
+    action: str,
+    run_id: str | None = None,
+    *,
+    before: object = None,
+    after: object = None,
+) -> None:
+    """Add an entry; `before` and `after` are anything JSON holds, but no personal data."""
+    connection.execute(
+        sa.insert(audit).values(
+            actor=_login(),
+            origin=f"{socket.gethostname()}/{os.getpid()}",
+            action=action,
+            run_id=run_id,
+            before=sa.null() if before is None else before,
+            after=sa.null() if after is None else after,
+        )
+    )
+
+
+def entries(connection: Connection, limit: int = 100) -> list[dict[str, Any]]:
+    """The newest entries, newest first."""
+    found = connection.execute(sa.select(audit).order_by(audit.c.id.desc()).limit(limit))
+    return [{**row._mapping, "at": row.at.isoformat(timespec="seconds")} for row in found]
+
+
+def _login() -> str:
+    """The operator behind `sudo`, where there is one; a container's user may have no name."""
+    behind = os.environ.get("SUDO_USER")
+    if behind:
+        return behind
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"

@@ -1,0 +1,65 @@
+"""`producer rollback` as an operator meets it: asks first, survives a kill, and ends right."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sqlalchemy import text
+
+from tests import oracle, variants
+from tests.acceptance.conftest import Product, batches, count, kill_group, until
+
+NAMES = oracle.Names()
+UNDONE = "SELECT count(*) FROM migration.batches WHERE step = 'undo_users' AND state = 'done'"
+
+
+def test_a_rollback_asks_and_goes_on_after_a_kill_to_the_state_before(product: Product) -> None:
+    product.environment["MIGRATION_BATCH_SIZE"] = "10"
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 300)
+    assert product.run("schema", "upgrade").status == 0
+    with product.engine.connect() as connection:
+        before = oracle.snapshot(connection, NAMES)
+    with product.worker():
+        assert product.run("enqueue-all", "--wait", "--json").status == 3
+    unasked = product.run("rollback", "--json")
+    assert (unasked.status, unasked.json["error"]["kind"]) == (2, "misconfigured")
+    waiting = product.start("rollback", "--wait", "--yes", "--json")
+    with product.worker() as first:
+        until(lambda: count(product, UNDONE) >= 5)
+        kill_group(first)
+    assert count(product, UNDONE) < 30
+    joined = product.run("enqueue-all", "--json")
+    assert "is being rolled back" in joined.json["error"]["message"]
+    with product.worker():
+        _, err = waiting.communicate(timeout=120)
+    assert waiting.returncode == 0, err
+    status = product.run("status", "--json")
+    assert (status.status, status.json["state"]) == (0, "rolled_back")
+    assert status.json["users"]["migrated"] == 0 and status.json["rows"]["ai_tools"] == 0
+    assert batches(product, "pending") + batches(product, "running") == 0
+    with product.engine.connect() as connection:
+        assert asdict(oracle.snapshot(connection, NAMES)) == asdict(before)
+    again = product.run("rollback", "--yes", "--json")
+    assert (again.status, again.json["error"]["kind"]) == (1, "not_allowed")
+
+
+def test_what_is_kept_is_said_with_the_command_that_undoes_it(product: Product) -> None:
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 60)
+    with product.worker():
+        assert product.run("enqueue-all", "--wait").status == 3
+        with product.engine.begin() as connection:
+            connection.execute(
+                text(
+                    "UPDATE ai_suites SET name = 'Mine' WHERE user_id = (SELECT"
+                    " min(user_id) FROM ai_suites)"
+                )
+            )
+        kept = product.run("rollback", "--wait", "--yes")
+        assert kept.status == 3, kept.err
+        assert "--force" in kept.err and "ai_suites" in kept.err
+        forced = product.run("rollback", "--wait", "--yes", "--force", "--json")
+    # The newest run is rolled back; it is named by default, since nothing else is left to undo.
+    assert (forced.status, forced.json["conflicts"]) == (0, {})
+    assert count(product, "SELECT count(*) FROM ai_suites") == 0

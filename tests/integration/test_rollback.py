@@ -1,0 +1,277 @@
+"""A run is undone to the row; what somebody changed since, or uses, is kept and listed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from models import database as databases
+from models.errors import NotAllowed
+from models.messages import RunReport
+from models.settings import DEFAULT_GRANTS, Settings, parse_grants
+from producer import control, report, rollback, schema
+from tests import oracle, variants
+from tests.driving import change, go_on, scalar, start, whole_run
+
+USERS = 150
+BATCH_SIZE = 40
+NAMES = oracle.Names()
+GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
+
+
+def undo(engine: Engine, settings: Settings, *, force: bool = False) -> RunReport:
+    return go_on(engine, settings, rollback.start(engine, settings, None, force=force))
+
+
+def shot(engine: Engine, names: oracle.Names = NAMES) -> dict[str, Any]:
+    """Every row of every table that the migration reads or writes, and the users' defaults."""
+    with engine.connect() as connection:
+        return asdict(oracle.snapshot(connection, names))
+
+
+def kept(engine: Engine) -> set[tuple[str, str, str, str]]:
+    with engine.connect() as connection:
+        found = connection.execute(
+            text("SELECT kind, table_name, row_key, detail FROM migration.conflicts")
+        )
+        return {(row.kind, row.table_name, row.row_key, row.detail) for row in found}
+
+
+@pytest.mark.parametrize("variant", variants.VARIANTS, ids=str)
+def test_a_run_is_undone_to_the_row_and_made_again(
+    database: str, settings: Settings, variant: variants.Variant
+) -> None:
+    engine = databases.create(database)
+    names = variant.names
+    settings = settings.model_copy(
+        update={
+            "users_table": names.users,
+            "subscriptions_table": names.subscriptions,
+            "projects_table": names.projects,
+        }
+    )
+    with engine.begin() as connection:
+        variant.build(connection, USERS)
+    schema.upgrade(engine, settings)
+    with engine.connect() as connection:
+        before = oracle.snapshot(connection, names)
+    first = whole_run(engine, settings)
+    assert first.rows.ai_tools > 0
+    found = undo(engine, settings)
+    assert (found.state, found.conflicts, found.exit_status) == ("rolled_back", {}, 0)
+    assert set(found.rows.model_dump().values()) == {0}
+    assert found.credits_granted == 0
+    assert shot(engine, names) == asdict(before)
+    assert scalar(engine, "SELECT count(*) FROM migration.before_images") == 0
+    again = whole_run(engine, settings)
+    assert again.verification.differences == again.reconciliation.discrepancies == 0
+    assert (again.state, again.rows) == (first.state, first.rows)
+    with engine.connect() as connection:
+        assert oracle.compare(connection, before, oracle.expected(before, GRANTS)) == []
+    engine.dispose()
+
+
+Listed = set[tuple[str, str, str, str]]
+
+
+def edit(engine: Engine) -> tuple[Listed, set[str]]:
+    """What an application does to what a run wrote: the conflicts, and the tools that stay."""
+
+    def read(query: str) -> list[str]:
+        with engine.connect() as connection:
+            return list(connection.scalars(text(query)))
+
+    mine = read("SELECT id FROM ai_tools WHERE id LIKE 't-%' ORDER BY id LIMIT 6")
+    users = read(
+        "SELECT u.id FROM users u JOIN ai_suites s ON s.user_id = u.id WHERE u.id > ("
+        f"SELECT max(l.user_id) FROM tool_usage_logs l WHERE l.tool_id <= '{mine[-1]}'"
+        " AND l.tool_id LIKE 't-%') ORDER BY u.id LIMIT 9"
+    )
+    projects = read("SELECT id FROM projects WHERE active_gpt_id LIKE 'p-%' ORDER BY id LIMIT 4")
+    change(
+        engine,
+        # None of these touches updated_at, as an application need not.
+        f"UPDATE ai_tools SET name = 'renamed' WHERE id = '{mine[0]}'",
+        f"UPDATE tool_usage_logs SET status = 'seen' WHERE tool_id = '{mine[1]}'",
+        f"UPDATE tool_assignments SET expires_at = now() WHERE tool_id = '{mine[2]}'",
+        "INSERT INTO tool_usage_logs (id, user_id, tool_id, action)"
+        f" VALUES ('theirs', '{users[0]}', '{mine[3]}', 'chat')",
+        "INSERT INTO marketplace_listings (id, tool_id, title)"
+        f" VALUES ('sold', '{mine[4]}', 'For sale')",
+        f"INSERT INTO tool_assignments (tool_id, user_id) VALUES ('{mine[5]}', '{users[0]}')",
+        "INSERT INTO departments (id, organization_id, name)"
+        " VALUES ('math', 'default-organization', 'Mathematics')",
+        f"UPDATE users SET user_type = 'developer' WHERE id = '{users[0]}'",
+        f"UPDATE users SET billing_tier = 'premium' WHERE id = '{users[1]}'",
+        f"UPDATE users SET is_active = false WHERE id = '{users[2]}'",
+        f"UPDATE users SET department_id = 'math' WHERE id = '{users[3]}'",
+        f"UPDATE users SET credits_balance = credits_balance - 1 WHERE id = '{users[4]}'",
+        f"UPDATE credit_logs SET balance_after = 7 WHERE id = 'g-{users[5]}'",
+        f"UPDATE ai_suites SET description = 'mine' WHERE user_id = '{users[6]}'",
+        "INSERT INTO ai_tools (id, name, tool_type, pricing_tier, suite_id)"
+        f" SELECT 'own tool', 'own', 'gpt', 'free', id FROM ai_suites WHERE user_id = '{users[7]}'",
+        f"UPDATE projects SET active_gpt_id = 'other' WHERE id = '{projects[0]}'",
+        f"UPDATE projects SET is_template = true WHERE id = '{projects[1]}'",
+        f"UPDATE projects SET active_gpt_id = 'p-{projects[3]}' WHERE id = '{projects[2]}'",
+        # Of no concern: columns that the run never wrote.
+        f"UPDATE users SET full_name = 'New Name', last_login = now() WHERE id = '{users[8]}'",
+    )
+    columns = ("user_type", "billing_tier", "is_active", "department_id", "credits_balance")
+    (owner,) = read(f"SELECT user_id FROM tool_usage_logs WHERE tool_id = '{mine[2]}'")
+    wanted = {
+        ("changed", "ai_tools", mine[0], ""),
+        ("changed", "tool_usage_logs", f"u{mine[1][1:]}", ""),
+        ("changed", "tool_assignments", f"{mine[2]} {owner}", ""),
+        ("hanging", "tool_usage_logs", "theirs", ""),
+        ("hanging", "marketplace_listings", "sold", ""),
+        ("hanging", "tool_assignments", f"{mine[5]} {users[0]}", ""),
+        *(("changed", "users", user, column) for user, column in zip(users, columns, strict=False)),
+        ("changed", "users", users[5], "credits_balance"),
+        ("changed", "ai_suites", f"s-{users[6]}", ""),
+        ("hanging", "ai_tools", "own tool", ""),
+        ("changed", "projects", projects[0], "active_gpt_id"),
+        ("changed", "projects", projects[1], "is_template"),
+        ("changed", "projects", projects[2], "active_gpt_id"),
+        ("hanging", "projects", projects[2], "active_gpt_id"),
+    }
+    return wanted, {*mine, "own tool", f"p-{projects[3]}"}
+
+
+def mine_seen(wanted: Listed) -> str:
+    """The subscription whose usage log was changed."""
+    (log,) = (
+        key for kind, name, key, _ in wanted if (kind, name) == ("changed", "tool_usage_logs")
+    )
+    return log.removeprefix("u-")
+
+
+def test_what_was_changed_since_is_kept_and_listed_and_a_new_run_builds_on_it(
+    engine: Engine, settings: Settings
+) -> None:
+    whole_run(engine, settings)
+    wanted, stay = edit(engine)
+    after = shot(engine)["tables"]
+    found = undo(engine, settings)
+    assert (found.state, found.exit_status) == ("rolled_back", 3)
+    listed = kept(engine)
+    assert wanted <= listed
+    # The rest are created rows that what is kept needs.
+    assert {each for each in listed - wanted if each[0] != "held"} == set()
+    now = shot(engine)["tables"]
+    assert {row["id"] for row in now["ai_tools"]} == stay
+    for table, key in (("ai_tools", "id"), ("ai_suites", "id"), ("tool_usage_logs", "id")):
+        left = [row for row in after[table] if row[key] in {row[key] for row in now[table]}]
+        assert now[table] == left
+    columns: dict[str, set[str]] = {}
+    for kind, table, key, column in listed:
+        if table == "users" and kind == "changed":
+            columns.setdefault(key, set()).add(column)
+    users = {row["id"]: row for row in after["users"]}
+    for row in now["users"]:
+        for column in ("user_type", "billing_tier", "is_active", "credits_balance"):
+            if column in columns.get(row["id"], ()):
+                assert row[column] == users[row["id"]][column]
+    assert scalar(engine, "SELECT count(*) FROM credit_logs WHERE reason = 'migration_grant'") == 2
+    # What is wrong with what was kept was wrong before the rollback.
+    whole_run(engine, settings)
+    found_now = {row["key"] for row in report.first_differences(engine, None)}
+    money = {key for _, _, key, column in wanted if column == "credits_balance"}
+    assert found_now - money == {mine_seen(wanted)}
+    assert found_now & money == money
+
+
+def test_force_undoes_also_what_was_changed_since(engine: Engine, settings: Settings) -> None:
+    schema.upgrade(engine, settings)
+    before = shot(engine)
+    whole_run(engine, settings)
+    edit(engine)
+    run_id = undo(engine, settings).run_id
+    with pytest.raises(NotAllowed, match="rolled back already"):
+        rollback.start(engine, settings, run_id, force=False)
+    found = undo(engine, settings, force=True)
+    assert (found.state, found.conflicts, found.run_id) == ("rolled_back", {}, run_id)
+    now = shot(engine)
+    for row in (*before["tables"]["users"], *now["tables"]["users"]):
+        row.pop("full_name"), row.pop("last_login")
+    assert now["tables"]["ai_tools"] == []
+    assert now == before
+
+
+def test_a_run_that_was_cancelled_on_the_way_is_undone(engine: Engine, settings: Settings) -> None:
+    schema.upgrade(engine, settings)
+    before = shot(engine)
+    run_id = start(engine, settings)
+    seen: list[str] = []
+
+    def stop(stage: str) -> None:
+        seen.append(stage)
+        if seen.count("projects") == 2:
+            control.cancel(engine, run_id)
+
+    assert go_on(engine, settings, run_id, before=stop).state == "cancelled"
+    assert scalar(engine, "SELECT count(*) FROM ai_tools") > 0
+    with pytest.raises(NotAllowed, match="only a run that is over") as refused:
+        control.resume(engine, settings, run_id)
+        rollback.start(engine, settings, run_id, force=False)
+    assert "producer cancel" in refused.value.hint
+    control.cancel(engine, run_id)
+    assert undo(engine, settings).state == "rolled_back"
+    assert shot(engine) == before
+    with pytest.raises(NotAllowed, match="rollback has begun"):
+        control.retry(engine, settings, run_id)
+
+
+def test_the_newest_run_goes_first_and_takes_nothing_of_the_one_before(
+    engine: Engine, settings: Settings
+) -> None:
+    first = whole_run(engine, settings)
+    change(
+        engine,
+        "INSERT INTO users (id, email, hashed_password, full_name, role)"
+        " VALUES ('zz new', 'new@example.org', 'x', 'x', 'teacher')",
+        "INSERT INTO gpt_subscriptions (id, user_id, gpt_id, status)"
+        " SELECT 'zz ' || id, id, 'later', 'active' FROM users ORDER BY id LIMIT 3",
+    )
+    between = shot(engine)
+    second = whole_run(engine, settings)
+    assert second.rows.ai_suites == 1 and second.rows.ai_tools == 3
+    with pytest.raises(NotAllowed, match=f"Run {second.run_id} stands on") as refused:
+        rollback.start(engine, settings, first.run_id, force=False)
+    assert str(second.run_id) in refused.value.hint
+    found = undo(engine, settings)
+    assert (found.run_id, found.state, found.conflicts) == (second.run_id, "rolled_back", {})
+    assert found.users.migrated == first.users.migrated
+    assert shot(engine) == between
+    assert undo(engine, settings).run_id == first.run_id
+    assert scalar(engine, "SELECT count(*) FROM ai_tools") == 0
+
+
+def test_a_value_that_the_database_refuses_is_kept_and_listed(
+    engine: Engine, settings: Settings
+) -> None:
+    whole_run(engine, settings)
+    user = scalar(engine, "SELECT user_id FROM ai_suites ORDER BY user_id LIMIT 1")
+    change(
+        engine,
+        "ALTER TABLE users ADD CHECK"
+        f" (id <> '{user}' OR billing_tier IS NOT NULL AND full_name IS DISTINCT FROM '')",
+    )
+    found = undo(engine, settings)
+    assert (found.exit_status, found.conflicts["users refused"]) == (3, 1)
+    assert scalar(engine, "SELECT count(*) FROM ai_suites WHERE user_id <> 'x'") == 1
+    assert scalar(engine, f"SELECT credits_balance > 0 FROM users WHERE id = '{user}'")
+
+
+def test_a_run_whose_images_are_dropped_cannot_be_rolled_back(
+    engine: Engine, settings: Settings
+) -> None:
+    run_id = whole_run(engine, settings).run_id
+    images = scalar(engine, "SELECT count(*) FROM migration.before_images")
+    assert rollback.forget(engine, run_id) == (run_id, images)
+    assert scalar(engine, "SELECT count(*) FROM migration.before_images") == 0
+    with pytest.raises(NotAllowed, match="were dropped"):
+        rollback.start(engine, settings, run_id, force=False)
