@@ -129,6 +129,11 @@ def schema() -> None:
 
 
 @cli.group()
+def repair() -> None:
+    """What was damaged after a migration: one fix each, for one user or all."""
+
+
+@cli.group()
 def servers() -> None:
     """The embedded PostgreSQL and Redis-compatible servers."""
 
@@ -341,6 +346,36 @@ def demo(users: int) -> Any:
     return found, 0 if found.exit_status == 3 else found.exit_status
 
 
+_REPAIRED: dict[str, Any] = {"changed": 0, "changes": [], "left_alone": [], "dry_run": False}
+USER = click.option("--user", metavar="ID", help="One user; all by default.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Show each change, and make none.")
+
+
+@command(repair, "missing-data", blank=_REPAIRED)
+@USER
+@DRY_RUN
+def repair_missing_data(user: str | None, dry_run: bool) -> Any:
+    """Fill in the type, tier and activity of migrated users where they are null."""
+    return _repair("missing-data", user, dry_run)
+
+
+@command(repair, "tools", blank=_REPAIRED)
+@USER
+@DRY_RUN
+def repair_tools(user: str | None, dry_run: bool) -> Any:
+    """Create the tools, assignments and usage logs that subscriptions and projects lack."""
+    return _repair("tools", user, dry_run)
+
+
+@command(repair, "credits", blank=_REPAIRED)
+@USER
+@DRY_RUN
+@click.option("--force", is_flag=True, help="Also users who were charged without a log row.")
+def repair_credits(user: str | None, dry_run: bool, force: bool) -> Any:
+    """Set each balance to what the user's credit log gives; the audit keeps what it was."""
+    return _repair("credits", user, dry_run, force)
+
+
 @command(schema, "upgrade", blank={"added": []})
 def upgrade() -> Any:
     """Add the ledger and what the target schema lacks; changes nothing when it is there."""
@@ -375,6 +410,28 @@ def stop() -> Any:
     stopped = local.stop(load().home.absolute())
     console.print("Stopped." if stopped else "No embedded server was running.")
     return {"stopped": stopped, "error": None}
+
+
+def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> Any:
+    from producer import connect, output
+    from producer import repair as repairing
+
+    settings = connect.settings().base
+    found = repairing.run(_engine(), settings, what, user=user, dry_run=dry_run, force=force)
+    output.rows(console, found["changes"][:100], "Nothing to repair.")
+    if found["changed"]:
+        done = "would be made" if dry_run else "made"
+        console.print(
+            f"{found['changed']:,} changes {done}"
+            + ("; --json shows more" if found["changed"] > 100 else "")
+        )
+    if found["left_alone"]:
+        output.rows(console, found["left_alone"], "")
+        console.print(
+            "Left alone: these users were charged for usage without a log row, which the log's sum"
+            " would give back. Correct them all the same: producer repair credits --force"
+        )
+    return {**found, "error": None}, 3 if found["left_alone"] else 0
 
 
 def _engine() -> Any:

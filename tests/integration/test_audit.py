@@ -30,7 +30,7 @@ def test_every_control_action_is_noted_with_what_it_changed(
         "schema upgrade",
     ]
     assert (found[0]["before"], found[0]["after"]) == (
-        {"state": "preparing"},
+        {"state": "running"},
         {"state": "cancelled"},
     )
     assert {entry["run_id"] for entry in found[:-1]} == {run_id}
