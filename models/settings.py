@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models.errors import Misconfigured
 from models.signals import Limits, parse_limits
 
+DEFAULT_FLOWER_URL = "http://127.0.0.1:5555"
 DEFAULT_GRANTS = "student=100,teacher=500,admin=1000,*=100"
 MAX_BATCH_SIZE = 100_000
 # No quote, colon or percent sign: none of them could be told from SQL's own.
@@ -40,6 +41,8 @@ class Settings(BaseSettings):
         "", alias="MIGRATION_THROTTLE", validate_default=True
     )
     api_urls: Annotated[tuple[str, ...], NoDecode] = Field((), alias="MIGRATION_API_URLS")
+
+    flower_url: str = Field(DEFAULT_FLOWER_URL, alias="MIGRATION_FLOWER_URL")
 
     @property
     def tables(self) -> list[str]:
@@ -94,6 +97,13 @@ class Settings(BaseSettings):
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"{url!r} is not an http:// or https:// address")
         return urls
+
+    @field_validator("flower_url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("must be an http:// or https:// address")
+        return url
 
     @model_validator(mode="after")
     def _both_servers_or_none(self) -> Settings:

@@ -6,7 +6,7 @@ import functools
 import json
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -19,7 +19,16 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import classify
 from models.errors import MigrationError, Misconfigured
-from models.messages import Diagnosis, ErrorReport, Plan, RunReport
+from models.messages import (
+    Check,
+    Checks,
+    Diagnosis,
+    ErrorReport,
+    Plan,
+    RunReport,
+    Speed,
+    Speeds,
+)
 from models.steps import RECONCILIATION, VERIFICATION
 
 Command = Callable[..., Any]
@@ -269,6 +278,28 @@ def cancel(run: str | None, yes: bool) -> Any:
     return _end(control.cancel(_engine(), run), False)
 
 
+@command(cli, "health", blank=Checks().model_dump())
+def health() -> Any:
+    """Database, Redis, workers, queues, Flower and the endpoints of MIGRATION_API_URLS."""
+    from producer import connect, output
+    from producer import health as checking
+
+    found = checking.examine(connect.engine(), connect.settings().base)
+    output.checks(console, found)
+    return _checked(Checks(checks=found), found)
+
+
+@command(cli, "performance", blank=Speeds().model_dump())
+def performance() -> Any:
+    """Response times of MIGRATION_API_URLS, and of what the dashboard asks the new tables."""
+    from producer import connect, output
+    from producer import performance as measuring
+
+    found = measuring.measure(_engine(), connect.settings().base)
+    output.speeds(console, found)
+    return _checked(Speeds(speeds=found), found)
+
+
 @command(cli, "rollback")
 @RUN
 @WAIT
@@ -432,6 +463,11 @@ def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> 
             " would give back. Correct them all the same: producer repair credits --force"
         )
     return {**found, "error": None}, 3 if found["left_alone"] else 0
+
+
+def _checked(result: Checks | Speeds, found: Sequence[Check | Speed]) -> Any:
+    passed = all(each.verdict != "failed" for each in found)
+    return result.model_copy(update={"passed": passed}), 0 if passed else 5
 
 
 def _engine() -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from models.messages import Diagnosis, Plan, RunReport
+from models.messages import Check, Diagnosis, Plan, RunReport, Speed
 
 _NEXT = {
     "preparing": "Watch it: producer status --watch",
@@ -23,6 +23,14 @@ _NEXT = {
     "cancelled": "Go on with it: producer resume",
     "rolling_back": "Watch it: producer status --watch",
     "rolled_back": "Migrate again whenever you like: producer enqueue-all --wait",
+}
+
+
+_VERDICTS = {
+    "ok": "[green]ok[/]",
+    "warning": "[yellow]warning[/]",
+    "unknown": "unknown",
+    "failed": "[red]failed[/]",
 }
 
 
@@ -87,6 +95,32 @@ def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:
     for row in found:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     console.print(table)
+
+
+def checks(console: Console, found: Sequence[Check]) -> None:
+    """A row a thing: its verdict, what was found, and what to do about it."""
+    table = _table("", "verdict", "found", "to do")
+    for check in found:
+        table.add_row(check.name, _VERDICTS[check.verdict], check.found, check.hint)
+    console.print(table)
+
+
+def speeds(console: Console, found: Sequence[Speed]) -> None:
+    """Milliseconds against their limits, and the plans of queries that are too slow."""
+    table = _table("", "verdict", "median", "95 %", "slowest", "limit", "")
+    for speed in found:
+        times = (speed.median, speed.p95, speed.maximum, speed.limit)
+        table.add_row(
+            speed.name,
+            _VERDICTS[speed.verdict],
+            *(f"{1000 * seconds:,.1f} ms" for seconds in times),
+            speed.trouble,
+        )
+    console.print(table)
+    for speed in found:
+        if speed.plan:
+            console.print(f"[bold]{speed.name}[/] is planned so:")
+            console.print("\n".join(speed.plan), markup=False)
 
 
 def plan(console: Console, found: Plan) -> None:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from models.claims import is_expired
-from models.ledger import batches, runs, stages, throttled_by
+from models.ledger import UNDO_POSITION, WORKED_ON, batches, runs, stages, throttled_by
 from models.messages import Blocker, OpenStage, QueueState, Work
 from models.steps import stages_before
 from producer import report
@@ -34,7 +34,7 @@ class Ledger:
     @property
     def is_moving(self) -> bool:
         """Whether somebody should be working on the run."""
-        return self.run.state in ("preparing", "running")
+        return self.run.state in WORKED_ON
 
     def of(self, *states: str) -> list[Any]:
         """The batches in these states."""
@@ -59,8 +59,12 @@ def ledger(connection: Connection, run_id: str | None) -> Ledger:
     run = report.find_run(connection, run_id)
     now = sa.func.clock_timestamp()
     moment = connection.execute(sa.select(now)).scalar_one()
+    # While a run is rolled back, nobody waits for its other stages.
+    of_undo = stages.c.position >= UNDO_POSITION
     in_order = connection.execute(
-        sa.select(stages).where(stages.c.run_id == run.id).order_by(stages.c.position)
+        sa.select(stages)
+        .where(stages.c.run_id == run.id, of_undo if run.state == "rolling_back" else ~of_undo)
+        .order_by(stages.c.position)
     )
     columns = batches.c
     still = connection.execute(

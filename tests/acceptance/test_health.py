@@ -1,0 +1,89 @@
+"""`producer health` and `performance` as a monitor calls them: one JSON, an exit status."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from tests import variants
+from tests.acceptance.conftest import Product, until
+from tests.integration.test_probing import closed_port, serving
+
+
+@pytest.fixture
+def migrated(module_product: Product) -> Product:
+    """A school that was migrated; made once."""
+    with module_product.engine.connect() as connection:
+        is_there = connection.scalar(text("SELECT to_regclass('users')"))
+    if not is_there:
+        with module_product.engine.begin() as connection:
+            variants.PLAIN.build(connection, 100)
+        with module_product.worker():
+            assert module_product.run("enqueue-all", "--wait").status == 3
+    return module_product
+
+
+def verdicts(found: dict[str, Any]) -> dict[str, str]:
+    assert found["error"] is None, found
+    return {check["name"]: check["verdict"] for check in found["checks"]}
+
+
+def test_what_answers_is_said_and_what_does_not_ends_with_status_5(migrated: Product) -> None:
+    with serving() as address, migrated.worker():
+        until(lambda: verdicts(migrated.run("health", "--json").json)["workers"] == "ok")
+        urls = {"MIGRATION_API_URLS": f"{address}/fine,{address}/fails"}
+        found = migrated.run("health", "--json", **urls)
+        assert (found.status, found.json["passed"], found.json["error"]) == (5, False, None)
+        assert verdicts(found.json) == {
+            "database": "ok",
+            "redis": "ok",
+            "workers": "ok",
+            "queues": "ok",
+            "flower": "unknown",
+            f"{address}/fine": "ok",
+            f"{address}/fails": "failed",
+        }
+        assert "500" in found.err
+        fine = migrated.run("health", "--json", MIGRATION_API_URLS=f"{address}/fine")
+    assert (fine.status, fine.json["passed"]) == (0, True)
+
+
+def test_servers_that_are_down_are_named_one_by_one(migrated: Product) -> None:
+    nowhere = f"redis://127.0.0.1:{closed_port()}/0"
+    found = migrated.run("health", "--json", REDIS_URL=nowhere)
+    wrong = {name for name, verdict in verdicts(found.json).items() if verdict == "failed"}
+    assert (found.status, wrong) == (5, {"redis", "workers", "queues"})
+    database = f"postgresql://u:secret@127.0.0.1:{closed_port()}/x"
+    found = migrated.run("health", "--json", DATABASE_URL=database)
+    assert verdicts(found.json)["database"] == "failed"
+    assert verdicts(found.json)["redis"] == "ok"
+    assert "secret" not in found.out + found.err
+
+
+def test_a_query_beyond_its_limit_is_shown_with_its_plan(migrated: Product) -> None:
+    quick = migrated.run("performance", "--json")
+    assert (quick.status, quick.json["passed"]) == (0, True), quick.err
+    assert len(quick.json["speeds"]) >= 8
+    assert all(speed["repetitions"] == 20 for speed in quick.json["speeds"])
+    with migrated.engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO marketplace_listings (id, tool_id, title, is_public)"
+                " SELECT 'one', min(id), 'One', true FROM ai_tools"
+            )
+        )
+        connection.execute(text("ALTER TABLE marketplace_listings RENAME TO listings"))
+        connection.execute(
+            text(
+                "CREATE VIEW marketplace_listings AS SELECT * FROM listings"
+                " UNION ALL SELECT l.* FROM listings l, pg_sleep(0.2)"
+            )
+        )
+    slow = migrated.run("performance", "--json")
+    (found,) = (speed for speed in slow.json["speeds"] if speed["verdict"] == "failed")
+    assert (slow.status, found["name"]) == (5, "newest listings of the marketplace")
+    assert found["maximum"] > found["limit"] == 0.1
+    assert any("pg_sleep" in line for line in found["plan"])
+    assert "pg_sleep" in slow.err
