@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     )
     api_urls: Annotated[tuple[str, ...], NoDecode] = Field((), alias="MIGRATION_API_URLS")
 
+    fastapi_version: str | None = Field(
+        None, alias="MIGRATION_FASTAPI_VERSION", pattern=r"^\d+(\.\d+)*"
+    )
     flower_url: str = Field(DEFAULT_FLOWER_URL, alias="MIGRATION_FLOWER_URL")
 
     @property

@@ -278,6 +278,16 @@ def cancel(run: str | None, yes: bool) -> Any:
     return _end(control.cancel(_engine(), run), False)
 
 
+@command(cli, "check", blank=Checks().model_dump())
+def check() -> Any:
+    """Versions, disk, memory, privileges, tables, locks, and the rows that would be set aside."""
+    from producer import checks, connect, output
+
+    found = checks.examine(connect.engine(), connect.settings().base)
+    output.checks(console, found)
+    return _checked(Checks(checks=found), found)
+
+
 @command(cli, "health", blank=Checks().model_dump())
 def health() -> Any:
     """Database, Redis, workers, queues, Flower and the endpoints of MIGRATION_API_URLS."""

@@ -35,7 +35,7 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     """The same in the caller's transaction, which others who upgrade wait for."""
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
     tables = legacy.read(connection, settings)
-    _check_privileges(connection, tables)
+    check_privileges(connection, tables)
     target.check(connection, tables)
     config = Config()
     config.set_main_option("script_location", str(resources.files("models") / "migrations"))
@@ -51,7 +51,7 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     return added
 
 
-def _check_privileges(connection: Connection, tables: Legacy) -> None:
+def check_privileges(connection: Connection, tables: Legacy) -> None:
     """Raise NotAllowed listing every privilege that the role lacks."""
     schema = tables.users.schema
     missing = [

@@ -1,0 +1,388 @@
+"""The guide's checklist before a migration: a verdict a row, and what to do about it. Read-only."""
+
+from __future__ import annotations
+
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import httpx
+import psutil
+import redis
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from models import legacy as legacy_tables
+from models import target
+from models.catalog import quote_name
+from models.database import classify, require_version
+from models.declared import TABLES
+from models.errors import MigrationError, Misconfigured
+from models.forecast import quarantine_by_reason
+from models.legacy import Legacy
+from models.messages import Check
+from models.settings import Settings
+from producer import connect, schema
+
+GIGABYTE = 10**9
+DISK_BYTES, MEMORY_BYTES, CORES = GIGABYTE, 4 * GIGABYTE, 2
+# Rows and indexes that a user brings, and a little more (docs/scaling.md has the measurement).
+BYTES_A_USER = 8_000
+OLDEST_REDIS, OLDEST_FASTAPI = (6,), (0, 68)
+CLOCK_SECONDS = 5.0
+# Whoever holds a lock for longer, or is in a transaction for longer, is in the way.
+LOCK_SECONDS, TRANSACTION_SECONDS = 5, 60
+_LIMITS = (
+    "SET TRANSACTION READ ONLY; SET LOCAL lock_timeout = 2000;"
+    " SET LOCAL statement_timeout = 120000; SET LOCAL timezone = 'UTC'; SET LOCAL jit = off"
+)
+
+_IN_THE_WAY = text("""
+SELECT count(DISTINCT l.pid) AS sessions, max(extract(epoch FROM now() - a.xact_start)) AS seconds
+FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.granted AND l.pid <> pg_backend_pid() AND l.relation = ANY(ARRAY(
+    SELECT to_regclass(name)::oid FROM unnest(CAST(:tables AS text[])) AS name))
+  AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
+    'ExclusiveLock', 'AccessExclusiveLock', 'RowExclusiveLock')
+  AND a.xact_start < now() - make_interval(secs => :seconds)
+""")
+_LONG = text("""
+SELECT count(*) AS sessions, max(extract(epoch FROM now() - xact_start)) AS seconds
+FROM pg_stat_activity
+WHERE pid <> pg_backend_pid() AND datname = current_database()
+  AND xact_start < now() - make_interval(secs => :seconds)
+""")
+
+
+def examine(engine: Engine, settings: Settings) -> list[Check]:
+    """Every check, in the order of the guide's list; none of them writes anything."""
+    return [
+        _python(),
+        *_database(engine, settings),
+        _named("redis", _redis),
+        _named("fastapi", lambda: _fastapi(settings)),
+        _disk("disk for backups", settings.home, DISK_BYTES),
+        _memory(psutil.virtual_memory().total),
+        _cores(psutil.cpu_count() or 0),
+    ]
+
+
+def _ok(found: str) -> Check:
+    return Check(verdict="ok", found=found)
+
+
+def _python() -> Check:
+    return _ok(platform.python_version()).model_copy(update={"name": "python"})
+
+
+def _named(name: str, look: Callable[[], Check]) -> Check:
+    try:
+        found = look()
+    except DBAPIError as failure:
+        error = classify(failure)
+        found = Check(verdict="unknown", found=f"could not be read: {error.message}")
+    except MigrationError as error:
+        found = Check(verdict="failed", found=error.message, hint=error.hint)
+    return found.model_copy(update={"name": name})
+
+
+@contextmanager
+def _reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that cannot write, and waits for no lock of others for long."""
+    with engine.connect() as connection, connection.begin():
+        connection.exec_driver_sql(_LIMITS)
+        yield connection
+
+
+def _database(engine: Engine, settings: Settings) -> list[Check]:
+    found: list[Check] = []
+
+    def look(name: str, check: Callable[[Connection], Check]) -> None:
+        def inside() -> Check:
+            with _reading(engine) as connection:
+                return check(connection)
+
+        found.append(_named(name, inside))
+
+    def on_legacy(name: str, check: Callable[[Connection, Legacy], Check]) -> None:
+        look(name, lambda connection: check(connection, legacy_tables.read(connection, settings)))
+
+    try:
+        look("postgresql", _version)
+    except DBAPIError as failure:
+        raise classify(failure) from None
+    if found[0].verdict == "unknown":
+        return [found[0].model_copy(update={"verdict": "failed", "hint": "See DATABASE_URL."})]
+    look("writable", _writable)
+    look("encoding", _encoding)
+    look("extensions", _extensions)
+    on_legacy("legacy tables", _tables)
+    on_legacy("privileges", _privileges)
+    on_legacy("target tables", _target)
+    on_legacy("rows set aside", _forecast)
+    # By name alone: reading more of a table's catalog would wait for the lock itself.
+    look("locks", lambda connection: _locks(connection, settings))
+    look("long transactions", _long_transactions)
+    look("clock", _clock)
+    on_legacy("disk of the database", _database_disk)
+    return found
+
+
+def _version(connection: Connection) -> Check:
+    require_version(int(connection.scalar(text("SHOW server_version_num")) or 0))
+    return _ok(str(connection.scalar(text("SHOW server_version"))))
+
+
+def _writable(connection: Connection) -> Check:
+    if connection.scalar(text("SELECT pg_is_in_recovery()")):
+        return Check(verdict="failed", found="a replica", hint="Set DATABASE_URL to the primary.")
+    if connection.scalar(text("SHOW default_transaction_read_only")) == "on":
+        return Check(
+            verdict="failed",
+            found="read-only by default_transaction_read_only",
+            hint="Set it to off for the migration's role.",
+        )
+    return _ok("a primary")
+
+
+def _encoding(connection: Connection) -> Check:
+    encoding = str(connection.scalar(text("SHOW server_encoding")))
+    if encoding == "UTF8":
+        return _ok(encoding)
+    return Check(
+        verdict="warning",
+        found=encoding,
+        hint="JSON escapes that it has no letter for are set aside with their rows.",
+    )
+
+
+def _extensions(connection: Connection) -> Check:
+    there = connection.scalar(text("SELECT true FROM pg_language WHERE lanname = 'plpgsql'"))
+    if there:
+        return _ok("plpgsql; no other is needed")
+    return Check(verdict="failed", found="no plpgsql", hint="CREATE EXTENSION plpgsql")
+
+
+def _tables(connection: Connection, legacy: Legacy) -> Check:
+    """What the run would go through, by the planner's estimate."""
+    rows = {
+        name: int(
+            connection.scalar(
+                text("SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = :oid"),
+                {"oid": table.oid},
+            )
+            or 0
+        )
+        for name, table in vars(legacy).items()
+    }
+    said = ", ".join(f"about {count:,} {name}" for name, count in rows.items())
+    return _ok(f"{said}; keys {legacy.users.columns['id'].type}")
+
+
+def _privileges(connection: Connection, legacy: Legacy) -> Check:
+    schema.check_privileges(connection, legacy)
+    return _ok("owner of the legacy tables, may create")
+
+
+def _target(connection: Connection, legacy: Legacy) -> Check:
+    found = target.check(connection, legacy)
+    adopted = [name for name in TABLES if name in found.tables]
+    blocking = [
+        f"{table.label}.{', '.join(key.columns)}"
+        for table in (found.tables[name] for name in adopted)
+        for key in table.keys
+        if key.refers_to == legacy.users.oid and key.on_delete in ("a", "r")
+    ]
+    if blocking:
+        return Check(
+            verdict="warning",
+            found=f"foreign keys that keep users from being deleted: {'; '.join(blocking)}",
+            hint="Give them ON DELETE CASCADE, if the application is to go on deleting users.",
+        )
+    if adopted:
+        return _ok(f"{len(adopted)} are there and fit, {len(TABLES) - len(adopted)} are created")
+    return _ok(f"{len(TABLES)} are created")
+
+
+def _forecast(connection: Connection, legacy: Legacy) -> Check:
+    found, is_exact = quarantine_by_reason(connection, legacy)
+    rest = "" if is_exact else "; malformed JSON cannot be told before the run (PostgreSQL 16 can)"
+    if not found:
+        return _ok(f"none{rest}")
+    said = ", ".join(f"{count:,} {reason}" for reason, count in found.items())
+    return Check(
+        verdict="warning",
+        found=said + rest,
+        hint="They are set aside, the rest goes through; mend them before, or retry them after.",
+    )
+
+
+def _locks(connection: Connection, settings: Settings) -> Check:
+    names = [quote_name(name) for name in settings.tables]
+    row = connection.execute(_IN_THE_WAY, {"tables": names, "seconds": LOCK_SECONDS}).one()
+    if not row.sessions:
+        return _ok("none in the way")
+    return Check(
+        verdict="failed",
+        found=f"{row.sessions} sessions hold locks on the legacy tables, for {row.seconds:,.0f} s",
+        hint="Find them in pg_locks and pg_stat_activity, and end their transactions.",
+    )
+
+
+def _long_transactions(connection: Connection) -> Check:
+    row = connection.execute(_LONG, {"seconds": TRANSACTION_SECONDS}).one()
+    if not row.sessions:
+        return _ok("none")
+    return Check(
+        verdict="warning",
+        found=f"{row.sessions}, the oldest for {row.seconds:,.0f} s",
+        hint="Building an index waits for them: end them, or begin when they are over.",
+    )
+
+
+def _clock(connection: Connection) -> Check:
+    before = datetime.now(UTC)
+    there = connection.scalar(text("SELECT clock_timestamp() AT TIME ZONE 'UTC'"))
+    middle = before + (datetime.now(UTC) - before) / 2
+    assert there is not None
+    seconds = (there.replace(tzinfo=UTC) - middle).total_seconds()
+    if abs(seconds) < CLOCK_SECONDS:
+        return _ok(f"{abs(seconds):.1f} s apart")
+    return Check(
+        verdict="warning",
+        found=f"the database's is {abs(seconds):,.0f} s {'ahead' if seconds > 0 else 'behind'}",
+        hint="Leases go by the database's clock alone; logs will not match. Check NTP.",
+    )
+
+
+def _database_disk(connection: Connection, legacy: Legacy) -> Check:
+    users = int(
+        connection.scalar(
+            text("SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = :oid"),
+            {"oid": legacy.users.oid},
+        )
+        or 0
+    )
+    needed = max(DISK_BYTES, users * BYTES_A_USER)
+    with connection.begin_nested() as attempt:
+        try:
+            folder = Path(str(connection.scalar(text("SHOW data_directory"))))
+        except DBAPIError:
+            attempt.rollback()
+            folder = Path()
+    url = connection.engine.url
+    host = str(url.host or url.query.get("host", "/"))
+    is_here = host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
+    if not (is_here and folder.is_absolute() and folder.exists()):
+        return Check(
+            verdict="unknown",
+            found="cannot be seen from here",
+            hint=f"Look for {needed / GIGABYTE:,.1f} GB of free space there.",
+        )
+    return _disk("", folder, needed)
+
+
+def _disk(name: str, folder: Path, needed: int) -> Check:
+    """Free space where the folder is, or will be."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    said = f"{free / GIGABYTE:,.1f} GB free, {needed / GIGABYTE:,.1f} GB needed"
+    if free >= needed:
+        return Check(name=name, verdict="ok", found=said)
+    return Check(name=name, verdict="failed", found=said, hint=f"Make room under {there}.")
+
+
+def _memory(there: int) -> Check:
+    said = f"{there / GIGABYTE:,.1f} GB"
+    # What is sold as 4 GB shows a little less: firmware and kernel take theirs.
+    if there >= 0.9 * MEMORY_BYTES:
+        return Check(name="memory", verdict="ok", found=said)
+    hint = "The guide asks for 4 GB; workers take 100 MB each."
+    return Check(name="memory", verdict="failed", found=said, hint=hint)
+
+
+def _cores(there: int) -> Check:
+    if there >= CORES:
+        return Check(name="cores", verdict="ok", found=str(there))
+    return Check(name="cores", verdict="failed", found=str(there), hint="The guide asks for 2.")
+
+
+def _redis() -> Check:
+    try:
+        with redis.Redis.from_url(
+            connect.settings().redis_url, socket_timeout=5, socket_connect_timeout=5
+        ) as client:
+            info = client.info("server")
+            policy = _policy(client)
+    except (redis.RedisError, ValueError, OSError) as failure:
+        raise connect.unreachable_redis(failure) from None
+    return judge_redis(info, policy)
+
+
+def _policy(client: redis.Redis) -> str | None:
+    try:
+        found = client.info("memory").get("maxmemory_policy")
+    except redis.RedisError:
+        return None
+    return str(found) if found else None
+
+
+def judge_redis(info: dict[str, object], policy: str | None) -> Check:
+    """The verdict on what INFO says; Valkey counts as the Redis that it says it is."""
+    version = str(info.get("redis_version", ""))
+    said = f"{info.get('server_name', 'redis')} {info.get('valkey_version', version)}"
+    if _numbers(version) < OLDEST_REDIS:
+        return Check(
+            verdict="failed", found=said, hint="Redis 6 or newer is needed, or any Valkey."
+        )
+    if policy not in (None, "noeviction"):
+        return Check(
+            verdict="warning",
+            found=f"{said}, maxmemory-policy {policy}",
+            hint="Evicted messages are published again, but late: set it to noeviction.",
+        )
+    return _ok(said)
+
+
+def _fastapi(settings: Settings) -> Check:
+    """The dashboard's: from a setting, this environment, or the form of its OpenAPI page."""
+    version = settings.fastapi_version
+    if version is None:
+        try:
+            version = metadata.version("fastapi")
+        except metadata.PackageNotFoundError:
+            return _openapi(settings)
+    if _numbers(version) >= OLDEST_FASTAPI:
+        return _ok(version)
+    return Check(verdict="failed", found=version, hint="FastAPI 0.68 or newer is needed.")
+
+
+def _openapi(settings: Settings) -> Check:
+    """FastAPI writes OpenAPI 3.1 since its 0.99; earlier ones do not tell which they are."""
+    for url in settings.api_urls:
+        try:
+            page = httpx.get(str(httpx.URL(url).join("/openapi.json")), timeout=5.0).json()
+            form = str(page["openapi"])
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+            continue
+        if _numbers(form) >= (3, 1):
+            return _ok(f"0.99 or newer (OpenAPI {form})")
+    return Check(
+        verdict="unknown",
+        found="not installed here, and its pages do not tell",
+        hint="0.68 or newer is needed; say which it is in MIGRATION_FASTAPI_VERSION.",
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(\.\d+)*", version)
+    if not found:
+        raise Misconfigured(f"{version!r} is no version")
+    return tuple(int(part) for part in found.group().split("."))

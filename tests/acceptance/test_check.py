@@ -1,0 +1,172 @@
+"""`producer check`: a verdict for whatever may be wrong before a migration; it writes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+from sqlalchemy import text
+
+from models import database as databases
+from models.errors import Incompatible
+from models.settings import load
+from producer import checks, local
+from tests import variants
+from tests.acceptance.conftest import Product
+from tests.integration.test_probing import serving
+from tests.standby import standby
+
+
+@pytest.fixture
+def school(product: Product) -> Product:
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 100)
+    return product
+
+
+def verdicts(product: Product, **environment: str) -> dict[str, dict[str, Any]]:
+    ended = product.run("check", "--json", **environment)
+    assert ended.json["error"] is None, ended.err
+    failed = any(check["verdict"] == "failed" for check in ended.json["checks"])
+    assert (ended.status, ended.json["passed"]) == ((5, False) if failed else (0, True))
+    return {check["name"]: check for check in ended.json["checks"]}
+
+
+def state(product: Product) -> str:
+    """All rows of the legacy tables, and all that the catalog holds."""
+    queries = (
+        *(f"SELECT t::text FROM {name} t" for name in ("users", "gpt_subscriptions", "projects")),
+        "SELECT oid::text || relname FROM pg_class WHERE relnamespace <> 99",
+        "SELECT oid::text || proname FROM pg_proc",
+    )
+    with product.engine.connect() as connection:
+        found = [sorted(connection.scalars(text(query))) for query in queries]
+    return hashlib.sha256(str(found).encode()).hexdigest()
+
+
+def test_a_sound_database_passes_and_nothing_is_written(school: Product) -> None:
+    before = state(school)
+    found = verdicts(school)
+    assert {name for name, check in found.items() if check["verdict"] == "failed"} == set()
+    assert found["target tables"]["found"] == "8 are created"
+    assert found["postgresql"]["verdict"] == found["redis"]["verdict"] == "ok"
+    assert found["clock"]["verdict"] == found["locks"]["verdict"] == "ok"
+    assert state(school) == before
+
+
+@pytest.mark.parametrize("variant", variants.VARIANTS, ids=str)
+def test_the_rows_that_would_be_set_aside_are_those_that_the_run_sets_aside(
+    product: Product, variant: variants.Variant
+) -> None:
+    product.environment |= variant.environment
+    with product.engine.begin() as connection:
+        variant.build(connection, 100)
+    said = verdicts(product)["rows set aside"]["found"]
+    with product.worker():
+        ended = product.run("enqueue-all", "--wait", "--json")
+    wanted = ", ".join(f"{n} {reason}" for reason, n in sorted(ended.json["quarantine"].items()))
+    assert said == (wanted or "none")
+
+
+@contextmanager
+def lock(product: Product, statement: str) -> Iterator[None]:
+    """A session that holds a lock, for long enough to be in the way."""
+    with closing(psycopg2.connect(product.environment["DATABASE_URL"])) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+        time_out = threading.Event()
+        while not time_out.wait(0.2):
+            with product.engine.connect() as other:
+                old = other.scalar(
+                    text(
+                        "SELECT count(*) FROM pg_stat_activity WHERE pid = :pid"
+                        " AND xact_start < now() - make_interval(secs => :seconds)"
+                    ),
+                    {"pid": connection.info.backend_pid, "seconds": checks.LOCK_SECONDS},
+                )
+            if old:
+                break
+        yield
+
+
+def test_a_lock_in_the_way_is_named_and_does_not_hold_the_check_up(school: Product) -> None:
+    with lock(school, "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"):
+        started = time.monotonic()
+        found = verdicts(school)
+        assert time.monotonic() - started < 30
+    assert found["locks"]["verdict"] == "failed"
+    assert "1 sessions hold locks" in found["locks"]["found"]
+    assert found["rows set aside"]["verdict"] == "unknown"
+
+
+def test_missing_privileges_are_listed(school: Product) -> None:
+    with school.engine.begin() as connection:
+        connection.execute(text("CREATE ROLE guest LOGIN"))
+        connection.execute(text("GRANT SELECT ON users, gpt_subscriptions, projects TO guest"))
+    try:
+        url = school.environment["DATABASE_URL"].replace("postgres@", "guest@")
+        found = verdicts(school, DATABASE_URL=url)
+        assert found["privileges"]["verdict"] == "failed"
+        assert "ownership of public.users" in found["privileges"]["found"]
+        assert found["rows set aside"]["verdict"] == "warning"
+    finally:
+        with school.engine.begin() as connection:
+            connection.execute(text("DROP OWNED BY guest; DROP ROLE guest"))
+
+
+def test_a_table_in_the_way_is_named_with_its_column(school: Product) -> None:
+    with school.engine.begin() as connection:
+        connection.execute(text("CREATE TABLE ai_tools (id integer PRIMARY KEY)"))
+    found = verdicts(school)["target tables"]
+    assert found["verdict"] == "failed"
+    assert "ai_tools.id: expected" in found["found"]
+
+
+def test_a_replica_is_no_place_to_migrate(servers: local.Servers, _environment: Path) -> None:
+    primary = databases.create(servers.database_url)
+    with standby(_environment) as replica:
+        found = {check.name: check for check in checks.examine(replica, load())}
+    primary.dispose()
+    assert (found["writable"].verdict, found["writable"].found) == ("failed", "a replica")
+
+
+def test_a_database_that_is_down_is_said(school: Product) -> None:
+    found = school.run("check", "--json", DATABASE_URL="postgresql://u:secret@127.0.0.1:1/x")
+    assert found.status == 5
+    assert found.json["checks"][1]["verdict"] == "failed"
+    assert "secret" not in found.out + found.err
+
+
+def test_versions_and_sizes_below_the_guide_fail(tmp_path: Path) -> None:
+    old = checks.judge_redis({"redis_version": "5.0.14"}, None)
+    assert (old.verdict, old.found) == ("failed", "redis 5.0.14")
+    assert checks.judge_redis({"redis_version": "6.0.0"}, "noeviction").verdict == "ok"
+    evicting = checks.judge_redis({"redis_version": "7.2.4"}, "allkeys-lru")
+    assert evicting.verdict == "warning"
+    assert checks._memory(2 * 10**9).verdict == checks._cores(1).verdict == "failed"
+    assert checks._memory(4 * 10**9).verdict == checks._cores(2).verdict == "ok"
+    full = checks._disk("disk", tmp_path / "not" / "there", 10**18)
+    assert full.verdict == "failed" and str(tmp_path) in full.hint
+    with pytest.raises(Incompatible, match="too old"):
+        databases.require_version(110000)
+
+
+@pytest.mark.parametrize(
+    ("version", "verdict"), [("0.67.0", "failed"), ("0.68.0", "ok"), ("0.115.6", "ok")]
+)
+def test_the_version_of_fastapi_may_be_said(version: str, verdict: str, servers: object) -> None:
+    settings = load().model_copy(update={"fastapi_version": version})
+    assert checks._fastapi(settings).verdict == verdict
+
+
+def test_where_nobody_says_the_version_of_fastapi_it_is_unknown(servers: object) -> None:
+    with serving() as address:
+        settings = load().model_copy(update={"api_urls": (f"{address}/fine",)})
+        assert checks._fastapi(settings).verdict == "unknown"
