@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -286,6 +287,48 @@ def check() -> Any:
     found = checks.examine(connect.engine(), connect.settings().base)
     output.checks(console, found)
     return _checked(Checks(checks=found), found)
+
+
+@command(cli, "backup", blank={"folder": None, "manifest": None})
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The dashboard's configuration files; ./config where it is there.",
+)
+def backup(folder: Path, config: Path | None) -> Any:
+    """Database, Redis and configuration files into a new folder, with checksums of all."""
+    from producer import backup as saving
+    from producer import connect
+
+    engine, settings = _engine(), connect.settings()
+    if config is None and Path("config").is_dir():
+        config = Path("config")
+    manifest = saving.make(
+        engine, settings.database_url, settings.redis_url, folder, config, console.print
+    )
+    console.print(f"{folder} is complete. Put it back: producer restore {folder}")
+    return {"folder": str(folder.absolute()), "manifest": manifest, "error": None}
+
+
+@command(cli, "restore", blank={"folder": None, "manifest": None})
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--yes", is_flag=True, help="Do not ask before something is replaced.")
+def restore(folder: Path, yes: bool) -> Any:
+    """Put a backup back, after its checksums are verified, and prove that it is all there."""
+    from producer import connect
+    from producer import restore as restoring
+
+    engine, settings = connect.engine(), connect.settings()
+    restoring.verify(folder)
+    there = restoring.what_is_there(engine, settings.redis_url)
+    if there:
+        _confirm(f"Replace {there}?", yes)
+    manifest = restoring.put_back(
+        engine, settings.database_url, settings.redis_url, folder, console.print
+    )
+    console.print("Restored, and equal to the backup row by row and key by key.")
+    return {"folder": str(folder.absolute()), "manifest": manifest, "error": None}
 
 
 @command(cli, "health", blank=Checks().model_dump())

@@ -1,0 +1,182 @@
+"""A backup comes back whole, or says at once that it cannot; an unfinished one is none."""
+
+from __future__ import annotations
+
+import base64
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from producer import backup, clients, keyspace
+from producer.local import directories
+from tests import variants
+from tests.acceptance.conftest import Product, until
+from tests.conftest import address
+
+USERS = 200
+
+
+@pytest.fixture
+def school(product: Product, own_redis: directories.Place) -> Iterator[Product]:
+    """A school, a Redis with a key of every type, and a configuration file."""
+    product.environment["REDIS_URL"] = address(own_redis)
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, USERS)
+        connection.execute(
+            text('CREATE SCHEMA other; CREATE TABLE other."Odd %" (n serial, x bytea)')
+        )
+        connection.execute(text("INSERT INTO other.\"Odd %\" (x) VALUES ('\\x00ff'), (NULL)"))
+    with closing(redis.Redis.from_url(address(own_redis))) as client:
+        fill(client)
+    config = product.folder / "config"
+    config.mkdir()
+    (config / "app.yml").write_text("answer: 42\n")
+    yield product
+
+
+def fill(client: redis.Redis) -> None:
+    """A key of every type, in two databases, with and without an end."""
+    client.set("string", b"\x00\xff binary")
+    client.set("short-lived", "gone in a day", ex=86_400)
+    client.rpush("list", *range(300))
+    client.sadd("set", *(f"member {n}" for n in range(300)))
+    client.zadd("zset", {"a": 1.5, "b": -2, "c": float("inf")})
+    client.hset("hash", mapping={f"field {n}": n for n in range(300)})
+    client.xadd("stream", {"event": "login"}, id="1-1")
+    client.xadd("stream", {"event": "logout"}, id="2-1")
+    client.xgroup_create("stream", "readers", id="1-1")
+    client.xreadgroup("readers", "one", {"stream": ">"})
+    client.pfadd("hyperloglog", "a", "b")
+    client.geoadd("places", (13.4, 52.5, "Berlin"))
+    client.setbit("bits", 1000, 1)
+    client.select(3)
+    client.set("elsewhere", "database 3")
+    client.select(0)
+
+
+def ends(product: Product) -> dict[bytes, bool]:
+    with closing(redis.Redis.from_url(product.environment["REDIS_URL"])) as client:
+        return {key: client.pttl(key) > 0 for key in client.scan_iter()}
+
+
+def state(product: Product) -> dict[str, Any]:
+    with product.engine.connect() as connection, connection.begin():
+        found = backup.describe(connection)
+    return found | {"redis": keyspace.digests(product.environment["REDIS_URL"])}
+
+
+def harm(product: Product) -> None:
+    """A migration, and whatever else may have become of database, Redis and configuration."""
+    with product.worker():
+        assert product.run("enqueue-all", "--wait").status == 3
+    with product.engine.begin() as connection:
+        connection.execute(text("DELETE FROM projects; CREATE TABLE later (n int)"))
+    with closing(redis.Redis.from_url(product.environment["REDIS_URL"])) as client:
+        client.delete("list")
+        client.set("later", "x")
+    (product.folder / "config" / "app.yml").write_text("answer: 43\n")
+
+
+def test_a_backup_comes_back_row_by_row_and_key_by_key(school: Product) -> None:
+    before, lasting = state(school), ends(school)
+    made = school.run("backup", "safe", "--json")
+    assert made.status == 0, made.err
+    assert made.json["manifest"]["tables"] == before["tables"]
+    folder = school.folder / "safe"
+    for path in (folder, *folder.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+    harm(school)
+    refused = school.run("restore", "safe", "--json")
+    assert (refused.status, refused.json["error"]["kind"]) == (2, "misconfigured")
+    assert "tables" in refused.json["error"]["message"]
+    restored = school.run("restore", "safe", "--yes", "--json")
+    assert restored.status == 0, restored.err
+    assert state(school) == before
+    assert ends(school) == lasting
+    assert (school.folder / "config" / "app.yml").read_text() == "answer: 42\n"
+    # It is a database like any other again.
+    with school.worker():
+        assert school.run("enqueue-all", "--wait").status == 3
+
+
+def test_a_flipped_byte_in_any_file_is_caught_before_anything_is_touched(school: Product) -> None:
+    assert school.run("backup", "safe").status == 0
+    before = state(school)
+    folder = school.folder / "safe"
+    from producer import restore
+
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        for place in {0, len(content) // 2, len(content) - 1}:
+            flipped = bytearray(content)
+            flipped[place] ^= 1
+            path.write_bytes(flipped)
+            with pytest.raises(restore.Damaged):
+                restore.verify(folder)
+        path.write_bytes(content)
+    (folder / backup.REDIS).write_bytes(b"")
+    damaged = school.run("restore", "safe", "--yes", "--json")
+    assert (damaged.status, damaged.json["error"]["kind"]) == (1, "damaged_backup")
+    assert backup.REDIS in damaged.json["error"]["message"]
+    assert state(school) == before
+
+
+def test_a_killed_backup_leaves_nothing_that_looks_complete(school: Product) -> None:
+    for wanted in ("database", "redis.jsonl", "manifest.json", "SHA256SUMS"):
+        process = school.start("backup", "safe")
+        unfinished = school.folder / ".safe.unfinished" / wanted
+        until(lambda: unfinished.exists() or process.poll() is not None)  # noqa: B023
+        process.kill()
+        process.communicate()
+        if (school.folder / "safe").exists():
+            # It was quicker than the signal: then it is complete.
+            assert school.run("restore", "safe", "--yes").status == 0
+            return
+        assert school.run("restore", "safe", "--json").json["error"]["kind"] == "misconfigured"
+    made = school.run("backup", "safe")
+    assert made.status == 0, made.err
+    assert not (school.folder / ".safe.unfinished").exists()
+    again = school.run("backup", "safe", "--json")
+    assert (again.status, again.json["error"]["kind"]) == (2, "misconfigured")
+
+
+def test_no_password_is_on_a_command_line_or_in_the_backup(school: Product) -> None:
+    url = school.environment["DATABASE_URL"].replace("postgres@", "postgres:secret-word@")
+    process = school.start("backup", "safe", DATABASE_URL=url)
+    seen: set[str] = set()
+    while process.poll() is None:
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                seen.add(entry.read_text())
+            except OSError:
+                continue
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert any("pg_dump" in line for line in seen)
+    assert not any("secret-word" in line for line in (*seen, out, err))
+    files = (path for path in (school.folder / "safe").rglob("*") if path.is_file())
+    assert not any(b"secret-word" in path.read_bytes() for path in files)
+
+
+def test_a_key_that_redis_refuses_is_said(own_redis: directories.Place, tmp_path: Path) -> None:
+    line = {
+        "database": 0,
+        "key": base64.b64encode(b"key").decode(),
+        "expires_at_ms": None,
+        "value": base64.b64encode(b"no dump").decode(),
+    }
+    (tmp_path / "keys").write_text(json.dumps(line) + "\n")
+    with pytest.raises(keyspace.NotRestored, match="refuses a key of database 0"):
+        keyspace.load(address(own_redis), tmp_path / "keys")
+
+
+def test_a_server_newer_than_every_client_is_refused_by_name() -> None:
+    with pytest.raises(Exception, match="No pg_dump of version 99 or newer"):
+        clients.find(990000)
