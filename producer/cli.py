@@ -474,6 +474,27 @@ def upgrade() -> Any:
     return {"added": [{"kind": k, "table": t, "name": n} for k, t, n in added], "error": None}
 
 
+@command(schema, "downgrade", blank={"dropped": [], "lost": {}})
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def downgrade(yes: bool) -> Any:
+    """Drop what the upgrade and the runs added, after a rollback; says first what would be lost."""
+    from producer import connect, output
+    from producer import downgrade as dropping
+
+    engine, settings = _engine(), connect.settings().base
+    lost = dropping.would_lose(engine, settings)
+    full = [{"would be lost": name, "rows": count} for name, count in lost.items() if count]
+    output.rows(console, full, "Nothing would be lost.")
+    _confirm("Drop the target schema and the ledger?", yes)
+    dropped = dropping.downgrade(engine, settings)
+    console.print(f"{len(dropped)} objects dropped" if dropped else "There was nothing to drop.")
+    return {
+        "dropped": [{"kind": k, "table": t, "name": n} for k, t, n in dropped],
+        "lost": lost,
+        "error": None,
+    }
+
+
 @command(schema, "show", blank={"schema": None, "legacy": {}, "target": {}})
 def show_schema() -> Any:
     """The legacy tables as found, and what of the target schema exists."""

@@ -15,7 +15,7 @@ from models.legacy import Legacy
 from models.settings import Settings
 from models.steps.indexes import record
 
-_LOCK = 0x736368656D61  # any constant: two upgrades at the same moment take turns
+LOCK = 0x736368656D61  # any constant: two upgrades at the same moment take turns
 
 
 def upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
@@ -33,7 +33,7 @@ def _upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
 
 def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str, str]]:
     """The same in the caller's transaction, which others who upgrade wait for."""
-    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
     tables = legacy.read(connection, settings)
     check_privileges(connection, tables)
     target.check(connection, tables)
