@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -15,6 +16,8 @@ from models.signals import Limits, parse_limits
 
 DEFAULT_FLOWER_URL = "http://127.0.0.1:5555"
 DEFAULT_GRANTS = "student=100,teacher=500,admin=1000,*=100"
+# What may hold a password: each may lie in a file instead, named by the variable with _FILE.
+SECRETS = ("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 MAX_BATCH_SIZE = 100_000
 # No quote, colon or percent sign: none of them could be told from SQL's own.
 _TABLE_NAME = re.compile(r"(?:[^.\s\":%][^.\":%]*\.)?[^.\s\":%][^.\":%]*")
@@ -140,10 +143,32 @@ def parse_grants(text: str) -> dict[str, Decimal]:
     return grants
 
 
+def _from_files() -> dict[str, Any]:
+    """Addresses that lie in a file each, as container secrets do: `DATABASE_URL_FILE` and so on."""
+    found = {}
+    for name in SECRETS:
+        path = os.environ.get(f"{name}_FILE")
+        if not path:
+            continue
+        if os.environ.get(name):
+            raise Misconfigured(f"{name} and {name}_FILE are both set", hint="Unset one of them.")
+        try:
+            found[name] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as failure:
+            reason = getattr(failure, "strerror", None) or "it is no text"
+            raise Misconfigured(
+                f"{name}_FILE: {path} cannot be read: {reason}",
+                hint="Name a file that holds the address, and nothing else.",
+            ) from None
+        if not found[name]:
+            raise Misconfigured(f"{name}_FILE: {path} is empty", hint="Write the address into it.")
+    return found
+
+
 def load() -> Settings:
     """Read and validate the environment; raises Misconfigured naming the first wrong variable."""
     try:
-        return Settings()
+        return Settings(**_from_files())
     except ValidationError as invalid:
         first = invalid.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:1])

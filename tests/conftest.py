@@ -37,6 +37,8 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             if name.startswith(("MIGRATION_", "CELERY_", "PG")) or name in (
                 "DATABASE_URL",
                 "REDIS_URL",
+                "DATABASE_URL_FILE",
+                "REDIS_URL_FILE",
             ):
                 patch.delenv(name)
         patch.setenv("MIGRATION_HOME", str(home))

@@ -7,7 +7,7 @@ import platform
 
 import click
 
-from tests.soak import chaos, live, poison, undo
+from tests.soak import chaos, keep, live, poison, undo
 from tests.soak.site import open_site
 
 RUNS = {
@@ -15,6 +15,7 @@ RUNS = {
     "poison": (poison.run, 100_000),
     "live": (live.run, 50_000),
     "undo": (undo.run, 100_000),
+    "keep": (keep.run, 100_000),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
@@ -92,3 +93,41 @@ def test_grants_keep_their_cents() -> None:
 def test_every_redis_address_has_a_form_for_celery(url: str, celery: str) -> None:
     assert celery_url(url) == celery
     assert result_url(url).endswith(celery.removeprefix("redis+"))
+
+
+def test_addresses_may_lie_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "database").write_text("postgresql://me:secret-word@h/d\n")
+    (tmp_path / "redis").write_text("redis://:secret-word@h\n")
+    monkeypatch.setenv("DATABASE_URL_FILE", str(tmp_path / "database"))
+    monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path / "redis"))
+    found = load()
+    assert found.database_url and found.redis_url
+    assert found.database_url.get_secret_value() == "postgresql://me:secret-word@h/d"
+    assert "secret-word" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("content", "also", "said"),
+    [
+        ("", {}, "is empty"),
+        (None, {}, "cannot be read: No such file or directory"),
+        ("postgresql://h/d", {"DATABASE_URL": "postgresql://h/e"}, "are both set"),
+        ("mysql://me:secret-word@h/d", {}, "must be a postgresql:// or postgres:// address"),
+    ],
+)
+def test_a_file_that_holds_no_address_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    content: str | None,
+    also: dict[str, str],
+    said: str,
+) -> None:
+    file = tmp_path / "database"
+    if content is not None:
+        file.write_text(content)
+    for name, value in ({"DATABASE_URL_FILE": str(file), "REDIS_URL": "redis://h"} | also).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Misconfigured, match=said) as refused:
+        load()
+    assert "DATABASE_URL" in refused.value.message
+    assert "secret-word" not in refused.value.message + refused.value.hint
