@@ -1,0 +1,98 @@
+"""Nothing that a night prints, logs or stores holds a password, or an e-mail address of a user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from urllib.parse import quote
+
+import pytest
+import redis
+from sqlalchemy import text
+
+from producer.local import directories
+from tests import variants
+from tests.acceptance.conftest import Product
+from tests.conftest import address
+
+PASSWORDS = ("db-Secret/1", "redis-Secret/2")
+
+
+@pytest.fixture
+def secret(product: Product, own_redis: directories.Place) -> Iterator[Product]:
+    """The product with a password in each address; that of Redis is asked for."""
+    database, broker = (quote(password, safe="") for password in PASSWORDS)
+    with closing(redis.Redis.from_url(address(own_redis))) as client:
+        client.config_set("requirepass", PASSWORDS[1])
+    url = product.environment["DATABASE_URL"].replace("postgres@", f"postgres:{database}@")
+    product.environment["DATABASE_URL"] = url
+    product.environment["REDIS_URL"] = address(own_redis).replace("unix://", f"unix://:{broker}@")
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 200)
+        # A row that only the database refuses, whose error quotes it.
+        connection.execute(
+            text(
+                "UPDATE gpt_subscriptions SET gpt_id = repeat('x', 300)"
+                " WHERE id = (SELECT max(id) FROM gpt_subscriptions)"
+            )
+        )
+    yield product
+
+
+def test_a_whole_night_shows_no_secret_and_no_address(
+    secret: Product, own_redis: directories.Place
+) -> None:
+    said: list[str] = []
+
+    def run(*arguments: str) -> None:
+        ended = secret.run(*arguments)
+        said.extend((ended.out, ended.err))
+
+    with secret.worker("--loglevel=DEBUG"):
+        run("check", "--json")
+        run("enqueue-all", "--wait", "--json")
+        for command in ("status", "doctor", "quarantine", "health", "performance", "plan"):
+            run(command, "--json")
+            run(command)
+        run("status", "--history", "--json")
+        run("repair", "credits", "--json")
+        run("retry", "--wait", "--json")
+        run("rollback", "--wait", "--yes", "--json")
+        run("enqueue-all", "--wait", "--json", "--debug")
+        run("backup", "safe", "--json")
+        stored = _redis(address(own_redis))
+    # Where the servers are down, errors speak.
+    secret.run("status")
+    for name in ("DATABASE_URL", "REDIS_URL"):
+        broken = secret.environment[name].replace("/redis.sock", "/gone.sock")
+        broken = broken.replace("host=", "host=%2Fgone")
+        for command in ("status", "health", "enqueue-all", "check"):
+            ended = secret.run(command, "--json", "--debug", **{name: broken})
+            said.extend((ended.out, ended.err))
+    logs = [path.read_text(errors="replace") for path in secret.folder.glob("celery-*.log")]
+    assert any("batch done" in log for log in logs)
+    with secret.engine.connect() as connection:
+        emails = set(connection.scalars(text("SELECT email FROM users WHERE email ~ '@'")))
+        tables = connection.scalars(
+            text("SELECT tablename::text FROM pg_tables WHERE schemaname = 'migration'")
+        ).all()
+        ledger = [
+            str(connection.scalars(text(f"SELECT t::text FROM migration.{table} t")).all())
+            for table in tables
+        ]
+    assert len(emails) > 100 and len(ledger) > 8 and len(said) > 30
+    everything = "\n".join([*said, *logs, *ledger, *stored])
+    for password in PASSWORDS:
+        assert password not in everything
+        assert quote(password, safe="") not in everything
+    shown = [email for email in emails if email in everything]
+    assert shown == []
+
+
+def _redis(url: str) -> list[str]:
+    """All that Redis holds, as it lies there."""
+    found = []
+    with closing(redis.Redis.from_url(url, password=PASSWORDS[1])) as client:
+        for key in client.scan_iter():
+            found += [repr(key), repr(client.dump(key))]
+    return found
