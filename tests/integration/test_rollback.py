@@ -15,6 +15,7 @@ from models.messages import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer import control, report, rollback, schema
 from tests import oracle, variants
+from tests.application import Application
 from tests.driving import change, go_on, scalar, start, whole_run
 
 USERS = 150
@@ -275,3 +276,43 @@ def test_a_run_whose_images_are_dropped_cannot_be_rolled_back(
     assert scalar(engine, "SELECT count(*) FROM migration.before_images") == 0
     with pytest.raises(NotAllowed, match="were dropped"):
         rollback.start(engine, settings, run_id, force=False)
+
+
+@pytest.mark.parametrize("is_complete", [True, False], ids=["complete", "cancelled"])
+@pytest.mark.parametrize("seed", range(3))
+def test_an_application_that_goes_on_writing_loses_nothing_and_leaves_nothing_behind(
+    engine: Engine, settings: Settings, seed: int, is_complete: bool
+) -> None:
+    with engine.connect() as connection:
+        before = oracle.snapshot(connection, NAMES)
+    migrating = start(engine, settings)
+
+    def stop(stage: str) -> None:
+        # No foreign key stands yet: whoever deletes a user leaves the rest behind.
+        if stage == "switch" and not is_complete and report.read(engine, None).state == "running":
+            control.cancel(engine, migrating)
+
+    go_on(engine, settings, migrating, before=stop)
+    application = Application(engine, seed=seed)
+    # What a later run would leave alone is no matter of the rollback.
+    application.spare()
+
+    def write(stage: str) -> None:
+        if stage.startswith("undo"):
+            for _ in range(8):
+                application.write()
+
+    run_id = rollback.start(engine, settings, None, force=False)
+    found = go_on(engine, settings, run_id, before=write)
+    assert found.state == "rolled_back"
+    assert application.refused == []
+    held = {key for _, name, key, _ in kept(engine) if name == "ai_tools"}
+    with engine.connect() as connection:
+        assert set(connection.scalars(text("SELECT id FROM ai_tools"))) <= held
+    for table in ("ai_suites", "tool_assignments", "tool_usage_logs", "credit_logs"):
+        orphans = f"SELECT count(*) FROM {table} t LEFT JOIN users u ON u.id = t.user_id"
+        assert scalar(engine, f"{orphans} WHERE u.id IS NULL") == 0
+    again = whole_run(engine, settings)
+    assert again.verification.differences == again.reconciliation.discrepancies == 0
+    with engine.connect() as connection:
+        assert oracle.compare_now(connection, before, GRANTS) == []
