@@ -96,7 +96,13 @@ def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]
             added.append(("type", "", name))
     for name in TABLES:
         if name not in target.tables:
-            connection.execute(CreateTable(metadata.tables[f"{target.schema}.{name}"]))
+            table = metadata.tables[f"{target.schema}.{name}"]
+            connection.execute(CreateTable(table))
+            # A vacuum in the middle of the load finds nothing to do, and keeps those waiting who
+            # build indexes and keys. It may come when the run is over: `models.steps.contract`.
+            connection.exec_driver_sql(
+                f"ALTER TABLE {quote(target.schema)}.{name} SET (autovacuum_enabled = false)"
+            )
             added.append(("table", name, name))
     for name, column in EARLY_INDEXES:
         # On an adopted table it is built concurrently, in `models.steps.indexes`.

@@ -32,10 +32,15 @@ from worker.watch import Watch
 MAX_RETRIES = 6
 # The statements pass a batch's rows through a dozen CTEs: without room they go over disk. They look
 # rows up by their keys, most of them in memory: at a disk's price for each, or from statistics of
-# a moment ago, the planner would read whole tables, batch after batch.
+# a moment ago, the planner would read whole tables, batch after batch. Batches run side by side
+# already, so that parallel workers within each would only get in each other's way.
 PLANNING = """
-SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off
+SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off;
+SET LOCAL max_parallel_workers_per_gather = 0
 """
+# Nobody waits for the disk: a crash of the server loses the last commits whole, rows and ledger
+# alike, and what is lost is claimed again. Closing a stage waits, and so for all that is before it.
+UNHURRIED = "SET LOCAL synchronous_commit = off"
 # Where the database refuses this many rows and not one of the batch passes, it is not the rows.
 WHOLESALE = 20
 log = structlog.get_logger("migration.batch")
@@ -51,8 +56,7 @@ def run(
     """
     try:
         with transaction(engine) as connection:
-            # A claim that a crash of the server forgets is claimed again; nobody needs to wait.
-            connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+            connection.exec_driver_sql(UNHURRIED)
             claim = claims.claim(connection, run_id, batch_id, worker)
     except DBAPIError as failure:
         log.warning("batch not claimed", batch=batch_id, error=classify(failure).message)
@@ -124,7 +128,7 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         return settle.run(engine, read, claim, watch)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
     with transaction(engine) as connection, watch.over(connection):
-        connection.exec_driver_sql(PLANNING)
+        connection.exec_driver_sql(f"{UNHURRIED}; {PLANNING}")
         context = _context(connection, settings, claim)
         if claim.stage in (VERIFICATION, RECONCILIATION):
             counts = bisect.check(context, claim.stage, step, claim.scope)

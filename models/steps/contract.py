@@ -1,6 +1,6 @@
 """Contract: foreign keys and defaults, then validation and NOT NULL; and the helper index goes.
 
-Each piece is a batch of its own, safe to repeat, and holds no lock beyond `lock_timeout`. Between
+A table's keys are a batch, safe to repeat, and hold no lock beyond `lock_timeout`. Between
 the two halves `settle.py` takes up the last changes: from the first half on, the keys delete what
 hangs on a row that the application deletes, and the second half finds nothing left over.
 """
@@ -12,13 +12,13 @@ from sqlalchemy.exc import DBAPIError
 
 from models.catalog import quote
 from models.database import sqlstate
-from models.declared import REFERENCES, USER_DEFAULTS, Reference
+from models.declared import REFERENCES, TABLES, USER_DEFAULTS, Reference
 from models.steps.base import Context, Counts, Scope, Step
 from models.steps.indexes import HELPER_INDEXES, alter, drop_concurrently, is_ours, record
 
+_REST = "not null and the rest"
 _CHECK_VIOLATION = "23514"
 _FOREIGN_KEY_VIOLATION = "23503"
-_REFERENCES = {f"{r.table}.{r.column}": r for r in REFERENCES}
 
 
 class Keys(Step):
@@ -30,14 +30,12 @@ class Keys(Step):
     transactional = False
 
     def items(self, context: Context) -> list[str]:
-        return [*_REFERENCES, "defaults"]
+        return ["keys and defaults"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        (item,) = scope.keys or ()
-        if item == "defaults":
-            _set_defaults(context)
-        else:
-            _add_key(context, _REFERENCES[item])
+        for reference in REFERENCES:
+            _add_key(context, reference)
+        _set_defaults(context)
         return {}
 
 
@@ -50,20 +48,37 @@ class Contract(Step):
     transactional = False
 
     def items(self, context: Context) -> list[str]:
-        return [*_REFERENCES, "not null", "helper index"]
+        return [*dict.fromkeys(reference.table for reference in REFERENCES), _REST]
+
+    def key_lists(self, context: Context, round_: int) -> list[list[str]]:
+        # NOT NULL needs a lock that each validation of a key to the users stands in the way of.
+        is_rest = {0: False, 1: True}
+        return [[i] for i in self.items(context) if (i == _REST) is is_rest.get(round_)]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        connection = context.connection
         (item,) = scope.keys or ()
-        if item == "not null":
+        references = [reference for reference in REFERENCES if reference.table == item]
+        for reference in references:
+            _validate(context, reference)
+        if not references:
             _require_values(context)
-        elif item == "helper index":
-            for name, index in HELPER_INDEXES.items():
-                if is_ours(connection, "helper_index", name, index):
-                    drop_concurrently(connection, getattr(context.legacy, name).schema, index)
-        else:
-            _validate(context, _REFERENCES[item])
+            _drop_helper_indexes(context)
+            allow_autovacuum(context)
         return {}
+
+
+def _drop_helper_indexes(context: Context) -> None:
+    for name, index in HELPER_INDEXES.items():
+        if is_ours(context.connection, "helper_index", name, index):
+            drop_concurrently(context.connection, getattr(context.legacy, name).schema, index)
+
+
+def allow_autovacuum(context: Context) -> None:
+    """From now on the tables that the migration made are vacuumed like all others."""
+    for name in TABLES:
+        if is_ours(context.connection, "table", name, name):
+            table = context.target.table(name).sql
+            alter(context.connection, f"ALTER TABLE {table} RESET (autovacuum_enabled)")
 
 
 def _add_key(context: Context, reference: Reference) -> None:

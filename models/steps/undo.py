@@ -15,6 +15,7 @@ from models.catalog import quote
 from models.declared import USER_DEFAULTS
 from models.steps.base import Context, Counts, Scope, Step
 from models.steps.capture import Release
+from models.steps.contract import allow_autovacuum
 from models.steps.indexes import (
     HELPER_INDEXES,
     EarlyIndexes,
@@ -187,7 +188,7 @@ class UndoRest(Step):
 
 
 class Tidy(Step):
-    """Drops the indexes that were built for the run or its undo only."""
+    """Drops the indexes that were built for the run or its undo only, and lets vacuum in again."""
 
     name = "tidy"
     stage = "undo_rest"
@@ -195,11 +196,13 @@ class Tidy(Step):
     transactional = False
 
     def items(self, context: Context) -> list[str]:
-        return list(HELPER_INDEXES)
+        return [*HELPER_INDEXES, "autovacuum"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         (name,) = scope.keys or ()
-        if is_ours(context.connection, "helper_index", name, HELPER_INDEXES[name]):
+        if name == "autovacuum":
+            allow_autovacuum(context)
+        elif is_ours(context.connection, "helper_index", name, HELPER_INDEXES[name]):
             schema = getattr(context.legacy, name).schema
             drop_concurrently(context.connection, schema, HELPER_INDEXES[name])
         return {}
