@@ -74,7 +74,7 @@ def _once(engine: Engine, *, bare: bool) -> float:
         started = time.monotonic()
         for row in pages:
             if bare:
-                _bare(engine, run_id, Scope(row.low, row.high, is_new=True))
+                _bare(engine, run_id, Scope(row.low, row.high, is_hopeful=True))
             else:
                 batch.run(engine, settings, run_id, row.id, "bench")
         took += time.monotonic() - started

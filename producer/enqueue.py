@@ -27,7 +27,7 @@ from models.steps import (
     stage_names,
     stages_before,
 )
-from models.steps.base import Context
+from models.steps.base import Context, Step
 from producer import partition, retried, windows
 from producer.queue import Message, publish_window
 
@@ -70,17 +70,32 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
         )
         run = connection.execute(sa.select(runs).where(runs.c.id == run_id)).one()
         context = Context.read(connection, settings, run)
-        totals = {
-            step.entity: partition.count_rows(connection, table)
-            for step in STEPS
-            if step.entity and (table := step.source(context))
-        }
-        # Where a foreign key makes orphans impossible, no step pages through the subscriptions.
-        if "subscription" not in totals:
-            totals["subscription"] = partition.count_rows(connection, context.legacy.subscriptions)
+        totals = _count_rows(connection, context)
         connection.execute(sa.update(runs).where(runs.c.id == run_id).values(totals=totals))
         audit.note(connection, "enqueue-all", run_id, after={"rows": totals})
         return run_id, True
+
+
+def _count_rows(connection: Connection, context: Context) -> dict[str, int]:
+    """Rows by entity; and by step, where one pages through other rows than its entity's."""
+    legacy = context.legacy
+    tables = {
+        "user": legacy.users,
+        "subscription": legacy.subscriptions,
+        "project": legacy.projects,
+    }
+    counted = {table.oid: partition.count_rows(connection, table) for table in tables.values()}
+    totals = {entity: counted[table.oid] for entity, table in tables.items()}
+    for step in STEPS:
+        if not step.entity:
+            continue
+        table = step.source(context) if type(step).key_lists is Step.key_lists else None
+        if table is not None and table.oid not in counted:
+            counted[table.oid] = partition.count_rows(connection, table)
+        rows = counted[table.oid] if table is not None else 0
+        if rows != totals.setdefault(step.entity, rows):
+            totals[step.name] = rows
+    return totals
 
 
 def _next_id(connection: Connection) -> str:
@@ -156,7 +171,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
             _close_stage(connection, row, "failed")
             move_run(connection, run_id, "failed", error=f"{row.name}: {error}")
             return []
-        if row.started_at is None:
+        if row.started_at is None and not opened:
             # New tables fill within minutes; taken for empty, they are looped over row by row.
             connection.exec_driver_sql(_ANALYZE)
         context = context or Context.read(connection, settings, run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, text
 
@@ -10,11 +10,11 @@ from models.catalog import Table
 from models.legacy import key_cast
 
 TARGET_SECONDS = 2.0
-FIRST_ROWS, SMALLEST_ROWS, LARGEST_ROWS = 500, 50, 20_000
-FIRST_WINDOW, LARGEST_WINDOW = 8, 256
+FIRST_ROWS, SMALLEST_ROWS, LARGEST_ROWS = 1_000, 50, 20_000
+FIRST_WINDOW, LARGEST_WINDOW = 4, 256
 # No batch is more than this part of what is left for each worker, so that none ends long before
-# the others; nor is it cut so small for that.
-SHARES = 8
+# the others; nor is it cut so small for that that its message costs more than a few percent.
+SHARES, SHORTEST_SECONDS = 8, 0.2
 EXACT_COUNT_LIMIT = 1_000_000
 
 
@@ -31,31 +31,38 @@ class Page:
     """A range of keys, low exclusive and high inclusive, and how many rows it held when cut."""
 
     low: str | None
-    high: str
+    high: str | None
     rows: int
 
 
 def cut(
     connection: Connection, table: Table, *, after: str | None, rows: int, pages: int
 ) -> list[Page]:
-    """The next pages of `table` in key order, at most `pages` of `rows` rows; [] at the end.
+    """The next pages of `table` in key order, at most `pages` of `rows` rows.
 
+    The page behind the last row is open above: its `high` is None, and nothing comes after it.
     Reads the unique index on `id` only, one window of keys at a time.
     """
     kind = key_cast(table.columns["id"].base)
     bound = "" if after is None else f"WHERE t.id > CAST(:after AS {kind})"
     statement = text(
         "SELECT id::text AS high, position FROM ("
-        "  SELECT id, row_number() OVER (ORDER BY id) AS position, count(*) OVER () AS found"
+        "  SELECT id, row_number() OVER (ORDER BY id) AS position,"
+        "    lead(true) OVER (ORDER BY id) IS NULL AS is_last"
         f"  FROM (SELECT t.id FROM {table.sql} t {bound} ORDER BY t.id LIMIT :most) AS page"
-        ") AS numbered WHERE position % :rows = 0 OR position = found ORDER BY position"
+        ") AS numbered WHERE position % :rows = 0 OR is_last ORDER BY position"
     )
-    cuts = connection.execute(statement, {"after": after, "rows": rows, "most": rows * pages}).all()
+    most = rows * pages
+    cuts = connection.execute(statement, {"after": after, "rows": rows, "most": most}).all()
     result: list[Page] = []
     position, low = 0, after
     for found in cuts:
         result.append(Page(low, found.high, found.position - position))
         position, low = found.position, found.high
+    if not result:
+        return [Page(after, None, 0)]
+    if position < most:
+        result[-1] = replace(result[-1], high=None)
     return result
 
 
@@ -76,13 +83,14 @@ def next_rows(rows: int, seconds: float) -> int:
     return int(min(LARGEST_ROWS, max(SMALLEST_ROWS, wanted)))
 
 
-def share(rows_left: int, workers: int) -> int:
+def share(rows_left: int, workers: int, rows_a_second: float) -> int:
     """The most rows that a batch may have, so that all workers are done at about the same time.
 
     Fixed-size chunking with SHARES chunks a worker (Kruskal and Weiss, Allocating independent
     subtasks on parallel processors, 1985): the last batch costs 1 / (2 · SHARES) of the time.
     """
-    return max(FIRST_ROWS, rows_left // (SHARES * max(1, workers)))
+    shortest = max(FIRST_ROWS, int(SHORTEST_SECONDS * rows_a_second))
+    return max(shortest, rows_left // (SHARES * max(1, workers)))
 
 
 def count_rows(connection: Connection, table: Table) -> int:

@@ -19,6 +19,7 @@ from models.ledger import (
 )
 from models.messages import Batches, Stage, Standing
 from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
+from models.steps.base import Step
 
 ENTITIES = {"users": "user", "subscriptions": "subscription", "projects": "project"}
 WRITTEN = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
@@ -58,7 +59,7 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
         .order_by(stages.c.position)
     ):
         found = grouped.get(row.name)
-        total = sum(run.totals.get(step.entity, 0) for step in steps_of(row.name) if step.entity)
+        total = sum(rows_of(run, step) for step in steps_of(row.name))
         done = int(found.rows_done) if found else 0
         result.append(
             Stage(
@@ -73,6 +74,11 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
             )
         )
     return result
+
+
+def rows_of(run: Any, step: Step) -> int:
+    """The rows that a step pages through, as counted when the run was opened."""
+    return int(run.totals.get(step.name, run.totals.get(step.entity, 0)))
 
 
 def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], Any]:

@@ -24,6 +24,7 @@ from models.ledger import OPEN_STATES, SCHEMA, runs
 from models.settings import Settings
 from models.steps import FINISH, RECONCILIATION, VERIFICATION, stage_names, steps_of
 from models.steps.base import Context, Scope, Step
+from models.steps.verification import read_account
 from producer import partition, schema
 
 COPIES = "migration_rehearsal"
@@ -184,7 +185,7 @@ def _run(context: Context, stage: str, step: Step) -> Cost:
         scopes = [(Scope(keys=(item,)), 0) for item in step.items(context)]
     else:
         pages = _pages(context.connection, table)
-        scopes = [(Scope(page.low, page.high, is_new=True), page.rows) for page in pages]
+        scopes = [(Scope(page.low, page.high), page.rows) for page in pages]
     with _measured(context.connection, cost):
         for scope, rows in scopes:
             cost.rows += rows
@@ -195,30 +196,35 @@ def _run(context: Context, stage: str, step: Step) -> Cost:
 
 def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
     if stage in (VERIFICATION, RECONCILIATION):
-        account = step.account(context, scope)
+        row = read_account(context, step, scope)
         parameters = context.parameters | {"stage": stage} | scope.parameters
-        row = context.connection.execute(text(account), parameters).one() if account else None
         statements = step.differences(context, scope)
         if not getattr(row, "tallies", False):
             statements = [*statements, *step.details(context, scope)]
         for statement in statements:
             context.connection.execute(text(statement), parameters).all()
         return
-    try:
-        with context.connection.begin_nested():
-            step.prepare(context, scope)
-            step.apply(context, scope)
-    except DBAPIError:
-        # A row that the database refuses: a run would set it aside, a rehearsal goes on.
-        if stage == FINISH or scope.keys is not None:
-            raise
+    # As a run does it: hopefully, then with care; a row that the database refuses even so would be
+    # set aside, and a rehearsal goes on.
+    for attempt in (replace(scope, is_hopeful=True), scope):
+        try:
+            with context.connection.begin_nested():
+                step.prepare(context, attempt)
+                step.apply(context, attempt)
+                return
+        except DBAPIError:
+            if stage == FINISH or scope.keys is not None:
+                raise
 
 
 def _pages(connection: Connection, table: Table) -> Iterator[partition.Page]:
     after: str | None = None
-    while page := partition.cut(connection, table, after=after, rows=ROWS_A_PAGE, pages=1):
-        yield page[0]
-        after = page[0].high
+    while True:
+        (page,) = partition.cut(connection, table, after=after, rows=ROWS_A_PAGE, pages=1)
+        yield page
+        after = page.high
+        if after is None:
+            return
 
 
 @contextmanager

@@ -92,9 +92,9 @@ def _scopes(engine: Engine, settings: Settings, user: str | None) -> Iterator[Sc
             pages = partition.cut(connection, users, after=after, rows=PAGE_ROWS, pages=8)
         for page in pages:
             yield Scope(page.low, page.high)
-        if not pages:
-            return
         after = pages[-1].high
+        if after is None:
+            return
 
 
 def _context(connection: Connection, settings: Settings) -> Context:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from models.ledger import batches, stages
 from models.steps import steps_of
 from models.steps.base import Context, Step
-from producer import partition
+from producer import partition, progress
 from producer.queue import Message
 
 # A stage's `step` once the last of its steps has been cut.
@@ -69,15 +69,12 @@ def _pages(
     assert table is not None
     size = _size(connection, run, stage.name, step)
     cut = partition.cut(connection, table, after=after, rows=size.rows, pages=size.pages)
-    last = cut[-1].high if len(cut) == size.pages else None
-    return [{"low": page.low, "high": page.high, "rows": page.rows} for page in cut], last
+    return [{"low": page.low, "high": page.high, "rows": page.rows} for page in cut], cut[-1].high
 
 
 def _size(connection: Connection, run: Any, stage: str, step: Step) -> partition.Size:
     """How large the step's next window is, from what its last batches took."""
-    of_run = (batches.c.run_id == run.id) & (
-        batches.c.low.is_not(None) | batches.c.high.is_not(None)
-    )
+    of_run = (batches.c.run_id == run.id) & batches.c.key_list.is_(None)
     of_step = of_run & (batches.c.stage == stage) & (batches.c.step == step.name)
     windows, cut = connection.execute(
         sa.select(
@@ -88,16 +85,20 @@ def _size(connection: Connection, run: Any, stage: str, step: Step) -> partition
     pages = partition.window_pages(windows)
     if run.batch_size != "auto":
         return partition.Size(int(run.batch_size), pages)
-    rows, seconds, workers = _recent(connection, of_step)
-    # A step begins with the size that the one before it has come to.
-    wanted = partition.next_rows(rows, seconds) if rows else _recent(connection, of_run)[0]
-    left = run.totals.get(step.entity, 0) - int(cut)
+    # A step begins at the pace of the one before it.
+    recent = _recent(connection, of_step) or _recent(connection, of_run)
+    if recent is None:
+        return partition.Size(partition.FIRST_ROWS, pages)
+    rows, seconds, workers = recent
+    left = progress.rows_of(run, step) - int(cut)
     # Nothing left by a count that was an estimate: nobody knows how much there is.
-    most = partition.share(left, workers) if left > 0 else partition.LARGEST_ROWS
-    return partition.Size(min(wanted or partition.FIRST_ROWS, most), pages)
+    most = partition.LARGEST_ROWS
+    if left > 0:
+        most = partition.share(left, workers, rows / max(seconds, 0.001))
+    return partition.Size(min(partition.next_rows(rows, seconds), most), pages)
 
 
-def _recent(connection: Connection, which: sa.ColumnElement[bool]) -> tuple[int, float, int]:
+def _recent(connection: Connection, which: sa.ColumnElement[bool]) -> tuple[int, float, int] | None:
     """Mean rows and seconds of the last batches that are done, and how many workers did them."""
     seconds = sa.extract("epoch", batches.c.finished_at - batches.c.started_at)
     recent = (
@@ -114,7 +115,7 @@ def _recent(connection: Connection, which: sa.ColumnElement[bool]) -> tuple[int,
             sa.func.count(recent.c.worker.distinct()),
         )
     ).one()
-    return int(mean[0]), float(mean[1]), int(mean[2])
+    return (int(mean[0]), float(mean[1]), int(mean[2])) if mean[0] else None
 
 
 def _insert(

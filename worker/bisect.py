@@ -17,7 +17,6 @@ from worker import verify
 # A batch takes about two seconds. Once it has failed for its size, its parts have this much in
 # proportion to their rows: the whole minute at each halving would be half an hour for one row.
 PARTS_TIMEOUT_MS, SHORTEST_TIMEOUT_MS = 20_000, 5_000
-_UNIQUE_VIOLATION = "23505"
 
 
 def apply(context: Context, step: Step, scope: Scope) -> Counts:
@@ -40,13 +39,11 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
 
 
 def _first(trial: _Trial, context: Context, scope: Scope) -> Counts:
-    """The whole scope: as if nothing of it were there, and where something is, with care."""
+    """The whole scope: hopefully, and where that was in vain, with care."""
     if not (context.is_repeat or scope.again):
         try:
-            return trial.run(replace(scope, is_new=True))
-        except BadRow as error:
-            if error.sqlstate != _UNIQUE_VIOLATION:
-                raise
+            return trial.run(replace(scope, is_hopeful=True))
+        except BadRow:
             trial.undo()
     return trial.run(scope)
 

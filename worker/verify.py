@@ -14,6 +14,7 @@ from models import keys
 from models.legacy import key_cast, key_from_text
 from models.steps import RECONCILIATION, VERIFICATION
 from models.steps.base import Context, Counts, Scope, Step, entities
+from models.steps.verification import read_account
 
 _STORE = (
     "INSERT INTO migration.differences"
@@ -62,9 +63,7 @@ def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
 
     Row by row only where the page's sums do not say at once that all is right.
     """
-    account = step.account(context, scope)
-    parameters = context.parameters | scope.parameters
-    row = context.connection.execute(text(account), parameters).one() if account else None
+    row = read_account(context, step, scope)
     statements = step.differences(context, scope)
     if not getattr(row, "tallies", False):
         statements = [*statements, *step.details(context, scope)]

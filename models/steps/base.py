@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from models import legacy as legacy_tables
 from models import target as target_tables
-from models.catalog import Table, quote_name, read_tables
+from models.catalog import INTEGER_TYPES, Table, quote_name, read_tables
 from models.declared import TABLES
 from models.errors import Incompatible
 from models.legacy import Legacy, list_cast
@@ -53,9 +53,10 @@ class Scope:
     keys: tuple[str, ...] | None = None
     parts: tuple[str, ...] | None = None
     again: bool = False
-    # Tried first, as if none of the rows were there: looking for each before it is inserted, and
-    # inserting it so that it can be taken back, is a seventh of a batch's time.
-    is_new: bool = False
+    # Tried first, as if no row were there yet and every document took the shape of its column:
+    # looking for each row before it is inserted, and parsing each document so that a failure
+    # costs that row only, is a fifth of a batch's time.
+    is_hopeful: bool = False
 
     def condition(self, column: str, base_type: str) -> str:
         """SQL condition that `column` lies in this scope; binds :low, :high, :keys."""
@@ -76,7 +77,7 @@ class Scope:
 
     def unless_there(self, columns: str, do: str = "NOTHING") -> str:
         """The ON CONFLICT clause for a unique key; none where a conflict is not expected."""
-        return "" if self.is_new else f"ON CONFLICT ({columns}) DO {do}"
+        return "" if self.is_hopeful else f"ON CONFLICT ({columns}) DO {do}"
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -179,12 +180,24 @@ class Context:
         A range of users is one of their rows too, and one range of an index, where both columns
         sort alike.
         """
-        key, column = self.legacy.users.columns["id"], table.columns["user_id"]
-        if scope.keys is not None or (column.base, column.collation) == (key.base, key.collation):
-            return scope.condition(f"{alias}.user_id", key.base)
-        theirs = scope.condition("owner.id", key.base)
+        if scope.keys is not None or self.sorts_as_owners(table):
+            return self.near(table, alias, scope)
+        theirs = scope.condition("owner.id", self.legacy.users.columns["id"].base)
         users = self.legacy.users.sql
         return f"{alias}.user_id IN (SELECT owner.id FROM {users} owner WHERE {theirs})"
+
+    def near(self, table: Table, alias: str, scope: Scope) -> str:
+        """The same for a row that is joined with its owner besides; `true` where no range helps."""
+        if scope.keys is None and not self.sorts_as_owners(table):
+            return "true"
+        return scope.condition(f"{alias}.user_id", self.legacy.users.columns["id"].base)
+
+    def sorts_as_owners(self, table: Table) -> bool:
+        """Whether a range of users is a range of this table's `user_id` too."""
+        key, column = self.legacy.users.columns["id"], table.columns["user_id"]
+        if {key.base, column.base} <= INTEGER_TYPES:
+            return True
+        return (column.base, column.collation) == (key.base, key.collation)
 
     def type_of(self, table: str, column: str) -> str:
         """SQL type of a target column, for a cast."""
@@ -197,7 +210,7 @@ class Step:
     name: ClassVar[str]
     stage: ClassVar[str]
     queue: ClassVar[str]
-    # The entity whose rows the pages count, for progress: user, subscription or project.
+    # The entity that its keys are of: user, subscription or project.
     entity: ClassVar[str] = ""
     # The entity of the rows that hang on those (see `dependents`).
     part_entity: ClassVar[str] = ""
@@ -209,7 +222,10 @@ class Step:
     is_settling: ClassVar[bool] = False
 
     def source(self, context: Context) -> Table | None:
-        """The table to page through by its `id`; None when the step has items instead."""
+        """The table to page through by its `id`; None when the step has items instead.
+
+        The last page is open above: it covers whatever sorts behind the last row.
+        """
         return None
 
     def items(self, context: Context) -> list[str]:

@@ -4,6 +4,37 @@ from __future__ import annotations
 
 from models.catalog import Table
 from models.steps.base import Context, Scope, Step
+from models.steps.verification import Check, images_of, with_checks, wrong_values
+
+_STANDS, _IS_ASIDE = "q.legacy_key IS NULL", "q.legacy_key IS NOT NULL"
+_CHECKS = (
+    Check(
+        "balance",
+        "users",
+        "credits_balance",
+        f"{_STANDS} AND u.credits_balance IS DISTINCT FROM coalesce(log.total, 0)",
+    ),
+    Check("missing", "credit_logs", "grant", f"{_STANDS} AND coalesce(log.grants, 0) = 0"),
+    Check("extra", "credit_logs", "grant", "log.grants > 1"),
+    Check("extra", "credit_logs", "opening", "log.openings > 1"),
+    Check("extra", "credit_logs", "set aside", f"{_IS_ASIDE} AND log.given_now > 0"),
+    Check(
+        "wrong_value",
+        "credit_logs",
+        "amount",
+        "log.given_now > 0 AND log.given IS DISTINCT FROM log.given_now"
+        " * coalesce(own.grants ->> u.user_type::text, own.grants ->> '*')::numeric",
+    ),
+    *wrong_values(
+        "credit_logs",
+        "true",
+        {
+            "operation": "log.invalid > 0",
+            "run_id": "log.unknown_runs > 0",
+            "balance_after": "log.wrong_after > 0",
+        },
+    ),
+)
 
 # A grant of this run is held against the run's own amounts and the user's type; whoever was
 # granted earlier may have another type by now.
@@ -12,14 +43,14 @@ SELECT found.kind, 'user', u.id::text, found.target_table, found.detail
 FROM {users} u
 LEFT JOIN migration.quarantine q
   ON q.entity = 'user' AND q.legacy_key = u.id::text AND q.state IN ('open', 'accepted')
-LEFT JOIN LATERAL (
-  SELECT sum(CASE c.operation WHEN 'add' THEN c.amount WHEN 'deduct' THEN -c.amount END) AS total,
+LEFT JOIN migration.runs own ON own.id = :own_run
+LEFT JOIN (
+  SELECT c.user_id,
+    sum(CASE c.operation WHEN 'add' THEN c.amount WHEN 'deduct' THEN -c.amount END) AS total,
     count(*) FILTER (WHERE c.reason = 'migration_grant') AS grants,
     count(*) FILTER (WHERE c.reason = 'migration_opening') AS openings,
-    count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :own_run
-      AND c.amount IS DISTINCT FROM coalesce(
-      r.grants ->> u.user_type::text, r.grants ->> '*')::numeric) AS wrong_grants,
     count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :own_run) AS given_now,
+    sum(c.amount) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :own_run) AS given,
     count(*) FILTER (WHERE c.operation NOT IN ('add', 'deduct') OR c.amount < 0
       OR (c.reason = 'migration_grant' AND c.operation <> 'add')) AS invalid,
     count(*) FILTER (WHERE c.reason LIKE 'migration%' AND r.id IS NULL) AS unknown_runs,
@@ -27,25 +58,16 @@ LEFT JOIN LATERAL (
       coalesce((b.was ->> 'credits_balance')::numeric, 0)
       + CASE c.reason WHEN 'migration_grant' THEN c.amount ELSE 0 END) AS wrong_after
   FROM {credit_logs} c LEFT JOIN migration.runs r ON r.id = c.run_id
-  LEFT JOIN migration.before_images b ON b.entity = 'user' AND b.legacy_key = u.id::text
+  LEFT JOIN migration.before_images b ON b.entity = 'user' AND b.legacy_key = c.user_id::text
     AND b.run_id = c.run_id AND c.reason IN ('migration_grant', 'migration_opening')
-  WHERE c.user_id = u.id
-) AS log ON true
-CROSS JOIN LATERAL (
-  SELECT 'balance' AS kind, 'users' AS target_table, 'credits_balance' AS detail
-  WHERE q.legacy_key IS NULL AND u.credits_balance IS DISTINCT FROM coalesce(log.total, 0)
-  UNION ALL SELECT 'missing', 'credit_logs', 'grant'
-  WHERE q.legacy_key IS NULL AND log.grants = 0
-  UNION ALL SELECT 'extra', 'credit_logs', 'grant' WHERE log.grants > 1
-  UNION ALL SELECT 'extra', 'credit_logs', 'opening' WHERE log.openings > 1
-  UNION ALL SELECT 'extra', 'credit_logs', 'set aside'
-  WHERE q.legacy_key IS NOT NULL AND log.given_now > 0
-  UNION ALL SELECT 'wrong_value', 'credit_logs', 'amount' WHERE log.wrong_grants > 0
-  UNION ALL SELECT 'wrong_value', 'credit_logs', 'operation' WHERE log.invalid > 0
-  UNION ALL SELECT 'wrong_value', 'credit_logs', 'run_id' WHERE log.unknown_runs > 0
-  UNION ALL SELECT 'wrong_value', 'credit_logs', 'balance_after' WHERE log.wrong_after > 0
-) AS found
-WHERE {scope}
+    AND {images_scope}
+  WHERE {logs_scope}
+  GROUP BY c.user_id
+) AS log ON log.user_id = u.id
+CROSS JOIN LATERAL (VALUES
+  {checks}
+) AS found(kind, target_table, detail, differs)
+WHERE {scope} AND ({differs}) AND found.differs
 """
 
 _ACCOUNT = "SELECT count(*) AS users_checked FROM {users} u WHERE {scope}"
@@ -63,7 +85,14 @@ class Credits(Step):
         return context.legacy.users
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
-        return [context.render(_DISCREPANCIES, scope=_condition(context, scope))]
+        return [
+            context.render(
+                with_checks(_DISCREPANCIES, _CHECKS),
+                scope=_condition(context, scope),
+                logs_scope=context.owned(context.target.table("credit_logs"), "c", scope),
+                images_scope=images_of("b", context.legacy.users, scope),
+            )
+        ]
 
     def account(self, context: Context, scope: Scope) -> str:
         return context.render(_ACCOUNT, scope=_condition(context, scope))

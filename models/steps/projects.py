@@ -25,11 +25,11 @@ WITH project AS MATERIALIZED (
     u.id AS user_id, own.id AS suite_id, coalesce(b.gpt_id, p.active_gpt_id) AS gpt_id,
     btrim(coalesce(p.active_gpt_id, ''), :blanks) <> ''
       AND (b.gpt_id IS NOT NULL OR p.active_gpt_id <> {tool_id})
-      AND NOT EXISTS (SELECT FROM {ai_tools} t WHERE t.id = p.active_gpt_id) AS has_gpt,
+      AND NOT EXISTS (SELECT FROM {ai_tools} t WHERE t.id = p.active_gpt_id OFFSET 0) AS has_gpt,
     CASE WHEN u.id IS NULL THEN 'owner_missing'
          WHEN own.id IS NULL OR q.legacy_key IS NOT NULL THEN 'owner_quarantined' END AS reason
   FROM {projects} p
-  LEFT JOIN {users} u ON u.id = p.user_id
+  LEFT JOIN LATERAL (SELECT o.id FROM {users} o WHERE o.id = p.user_id OFFSET 0) AS u ON true
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
   LEFT JOIN LATERAL ({oldest_suite}) AS own ON true

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from models import keys
 from models.steps.base import Context, Scope
+from models.steps.verification import newest_images
 
 _TALLY = """
 SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined,
   coalesce(bool_and(coalesce(CASE
     WHEN q.legacy_key IS NOT NULL THEN t.id IS NULL
-    WHEN u.id IS NULL OR p.is_template IS NULL THEN false
+    WHEN p.is_template IS NULL OR NOT {has_owner} THEN false
     WHEN btrim(coalesce(p.active_gpt_id, ''), :blanks) = '' THEN t.id IS NULL AND b.was IS NULL
     ELSE p.active_gpt_id = t.id AND t.name = b.was ->> 'active_gpt_id' AND t.is_active
       AND t.version IS NULL AND t.configuration::jsonb
@@ -22,13 +23,8 @@ SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined,
 FROM {projects} p
 LEFT JOIN migration.quarantine q ON q.entity = 'project' AND q.legacy_key = p.id::text
   AND q.state IN ('open', 'accepted')
-LEFT JOIN {users} u ON u.id = p.user_id
-LEFT JOIN {ai_tools} t ON t.id = {tool_id}
-LEFT JOIN LATERAL (
-  SELECT i.was FROM migration.before_images i
-  WHERE i.entity = 'project' AND i.legacy_key = p.id::text
-    AND i.was ? 'active_gpt_id' ORDER BY i.run_id DESC LIMIT 1
-) AS b ON true
+LEFT JOIN LATERAL (SELECT o.* FROM {ai_tools} o WHERE o.id = {tool_id} OFFSET 0) AS t ON true
+LEFT JOIN {images} AS b ON b.legacy_key = p.id::text
 WHERE {scope}
 """
 
@@ -36,8 +32,12 @@ WHERE {scope}
 def tally(context: Context, scope: Scope) -> str:
     """The statement that counts one page of projects, and says whether all are plainly right."""
     key = context.legacy.projects.columns["id"].base
+    switched = "i.was ? 'active_gpt_id'"
     return context.render(
         _TALLY,
+        # OFFSET keeps it a look by key: as a join it may begin with the first of all users.
+        has_owner=context.render("EXISTS (SELECT FROM {users} u WHERE u.id = p.user_id OFFSET 0)"),
+        images=newest_images(context, "project", context.legacy.projects, scope, switched),
         scope=scope.condition("p.id", key),
         tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
     )

@@ -14,8 +14,9 @@ from models.steps.base import Context, Counts, Scope, Step
 _SWITCH = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, p.active_gpt_id, p.is_template, t.id AS tool_id
-  FROM {projects} p LEFT JOIN {ai_tools} t
-    ON t.id = {tool_id} AND t.name = p.active_gpt_id
+  FROM {projects} p LEFT JOIN LATERAL (
+    SELECT o.id, o.name FROM {ai_tools} o WHERE o.id = {tool_id} OFFSET 0
+  ) AS t ON t.name = p.active_gpt_id
   WHERE {scope} AND (p.is_template IS NULL OR t.id IS NOT NULL) AND NOT EXISTS (
     SELECT FROM migration.quarantine q WHERE q.entity = 'project' AND q.legacy_key = p.id::text
       AND q.state IN ('open', 'accepted'))
@@ -33,7 +34,7 @@ switched AS (
     active_gpt_id = CASE WHEN u.active_gpt_id IS NOT DISTINCT FROM p.active_gpt_id
       THEN coalesce(p.tool_id, u.active_gpt_id) ELSE u.active_gpt_id END,
     is_template = coalesce(u.is_template, false)
-  FROM project p WHERE u.id = p.id
+  FROM project p WHERE u.id = p.id AND {same_scope}
   RETURNING 1
 )
 SELECT count(*) FROM switched
@@ -61,6 +62,7 @@ class Switch(Step):
             _SWITCH,
             scope,
             scope=scope.condition("p.id", key),
+            same_scope=scope.condition("u.id", key),
             unless_there_is_image=scope.unless_there("entity, legacy_key, run_id", _REMEMBER),
             tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
         ).scalar()

@@ -98,7 +98,7 @@ read_subscription AS MATERIALIZED (
     l.id AS user_id, l.suite_id, l.is_bad AS owner_is_bad, s.gpt_id::text AS gpt_id,
     {version} AS version, {is_active} AS is_active, {preferences} AS preferences
   FROM legacy l JOIN {subscriptions} s ON s.user_id = l.id
-  WHERE {parts}
+  WHERE {subscriptions_scope} AND {parts}
 ),
 subscription AS MATERIALIZED (
   SELECT s.*,
@@ -195,7 +195,7 @@ updated AS (
     credits_balance = CASE WHEN c.amount IS NOT NULL
       THEN coalesce(u.credits_balance, 0) + c.amount ELSE u.credits_balance END
   FROM changed c LEFT JOIN home h ON true
-  WHERE u.id = c.id
+  WHERE u.id = c.id AND {scope}
   RETURNING 1
 ),
 bad AS (
@@ -302,6 +302,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "scope": scope.condition("u.id", user_key),
         "suites_scope": context.owned(context.target.table("ai_suites"), "o", scope),
         "logs_scope": context.owned(context.target.table("credit_logs"), "c", scope),
+        "subscriptions_scope": context.near(subscriptions, "s", scope),
         "parts": scope.parts_condition("s.id", subscription_key),
         "role": optional(users, "role", "NULL", alias="u") + "::text",
         "unless_there_is_id": scope.unless_there("id"),
@@ -316,7 +317,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", subscription_key),
         "version": optional(subscriptions, "version", "NULL", alias="s") + "::text",
         "is_active": is_active(subscriptions),
-        "preferences": preferences(subscriptions),
+        "preferences": preferences(subscriptions, is_hopeful=scope.is_hopeful),
         "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
         "grant_amount": grant_amount(context, "o.final_type"),
         "role_amount": grant_amount(context, "role.type"),
@@ -330,14 +331,17 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     }
 
 
-def preferences(subscriptions: Table) -> str:
-    """SQL for the preferences as jsonb: a JSON null for SQL's null, null for what jsonb refuses."""
+def preferences(subscriptions: Table, *, is_hopeful: bool = False) -> str:
+    """SQL for the preferences as jsonb: a JSON null for SQL's null, null for what jsonb refuses.
+
+    Hopeful, the statement fails for what a json column holds and jsonb refuses, which is rare.
+    """
     column = subscriptions.columns.get("preferences")
     if column is None:
         return "'{}'::jsonb"
     name = f"s.{quote('preferences')}"
-    if column.base == "jsonb":
-        return f"coalesce({name}, 'null'::jsonb)"
+    if column.base == "jsonb" or (column.base == "json" and is_hopeful):
+        return f"coalesce({name}::jsonb, 'null'::jsonb)"
     return f"CASE WHEN {name} IS NULL THEN 'null'::jsonb ELSE migration.try_jsonb({name}::text) END"
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 from models import keys
 from models.legacy import optional
 from models.steps.base import Context, Scope
-from models.steps.verification import expected_preferences, system_assigner
+from models.steps.verification import expected_preferences, newest_images, system_assigner
 
-# A sum is over the rows whose constant columns are right, a count over all of them. A project's
-# tool is held against its project in `projects_tally.py`; here it only has to be there.
+# Ranges are joined, single rows are looked up: OFFSET 0 keeps them apart from plans that read a
+# whole table for a large page. A sum is over the rows whose constant columns are right, a count
+# over all of them. A project's tool is held against its project in `projects_tally.py`; here it
+# only has to be there.
 _TALLY = """
 WITH page AS MATERIALIZED (
   SELECT u.id, {suite_id} AS suite_id, concat(u.email, '''s Suite') AS suite_name, q.legacy_key,
@@ -29,10 +31,7 @@ WITH page AS MATERIALIZED (
   CROSS JOIN LATERAL (SELECT lower(btrim({role}, :blanks)) AS name) AS role
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
-  LEFT JOIN LATERAL (
-    SELECT i.was FROM migration.before_images i
-    WHERE i.entity = 'user' AND i.legacy_key = u.id::text ORDER BY i.run_id DESC LIMIT 1
-  ) AS b ON true
+  LEFT JOIN {images} AS b ON b.legacy_key = u.id::text
   LEFT JOIN (
     SELECT o.id AS organization_id, d.id AS department_id
     FROM {organizations} o JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
@@ -49,16 +48,18 @@ owner AS (
 ),
 suites AS (
   SELECT count(*) AS rows, sum({suite_found}) FILTER (WHERE h.is_active
-    AND h.configuration::jsonb = jsonb_build_object('default_tools', json_build_array(),
-      'preferences', json_build_object(), 'auto_configuration', true)) AS total
+    AND h.configuration::jsonb = CAST(
+      '{{"auto_configuration"\\: true, "default_tools"\\: [], "preferences"\\: {{}}}}' AS jsonb)
+  ) AS total
   FROM {ai_suites} h WHERE {suites_scope}
 ),
 subscription AS (
   SELECT s.user_id::text AS user_id, {tool_id} AS tool_id, {usage_id} AS usage_id,
     s.gpt_id::text AS name, {version} AS version,
     {status} IS NOT DISTINCT FROM 'active' AND {is_active} IS DISTINCT FROM false AS is_active,
-    coalesce(nullif({preferences}, 'null'), '{{}}') AS preferences, q.legacy_key IS NULL AS stands
-  FROM page JOIN {subscriptions} s ON s.user_id = page.id
+    CASE WHEN q.legacy_key IS NULL THEN coalesce(nullif({preferences}, 'null'), '{{}}')
+    END AS preferences, q.legacy_key IS NULL AS stands
+  FROM page JOIN {subscriptions} s ON s.user_id = page.id AND {subscriptions_scope}
   LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
     AND q.state IN ('open', 'accepted')
   OFFSET 0
@@ -75,7 +76,8 @@ asked_by_projects AS (
     sum({assignment_asked}) AS assignments, sum({log_asked}) AS logs
   FROM (
     SELECT p.user_id::text AS user_id, {project_tool} AS tool_id, {project_usage} AS usage_id
-    FROM page JOIN {projects} p ON p.user_id = page.id WHERE p.active_gpt_id = {project_tool}
+    FROM page JOIN {projects} p ON p.user_id = page.id AND {projects_scope}
+    WHERE p.active_gpt_id = {project_tool}
   ) AS e
 ),
 tools AS (
@@ -83,7 +85,9 @@ tools AS (
     CASE WHEN {is_project_tool} THEN {project_tool_found} ELSE {tool_found} END
   ) FILTER (WHERE t.tool_type = 'gpt' AND t.pricing_tier::text = 'free' AND t.credits_cost = 0
     AND t.requires_approval = false) AS total
-  FROM {ai_suites} h JOIN {ai_tools} t ON t.suite_id = h.id WHERE {suites_scope}
+  FROM {ai_suites} h CROSS JOIN LATERAL (
+    SELECT o.* FROM {ai_tools} o WHERE o.suite_id = h.id OFFSET 0) AS t
+  WHERE {suites_scope}
 ),
 assignments AS (
   SELECT count(*) AS rows, sum({assignment_found}) FILTER (WHERE a.expires_at IS NULL
@@ -119,6 +123,9 @@ def tally(context: Context, scope: Scope) -> str:
         suites_scope=context.owned(context.target.table("ai_suites"), "h", scope),
         assignments_scope=context.owned(context.target.table("tool_assignments"), "a", scope),
         logs_scope=context.owned(context.target.table("tool_usage_logs"), "l", scope),
+        images=newest_images(context, "user", users, scope),
+        subscriptions_scope=context.near(subscriptions, "s", scope),
+        projects_scope=context.near(context.legacy.projects, "p", scope),
         tool_id=keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
         usage_id=keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
         project_tool=keys.id_of(keys.PROJECT_TOOL, "p.id", project_key),
@@ -131,7 +138,7 @@ def tally(context: Context, scope: Scope) -> str:
         version=optional(subscriptions, "version", "NULL", alias="s") + "::text",
         status=optional(subscriptions, "status", "'active'", alias="s") + "::text",
         is_active=optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
-        preferences=expected_preferences(context),
+        preferences=expected_preferences(context, is_hopeful=scope.is_hopeful),
         assigned_by=system_assigner(context),
         tool_asked=_tool("e.tool_id", "e.user_id", "e.name", "e.version", "e.is_active",
                          "e.preferences"),

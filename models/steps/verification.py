@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from models.catalog import TEXT_TYPES
-from models.steps.base import Context
+from sqlalchemy import text
+
+from models.catalog import TEXT_TYPES, Table
+from models.database import as_ours
+from models.errors import BadRow
+from models.steps.base import Context, Scope, Step
+
+_PLAIN_TEXT = TEXT_TYPES - {"character"}
+# pg_collation.dat: that of the database, which the ledger's own columns have.
+_DEFAULT_COLLATION = 100
 
 
 class Check(NamedTuple):
@@ -16,6 +25,21 @@ class Check(NamedTuple):
     table: str
     detail: str
     condition: str
+
+
+def read_account(context: Context, step: Step, scope: Scope) -> Any:
+    """The page's counts and sums, None for a step without: hopefully, and in vain with care."""
+
+    def read(scope: Scope) -> Any:
+        statement = step.account(context, scope)
+        parameters = context.parameters | scope.parameters
+        return context.connection.execute(text(statement), parameters).one() if statement else None
+
+    try:
+        with as_ours(), context.connection.begin_nested():
+            return read(replace(scope, is_hopeful=True))
+    except BadRow:
+        return read(scope)
 
 
 def wrong_values(table: str, given: str, columns: dict[str, str]) -> list[Check]:
@@ -97,6 +121,30 @@ def with_checks(statement: str, checks: Sequence[Check]) -> str:
     return statement.replace("{differs}", differs).replace("{checks}", rows)
 
 
+def newest_images(
+    context: Context, entity: str, table: Table, scope: Scope, given: str = "true"
+) -> str:
+    """SQL for the page's newest before-images `i`, of those for which `given` holds.
+
+    Columns `legacy_key` and `was`, at most one row a key; read as a range where keys sort as text.
+    """
+    theirs = images_of("i", table, scope)
+    return (
+        "(SELECT DISTINCT ON (i.legacy_key) i.legacy_key, i.was FROM migration.before_images i"
+        f" WHERE i.entity = '{entity}' AND {theirs} AND {given}"
+        " ORDER BY i.legacy_key DESC, i.run_id DESC)"
+    )
+
+
+def images_of(alias: str, table: Table, scope: Scope) -> str:
+    """SQL condition: the before-image under this alias is one of a row of the page."""
+    key = table.columns["id"]
+    if scope.keys is not None or (key.base in _PLAIN_TEXT and key.collation == _DEFAULT_COLLATION):
+        return scope.condition(f"{alias}.legacy_key", "text")
+    own = scope.condition("t.id", key.base)
+    return f"{alias}.legacy_key IN (SELECT t.id::text FROM {table.sql} t WHERE {own})"
+
+
 def system_assigner(context: Context) -> str:
     """What `assigned_by` must hold: null where it can only hold a user's key."""
     table = context.target.table("tool_assignments")
@@ -105,11 +153,14 @@ def system_assigner(context: Context) -> str:
     return "NULL" if points_at_user or not is_text else "'system'"
 
 
-def expected_preferences(context: Context) -> str:
-    """The preferences of the subscription `s` as jsonb; null where there are none that it takes."""
+def expected_preferences(context: Context, *, is_hopeful: bool = False) -> str:
+    """The preferences of the subscription `s` as jsonb; null where there are none that it takes.
+
+    Hopeful, the statement fails for a document that jsonb does not take.
+    """
     document = context.legacy.subscriptions.columns.get("preferences")
     if document is None:
         return "NULL::jsonb"
-    if document.base == "jsonb":
-        return "s.preferences"
+    if document.base == "jsonb" or is_hopeful:
+        return "s.preferences::jsonb"
     return "migration.try_jsonb(s.preferences::text)"

@@ -12,7 +12,14 @@ from models.ledger import FINISHED_STATES, OPEN_STATES, RUN_TRANSITIONS
 from models.messages import Reconciliation, RunReport, Verification
 from models.steps import STEPS, stage_names, stages_before, steps_of
 from models.steps.base import add
-from producer.partition import LARGEST_ROWS, SMALLEST_ROWS, next_rows, window_pages
+from producer.partition import (
+    FIRST_ROWS,
+    LARGEST_ROWS,
+    SMALLEST_ROWS,
+    next_rows,
+    share,
+    window_pages,
+)
 
 
 def test_the_stages_are_those_of_the_interface_in_order() -> None:
@@ -63,7 +70,13 @@ def test_a_batch_size_moves_towards_its_target_by_at_most_eight() -> None:
 
 def test_windows_grow_to_a_bound_that_no_number_of_users_moves() -> None:
     sizes = [window_pages(window) for window in (0, 1, 2, 5, 6, 100_000)]
-    assert sizes == [8, 16, 32, 256, 256, 256]
+    assert sizes == [4, 8, 16, 128, 256, 256]
+
+
+def test_a_batch_is_a_share_of_what_is_left_but_worth_its_message() -> None:
+    assert share(160_000, 2, 10_000) == 10_000
+    assert share(10_000, 2, 10_000) == 2_000
+    assert share(10_000, 2, 100) == FIRST_ROWS
 
 
 def test_counts_add_up_by_name_with_money_to_the_cent() -> None:
