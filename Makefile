@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-system faults bench lint lock servers-stop clean
+.PHONY: help demo test test-system faults bench lint audit lock servers-stop clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ lint: $(stamp) ## Check style, types and imports
 	@$(venv)/ruff format --check
 	@$(venv)/mypy
 	@$(venv)/lint-imports
+
+audit: $(stamp) ## Look the pinned dependencies up among known vulnerabilities
+	@$(venv)/python -m tests.audit
 
 lock: $(stamp) ## Write requirements.lock anew; ARGS=--upgrade for the newest versions
 	@$(venv)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \

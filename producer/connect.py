@@ -72,6 +72,15 @@ def redis_options() -> dict[str, Any]:
     return options
 
 
+def tls_options() -> dict[str, Any] | None:
+    """What a rediss:// broker's address says of TLS, for Flower: it does not read it there."""
+    query = dict(parse_qsl(urlsplit(settings().celery_broker_url).query))
+    found: dict[str, Any] = {name: query[name] for name in query if name.startswith("ssl_")}
+    if "ssl_check_hostname" in found:
+        found["ssl_check_hostname"] = found["ssl_check_hostname"].lower() != "false"
+    return found or None
+
+
 def is_local() -> bool:
     """Whether the broker answers on a Unix socket, which knows neither keepalive nor connecting."""
     return settings().celery_broker_url.startswith("redis+socket")
