@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import shutil
@@ -10,8 +11,8 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx
 import psutil
 import redis
 from sqlalchemy import Connection, Engine, text
@@ -28,13 +29,14 @@ from models.legacy import Legacy
 from models.messages import Check
 from models.settings import Settings
 from producer import connect, schema
+from producer.probing import ask_all
 
 GIGABYTE = 10**9
 DISK_BYTES, MEMORY_BYTES, CORES = GIGABYTE, 4 * GIGABYTE, 2
 # Rows and indexes that a user brings, and a little more (docs/scaling.md has the measurement).
 BYTES_A_USER = 8_000
 OLDEST_REDIS, OLDEST_FASTAPI = (6,), (0, 68)
-CLOCK_SECONDS = 5.0
+CLOCK_SECONDS = OPENAPI_SECONDS = 5.0
 # Whoever holds a lock for longer, or is in a transaction for longer, is in the way.
 LOCK_SECONDS, TRANSACTION_SECONDS = 5, 60
 _LIMITS = (
@@ -381,11 +383,11 @@ def _fastapi(settings: Settings) -> Check:
 
 def _openapi(settings: Settings) -> Check:
     """FastAPI writes OpenAPI 3.1 since its 0.99; earlier ones do not tell which they are."""
-    for url in settings.api_urls:
+    pages = [urlsplit(url)._replace(path="/openapi.json", query="") for url in settings.api_urls]
+    for answer in ask_all([page.geturl() for page in pages], OPENAPI_SECONDS):
         try:
-            page = httpx.get(str(httpx.URL(url).join("/openapi.json")), timeout=5.0).json()
-            form = str(page["openapi"])
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
+            form = str(json.loads(answer.body)["openapi"])
+        except (ValueError, KeyError, TypeError):
             continue
         if _numbers(form) >= (3, 1):
             return _ok(f"0.99 or newer (OpenAPI {form})")

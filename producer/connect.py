@@ -11,7 +11,7 @@ import redis
 from sqlalchemy import Engine
 
 from models import database
-from models.errors import Unreachable
+from models.errors import MigrationError, NotAllowed, Unreachable
 from models.settings import Settings, load
 from producer import local
 
@@ -114,8 +114,13 @@ def check_redis() -> None:
         raise unreachable_redis(failure) from None
 
 
-def unreachable_redis(failure: Exception) -> Unreachable:
+def unreachable_redis(failure: Exception) -> MigrationError:
     """The error that a user sees for whatever a Redis client raised."""
+    if isinstance(failure, redis.exceptions.NoPermissionError):
+        return NotAllowed(
+            f"The user of REDIS_URL may not do that: {first_line(failure)}",
+            hint="deploy/redis.acl has what a run needs; a backup needs a user who reads all keys.",
+        )
     return Unreachable(
         f"Redis cannot be reached: {first_line(failure)}",
         hint="Check REDIS_URL: host, port, user and password.",

@@ -24,7 +24,7 @@ from models.settings import load
 from producer import checks, local
 from tests import variants
 from tests.acceptance.conftest import Product
-from tests.integration.test_probing import serving
+from tests.integration.test_probing import Endpoints, serving
 from tests.standby import standby
 
 
@@ -230,3 +230,20 @@ def test_where_nobody_says_the_version_of_fastapi_it_is_unknown(servers: object)
     with serving() as address:
         settings = load().model_copy(update={"api_urls": (f"{address}/fine",)})
         assert checks._fastapi(settings).verdict == "unknown"
+
+
+def test_a_dashboard_that_drips_does_not_hold_the_check_up(
+    servers: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Endpoints.do_GET
+
+    def drip(handler: Endpoints) -> None:
+        handler.path = "/drips"
+        answer(handler)
+
+    monkeypatch.setattr(Endpoints, "do_GET", drip)
+    with serving() as address:
+        settings = load().model_copy(update={"api_urls": (f"{address}/fine",) * 3})
+        started = time.monotonic()
+        assert checks._fastapi(settings).verdict == "unknown"
+        assert time.monotonic() - started < checks.OPENAPI_SECONDS + 1

@@ -124,6 +124,28 @@ def test_a_whole_night_shows_no_secret_and_no_address(
     assert shown == []
 
 
+def test_a_traceback_shows_where_and_quotes_no_row(product: Product) -> None:
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 100)
+    with product.worker():
+        assert product.run("enqueue-all", "--wait").status == 3
+    with product.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE users SET credits_balance = 1")
+        connection.exec_driver_sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " RAISE EXCEPTION 'not %%', NEW.email USING DETAIL = NEW.full_name; END $$"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        emails = connection.exec_driver_sql("SELECT email FROM users WHERE email ~ '@'").scalars()
+        shown = set(emails)
+    failed = product.run("repair", "credits", "--debug", "--json")
+    assert failed.status == 1 and "repairs.py" in failed.err, failed.err
+    assert "RaiseException" in failed.err and "psycopg2" in failed.err
+    assert [email for email in shown if email in failed.err + failed.out] == []
+
+
 def _redis(url: str) -> list[str]:
     """All that Redis holds, as it lies there."""
     found = []
