@@ -73,6 +73,12 @@ def make(
             manifest["config"] = str(config.absolute())
             shutil.copytree(config, place / CONFIG)
         say("Writing the manifest")
+        manifest["redis_version"] = keyspace.version(redis_url)
+        manifest["bytes"] = {
+            path.relative_to(place).as_posix(): path.stat().st_size
+            for path in place.rglob("*")
+            if path.is_file()
+        }
         (place / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
         _close(place)
         (place / SUMS).write_text(

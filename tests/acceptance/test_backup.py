@@ -95,6 +95,13 @@ def test_a_backup_comes_back_row_by_row_and_key_by_key(school: Product) -> None:
     assert made.status == 0, made.err
     assert made.json["manifest"]["tables"] == before["tables"]
     folder = school.folder / "safe"
+    assert made.json["manifest"]["redis_version"].startswith("valkey 9.")
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (backup.MANIFEST, backup.SUMS)
+    }
+    assert made.json["manifest"]["bytes"] == sizes
     for path in (folder, *folder.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
     harm(school)

@@ -23,7 +23,7 @@ from tests.system import packages
 PASSWORD = "s3cret/Word+1"
 QUOTED = quote(PASSWORD, safe="")
 RULES = Path(__file__).parents[2] / "deploy" / "redis.acl"
-REDIS_USER = "migration"
+REDIS_USER, ADMINISTRATOR = "migration", "administrator"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def redis_server(place: Place, certificates: Certificates) -> Iterator[Server]:
     """A Redis that speaks TLS only, with the rules of deploy/redis.acl."""
     port = _free_port()
     rules = place.redis / "users.acl"
-    rules.write_text(RULES.read_text().replace("SHA256", sha256(PASSWORD.encode()).hexdigest()))
+    ours = RULES.read_text().replace("SHA256", sha256(PASSWORD.encode()).hexdigest())
+    rules.write_text(f"{ours}user {ADMINISTRATOR} on nopass ~* &* +@all\n")
     _own(place, place.redis)
     log = place.redis / "log"
     options = {
@@ -133,10 +134,9 @@ def redis_server(place: Place, certificates: Certificates) -> Iterator[Server]:
             os.kill(int((place.redis / "pid").read_text()), 15)
 
 
-def redis_address(server: Server, ca: Path, database: int = 0) -> str:
-    """The address of the TLS Redis as the product's user."""
-    login = f"{REDIS_USER}:{QUOTED}"
-    return f"rediss://{login}@localhost:{server.port}/{database}?ssl_ca_certs={ca}"
+def redis_address(server: Server, ca: Path, user: str = REDIS_USER) -> str:
+    """The address of the TLS Redis as the product's user, or as another one."""
+    return f"rediss://{user}:{QUOTED}@localhost:{server.port}/0?ssl_ca_certs={ca}"
 
 
 def database_address(server: Server, user: str, database: str, ca: Path) -> str:

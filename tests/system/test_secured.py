@@ -17,7 +17,7 @@ from tests.acceptance.conftest import Product, batches, count, kill_group, until
 from tests.acceptance.test_flower import LOGIN, flower
 from tests.application import Application, Traffic
 from tests.system.secured import DATA_QUEUES, PRODUCER, WORKER, Site
-from tests.system.servers import REDIS_USER, redis_address
+from tests.system.servers import ADMINISTRATOR, REDIS_USER, redis_address
 
 SMALL = {"MIGRATION_BATCH_SIZE": "50"}
 
@@ -202,6 +202,38 @@ def test_flower_works_under_the_rules_of_redis(site: Site) -> None:
     with site.product.worker("-n", "one@%h"), flower(site.product, **auth) as (client, _):
         until(lambda: "one@" in client.get("/api/workers?refresh=1", auth=LOGIN).text)
         assert "migration.users" in client.get("/broker", auth=LOGIN).text
+
+
+def test_what_needs_more_than_the_roles_and_rules_give_is_said_by_name(site: Site) -> None:
+    site.prepare()
+    ca = site.servers.redis.certificates.ca
+    administrator = redis_address(site.servers.redis, ca, ADMINISTRATOR)
+    with closing(redis.Redis.from_url(administrator)) as client:
+        client.set("session:1", "x")
+    refused = site.product.run("backup", "safe", "--json")
+    assert (refused.status, refused.json["error"]["kind"]) == (1, "not_allowed")
+    assert "REDIS_URL may not do that" in refused.json["error"]["message"]
+    assert not (site.product.folder / "safe").exists()
+    made = site.product.run("backup", "safe", "--json", REDIS_URL=administrator)
+    assert made.status == 0, made.err
+    planned = site.product.run("plan", "--json").json["error"]
+    assert "permission denied for database" in planned["message"], planned
+    refused = site.product.run("restore", "safe", "--yes", "--json", REDIS_URL=administrator)
+    assert refused.json["error"]["kind"] == "client_failed"
+    assert "must be owner of" in refused.json["error"]["hint"], refused.err
+    assert values(site, "SELECT count(*) FROM users")[0] == 2_000
+
+
+def test_the_roles_go_without_a_trace_and_without_a_row(site: Site) -> None:
+    site.prepare()
+    with site.workers():
+        assert site.product.run("enqueue-all", "--wait").status == 3
+    counted = "SELECT count(*) FROM ai_tools UNION ALL SELECT count(*) FROM migration.batches"
+    before = values(site, counted)
+    for role in (WORKER, PRODUCER):
+        site.servers.execute("DROP OWNED BY {}", role, database=site.database)
+        site.servers.execute("DROP ROLE {}", role)
+    assert values(site, counted) == before
 
 
 def test_tls_is_the_only_way_in(site: Site) -> None:
