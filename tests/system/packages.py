@@ -33,13 +33,14 @@ def install() -> dict[str, str]:
     """Fetch what is not there yet; returns what is missing and why."""
     _make_home()
     wanted = "".join(path.read_text() for path in LISTS)
-    if _STAMP.exists() and _STAMP.read_text() == wanted:
-        return missing()
     names = [line for line in LISTS[0].read_text().splitlines() if line and line[0] != "#"]
-    found = _fetch_debian(names) | _fetch_npm()
+    modules: list[str] = list(json.loads(LISTS[1].read_text())["dependencies"])
+    if _STAMP.exists() and _STAMP.read_text() == wanted:
+        names, modules = ([name for name in each if name in missing()] for each in (names, modules))
+    found = _fetch_debian(names) if names else {}
+    found |= _fetch_npm(modules) if modules else {}
     _MISSING.write_text(json.dumps(found))
-    if not found:
-        _STAMP.write_text(wanted)
+    _STAMP.write_text(wanted)
     return found
 
 
@@ -137,8 +138,7 @@ def _apt(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _fetch_npm() -> dict[str, str]:
-    names: dict[str, str] = json.loads(LISTS[1].read_text())["dependencies"]
+def _fetch_npm(names: list[str]) -> dict[str, str]:
     if not shutil.which("npm"):
         return dict.fromkeys(names, "this machine has no npm")
     MODULES.parent.mkdir(exist_ok=True)

@@ -20,6 +20,8 @@ from tests.system.secured import DATA_QUEUES, PRODUCER, WORKER, Site
 from tests.system.servers import ADMINISTRATOR, REDIS_USER, redis_address
 
 SMALL = {"MIGRATION_BATCH_SIZE": "50"}
+# Many commands after each other, each of which starts Python and three TLS connections.
+pytestmark = pytest.mark.timeout(600)
 
 
 def wrong_rows(product: Product, before: oracle.Snapshot) -> list[str]:
@@ -57,7 +59,7 @@ def test_a_run_and_its_rollback_pass_under_the_roles_with_kills_and_live_writes(
             run = product.start("enqueue-all", "--wait", "--json", **SMALL)
             until(lambda: batches(product, "done") > 20)
             kill_group(victim)
-            out, err = run.communicate(timeout=150)
+            out, err = run.communicate(timeout=300)
         assert run.returncode == 3, err
         assert json.loads(out)["verification"]["differences"] == 0
         assert sum(traffic.application.done.values()) > 50 and not traffic.application.refused
