@@ -2,12 +2,13 @@
 
 from kombu import Exchange, Queue
 
-from producer.connect import is_local, redis_options, settings
+from producer.connect import is_local, redis_options, settings, tls_options
 
 _settings = settings()
 
 broker_url = _settings.celery_broker_url
 result_backend = _settings.celery_result_backend
+broker_use_ssl = tls_options()
 
 # Messages are ids; anything but JSON is refused.
 task_serializer = result_serializer = "json"

@@ -59,6 +59,8 @@ def create(url: str, *, application: str = "migration") -> Engine:
         pool_size=2,
         max_overflow=2,
         pool_pre_ping=True,
+        # An error of a statement would quote rows.
+        hide_parameters=True,
         connect_args={
             "connect_timeout": 10,
             "application_name": application,

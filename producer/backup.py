@@ -6,10 +6,12 @@ be restored. The dump and the hashes of all tables come from one snapshot.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -71,6 +73,12 @@ def make(
             manifest["config"] = str(config.absolute())
             shutil.copytree(config, place / CONFIG)
         say("Writing the manifest")
+        manifest["redis_version"] = keyspace.version(redis_url)
+        manifest["bytes"] = {
+            path.relative_to(place).as_posix(): path.stat().st_size
+            for path in place.rglob("*")
+            if path.is_file()
+        }
         (place / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
         _close(place)
         (place / SUMS).write_text(
@@ -88,13 +96,18 @@ def make(
 
 @contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """A folder beside the one that is wanted, for its owner only; it goes if the backup fails."""
+    """A folder beside the one that is wanted, for its owner only; it goes if the backup fails.
+
+    Each has a name of its own: the pg_dump of a backup that was killed goes on for a while, and
+    would write into whatever has the name that it was given.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    place = folder.parent / f".{folder.name}.unfinished"
-    shutil.rmtree(place, ignore_errors=True)
+    prefix = f".{folder.name}.unfinished-"
+    for old in folder.parent.glob(f"{glob.escape(prefix)}*"):
+        shutil.rmtree(old, ignore_errors=True)
     before = os.umask(0o077)
+    place = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
-        place.mkdir(mode=0o700)
         yield place
     finally:
         os.umask(before)

@@ -61,7 +61,7 @@ def command(
             except Exception as failure:
                 error = _as_ours(failure)
                 if debug:
-                    traceback.print_exc()
+                    _show_traceback(failure)
                 console.print(f"[red]Error:[/] {error.message}", markup=True)
                 if error.hint:
                     console.print(error.hint, markup=False)
@@ -74,6 +74,15 @@ def command(
         return run
 
     return wrap
+
+
+def _show_traceback(failure: BaseException) -> None:
+    """Where it happened, and what kinds of error led to it; their own texts may quote rows."""
+    before = failure.__cause__ or (None if failure.__suppress_context__ else failure.__context__)
+    if before is not None:
+        _show_traceback(before)
+    traceback.print_tb(failure.__traceback__)
+    click.echo(f"{type(failure).__module__}.{type(failure).__qualname__}", err=True)
 
 
 def _failed(kind: str, message: str, hint: str, blank: dict[str, Any] | None = None) -> Any:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
 from sqlalchemy import Engine
 
 from models import database
-from models.errors import Unreachable
+from models.errors import MigrationError, NotAllowed, Unreachable
 from models.settings import Settings, load
 from producer import local
 
@@ -40,7 +40,22 @@ def settings() -> Connected:
         broker = (base.broker_url or base.redis_url).get_secret_value()  # type: ignore[union-attr]
         backend = (base.result_backend or base.redis_url).get_secret_value()  # type: ignore[union-attr]
         redis_url = base.redis_url.get_secret_value() if base.redis_url else broker
+    redis_url, broker, backend = map(verifying, (redis_url, broker, backend))
     return Connected(base, database_url, redis_url, celery_url(broker), result_url(backend))
+
+
+def verifying(url: str) -> str:
+    """A rediss:// address that says how the certificate is verified: fully, unless it says else.
+
+    Kombu verifies nothing where the address does not say, Celery refuses such an address, and
+    redis-py knows `CERT_REQUIRED`, as Celery's manual writes it, as `required` only.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "rediss":
+        return url
+    query = {"ssl_cert_reqs": "required"} | dict(parse_qsl(parts.query))
+    query["ssl_cert_reqs"] = query["ssl_cert_reqs"].lower().removeprefix("cert_")
+    return parts._replace(query=urlencode(query)).geturl()
 
 
 @cache
@@ -55,6 +70,15 @@ def redis_options() -> dict[str, Any]:
     if not is_local():
         options |= {"socket_connect_timeout": 10, "socket_keepalive": True}
     return options
+
+
+def tls_options() -> dict[str, Any] | None:
+    """What a rediss:// broker's address says of TLS, for Flower: it does not read it there."""
+    query = dict(parse_qsl(urlsplit(settings().celery_broker_url).query))
+    found: dict[str, Any] = {name: query[name] for name in query if name.startswith("ssl_")}
+    if "ssl_check_hostname" in found:
+        found["ssl_check_hostname"] = found["ssl_check_hostname"].lower() != "false"
+    return found or None
 
 
 def is_local() -> bool:
@@ -90,8 +114,13 @@ def check_redis() -> None:
         raise unreachable_redis(failure) from None
 
 
-def unreachable_redis(failure: Exception) -> Unreachable:
+def unreachable_redis(failure: Exception) -> MigrationError:
     """The error that a user sees for whatever a Redis client raised."""
+    if isinstance(failure, redis.exceptions.NoPermissionError):
+        return NotAllowed(
+            f"The user of REDIS_URL may not do that: {first_line(failure)}",
+            hint="deploy/redis.acl has what a run needs; a backup needs a user who reads all keys.",
+        )
     return Unreachable(
         f"Redis cannot be reached: {first_line(failure)}",
         hint="Check REDIS_URL: host, port, user and password.",

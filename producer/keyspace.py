@@ -36,6 +36,13 @@ def connected(url: str, database: int | None = None) -> Iterator[redis.Redis]:
         client.close()
 
 
+def version(url: str) -> str:
+    """What the server says that it is, and its version."""
+    with connected(url) as client:
+        said = client.info("server")
+    return f"{said.get('server_name', 'redis')} {said.get('valkey_version', said['redis_version'])}"
+
+
 def databases(url: str) -> list[int]:
     """The numbers of the databases that hold keys."""
     with connected(url) as client:

@@ -22,6 +22,7 @@ class Answer:
     said: str
     is_right: bool = False
     status: int | None = None
+    body: bytes = b""
 
 
 def ask_all(urls: list[str], limit_seconds: float) -> list[Answer]:
@@ -55,17 +56,21 @@ def ask(url: str, limit_seconds: float) -> Answer:
     answer = Answer(label_of(url), 0.0, "")
     try:
         with (
-            httpx.Client(timeout=limit_seconds, follow_redirects=False) as client,
+            httpx.Client(
+                timeout=limit_seconds,
+                follow_redirects=False,
+                headers={"Accept-Encoding": "identity"},
+            ) as client,
             client.stream("GET", url) as response,
         ):
-            read = 0
+            body = bytearray()
             for part in response.iter_raw():
-                read += len(part)
+                body += part
                 if time.monotonic() - started > limit_seconds:
                     return replace(_late(answer.label, limit_seconds), status=response.status_code)
-                if read > MOST_BYTES:
+                if len(body) > MOST_BYTES:
                     break
-            answer = _judged(answer, response)
+            answer = replace(_judged(answer, response), body=bytes(body))
     except httpx.TimeoutException:
         return _late(answer.label, limit_seconds)
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as failure:

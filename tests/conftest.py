@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -25,24 +27,35 @@ from producer.local import redis as valkey
 _redis_databases = itertools.cycle(range(1, 15))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+_OURS = ("MIGRATION_", "CELERY_", "FLOWER_", "PG", "DATABASE_URL", "REDIS_URL")
+
+
+def _settle() -> Path:
     """A MIGRATION_HOME of the session's own, and none of the caller's settings.
 
-    A developer's DATABASE_URL may lead to a database that matters.
+    A developer's DATABASE_URL may lead to a database that matters. Before the tests are collected:
+    some modules read the settings when they are imported, and start servers where there are none.
     """
-    home = tmp_path_factory.mktemp("home") / ".migration"
-    with pytest.MonkeyPatch.context() as patch:
-        for name in list(os.environ):
-            if name.startswith(("MIGRATION_", "CELERY_", "PG")) or name in (
-                "DATABASE_URL",
-                "REDIS_URL",
-                "DATABASE_URL_FILE",
-                "REDIS_URL_FILE",
-            ):
-                patch.delenv(name)
-        patch.setenv("MIGRATION_HOME", str(home))
-        yield home
+    for name in list(os.environ):
+        if name.startswith(_OURS):
+            del os.environ[name]
+    home = Path(tempfile.mkdtemp(prefix="migration-tests-")) / ".migration"
+    os.environ["MIGRATION_HOME"] = str(home)
+    return home
+
+
+_HOME = _settle()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment() -> Iterator[Path]:
+    yield _HOME
+
+
+def pytest_unconfigure() -> None:
+    """No server and no folder outlives the session, whether a test asked for them or not."""
+    local.erase(_HOME)
+    shutil.rmtree(_HOME.parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import stat
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,13 +17,15 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from producer import backup, clients, keyspace
+from models.errors import Misconfigured
+from producer import backup, clients, keyspace, restore
 from producer.local import directories
 from tests import variants
 from tests.acceptance.conftest import Product, until
 from tests.conftest import address
 
 USERS = 200
+KILLS = 20
 
 
 @pytest.fixture
@@ -90,6 +95,13 @@ def test_a_backup_comes_back_row_by_row_and_key_by_key(school: Product) -> None:
     assert made.status == 0, made.err
     assert made.json["manifest"]["tables"] == before["tables"]
     folder = school.folder / "safe"
+    assert made.json["manifest"]["redis_version"].startswith("valkey 9.")
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (backup.MANIFEST, backup.SUMS)
+    }
+    assert made.json["manifest"]["bytes"] == sizes
     for path in (folder, *folder.rglob("*")):
         assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
     harm(school)
@@ -110,8 +122,6 @@ def test_a_flipped_byte_in_any_file_is_caught_before_anything_is_touched(school:
     assert school.run("backup", "safe").status == 0
     before = state(school)
     folder = school.folder / "safe"
-    from producer import restore
-
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
         for place in {0, len(content) // 2, len(content) - 1}:
@@ -129,22 +139,53 @@ def test_a_flipped_byte_in_any_file_is_caught_before_anything_is_touched(school:
 
 
 def test_a_killed_backup_leaves_nothing_that_looks_complete(school: Product) -> None:
-    for wanted in ("database", "redis.jsonl", "manifest.json", "SHA256SUMS"):
+    for wanted in ("database", "database/toc.dat", "redis.jsonl", "manifest.json", "SHA256SUMS"):
         process = school.start("backup", "safe")
-        unfinished = school.folder / ".safe.unfinished" / wanted
-        until(lambda: unfinished.exists() or process.poll() is not None)  # noqa: B023
+
+        def is_there(process=process, wanted=wanted) -> bool:  # type: ignore[no-untyped-def]
+            places = school.folder.glob(f".safe.unfinished-*/{wanted}")
+            return any(places) or process.poll() is not None
+
+        until(is_there)
         process.kill()
         process.communicate()
         if (school.folder / "safe").exists():
             # It was quicker than the signal: then it is complete.
-            assert school.run("restore", "safe", "--yes").status == 0
-            return
+            restore.verify(school.folder / "safe")
+            shutil.rmtree(school.folder / "safe")
+            continue
         assert school.run("restore", "safe", "--json").json["error"]["kind"] == "misconfigured"
     made = school.run("backup", "safe")
     assert made.status == 0, made.err
-    assert not (school.folder / ".safe.unfinished").exists()
+    assert not list(school.folder.glob(".safe.unfinished-*"))
     again = school.run("backup", "safe", "--json")
     assert (again.status, again.json["error"]["kind"]) == (2, "misconfigured")
+
+
+def test_a_backup_that_is_killed_at_any_moment_is_complete_or_none(school: Product) -> None:
+    started = time.monotonic()
+    assert school.run("backup", "whole").status == 0
+    total = time.monotonic() - started
+    kills = 0
+    for moment in range(1, KILLS + 1):
+        process = school.start("backup", "safe")
+        try:
+            # From where Python has started to where it is over.
+            process.wait(total * (0.4 + 0.65 * moment / KILLS))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        process.communicate()
+        # Whatever the pg_dumps of those before still do.
+        if (school.folder / "safe").exists():
+            restore.verify(school.folder / "safe")
+            shutil.rmtree(school.folder / "safe")
+        else:
+            with pytest.raises(Misconfigured, match="is no backup"):
+                restore.verify(school.folder / "safe")
+    assert kills > KILLS // 2
+    assert school.run("backup", "safe").status == 0
+    restore.verify(school.folder / "safe")
 
 
 def test_no_password_is_on_a_command_line_or_in_the_backup(school: Product) -> None:

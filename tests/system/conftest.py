@@ -19,10 +19,22 @@ from producer.local import directories
 
 # Fixtures are found by their names here.
 from tests.acceptance.conftest import product
+from tests.system import packages, secured
+from tests.system import servers as tls
 
 __all__ = ["pooler", "product"]
 
 PORT, POOL_SIZE = 6432, 4
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name each test that could not run, and why."""
+    skipped = terminalreporter.getreports("skipped")
+    if skipped:
+        terminalreporter.section("what could not run")
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        terminalreporter.line(f"{report.nodeid}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -45,11 +57,31 @@ class Pooler:
                 return [(row[1], row[2], row[3]) for row in cursor.fetchall()]
 
 
+@pytest.fixture(scope="session")
+def tls_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[secured.Servers]:
+    """A PostgreSQL and a Redis that speak TLS only."""
+    with tls.place_of(tmp_path_factory.mktemp("tls") / ".migration") as place:
+        certificates = tls.certify(place)
+        with (
+            tls.postgres(place, certificates) as postgres,
+            tls.redis_server(place, certificates) as redis,
+        ):
+            found = secured.Servers(postgres, redis, place.sockets)
+            found.execute("CREATE ROLE {}", secured.OWNER)
+            yield found
+
+
+@pytest.fixture
+def site(tls_servers: secured.Servers, tmp_path: Path) -> Iterator[secured.Site]:
+    """A school behind TLS, whose roles are not made yet."""
+    with secured.site(tls_servers, tmp_path, users=2_000) as found:
+        yield found
+
+
 @pytest.fixture
 def pooler(servers: local.Servers, _environment: Path) -> Iterator[Pooler]:
     """A PgBouncer in transaction mode, with fewer connections than the product opens."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    assert program, "pgbouncer is missing: make test-system installs it"
+    program = packages.command("pgbouncer")
     place = directories.find(_environment)
     assert place is not None
     folder = place.root / "pooler"
@@ -74,7 +106,7 @@ pidfile = {folder}/pid
     )
     for file in folder.iterdir():
         os.chown(file, place.owner.uid, place.owner.gid)
-    started = place.owner.run(program, "-d", folder / "pgbouncer.ini")
+    started = place.owner.run(*program, "-d", folder / "pgbouncer.ini")
     assert started.returncode == 0, started.stderr
     try:
         _wait_for(place.sockets / f".s.PGSQL.{PORT}")
