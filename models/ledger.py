@@ -258,6 +258,19 @@ audit = sa.Table(
     sa.Column("before", pg.JSONB),
     sa.Column("after", pg.JSONB),
 )
+# What the reconciler set right in a round: a row for each kind, nothing where nothing was wrong.
+recoveries = sa.Table(
+    "recoveries",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    _now("at"),
+    # expired: leases ran out, their batches go to others; lost: waiting batches without a message;
+    # split: batches that took their workers down too often.
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("batches", sa.Integer, nullable=False),
+    sa.Index("recoveries_by_run", "run_id", "id"),
+)
 KEEP_AUDIT = """
 CREATE OR REPLACE FUNCTION migration.keep_audit() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

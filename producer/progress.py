@@ -20,6 +20,7 @@ from models.ledger import (
 from models.messages import Batches, Stage, Standing
 from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
 
+RECENT_SECONDS = 10.0
 ENTITIES = {"users": "user", "subscriptions": "subscription", "projects": "project"}
 WRITTEN = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
 
@@ -34,17 +35,16 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
         state: sa.func.count().filter(batches.c.state == state).label(state)
         for state in ("done", "failed")
     }
-    rows_done = sa.func.coalesce(
-        sa.func.sum(batches.c.rows).filter(batches.c.state == "done", batches.c.window > 0),
-        0,
-    )
+    is_done = (batches.c.state == "done", batches.c.window > 0)
+    lately = sa.func.clock_timestamp() - sa.text(f"interval '{RECENT_SECONDS} seconds'")
     grouped = {
         row.stage: row
         for row in connection.execute(
             sa.select(
                 batches.c.stage,
                 sa.func.count().label("total"),
-                rows_done.label("rows_done"),
+                _sum_of_rows(*is_done).label("rows_done"),
+                _sum_of_rows(*is_done, batches.c.finished_at > lately).label("rows_lately"),
                 *in_state.values(),
             )
             .where(batches.c.run_id == run.id)
@@ -58,7 +58,12 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
         .order_by(stages.c.position)
     ):
         found = grouped.get(row.name)
-        total = sum(run.totals.get(step.entity, 0) for step in steps_of(row.name) if step.entity)
+        # A step that inherits its entity takes up changes: it goes through no table.
+        total = sum(
+            run.totals.get(step.entity, 0)
+            for step in steps_of(row.name)
+            if "entity" in vars(type(step))
+        )
         done = int(found.rows_done) if found else 0
         result.append(
             Stage(
@@ -70,9 +75,21 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
                 rows=done,
                 rows_total=max(total, done) if row.state != "done" else done,
                 seconds=round(float(row.seconds), 3),
+                rows_per_second=_pace(found, row),
             )
         )
     return result
+
+
+def _sum_of_rows(*of: sa.ColumnElement[bool]) -> sa.ColumnElement[Any]:
+    return sa.func.coalesce(sa.func.sum(batches.c.rows).filter(*of), 0)
+
+
+def _pace(found: Any, stage: Any) -> float:
+    """Rows a second of a stage under way, over the last seconds."""
+    if stage.state != "running" or not found or not stage.seconds:
+        return 0.0
+    return round(float(found.rows_lately) / min(RECENT_SECONDS, float(stage.seconds)), 1)
 
 
 def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], Any]:
@@ -190,17 +207,3 @@ def undone(
         return {name: Standing(total=found.total) for name, found in standings.items()}
     counts, last = counts_of(connection, earlier.id), last_count(connection, earlier.id)
     return {name: standing_of(connection, earlier, counts, name, last) for name in standings}
-
-
-def eta(found: list[Stage]) -> float | None:
-    """Seconds left: rows left in each stage at the pace of the stage, or of all stages so far."""
-    done = sum(stage.rows for stage in found)
-    spent = sum(stage.seconds for stage in found if stage.rows)
-    if not done or not spent:
-        return None
-    left = 0.0
-    for stage in found:
-        rows_left = stage.rows_total - stage.rows
-        pace = stage.rows / stage.seconds if stage.rows and stage.seconds else done / spent
-        left += rows_left / pace if stage.state != "done" else 0.0
-    return round(left, 1)

@@ -29,7 +29,7 @@ from models.messages import (
     Verification,
 )
 from models.steps import RECONCILIATION, VERIFICATION, undo_stage_names
-from producer import progress
+from producer import live, progress, timing
 
 
 def find_run(connection: Connection, run_id: str | None) -> Any:
@@ -163,7 +163,8 @@ def _report(connection: Connection, run: Any) -> RunReport:
         name: progress.standing_of(connection, run, counts, name, last_count)
         for name in progress.ENTITIES
     }
-    if _is_undone(found):
+    is_undone = _is_undone(found)
+    if is_undone:
         seconds = progress.undo_seconds(connection, run.id)
         standings = progress.undone(connection, run.id, standings)
     report = RunReport(
@@ -220,14 +221,21 @@ def _report(connection: Connection, run: Any) -> RunReport:
         seconds=round(seconds, 3),
         users_per_second=round(standings["users"].migrated / seconds, 1) if seconds else 0.0,
     )
+    if run.state == "rolling_back":
+        found = [stage for stage in found if stage.name in undo_stage_names()]
+    users = run.totals.get("user", 0)
+    report.progress = timing.progress(found, users, run.state)
     if run.state in (*OPEN_STATES, "rolling_back"):
-        report.eta_seconds = progress.eta(found)
+        report.live = live.read(connection, run.id)
+        report.time_left = timing.left(found, users, report.live)
+    if report.time_left:
+        report.eta_seconds = report.time_left.likely
     if run.state == "failed":
         report.error = ErrorReport(
             kind="differences" if report.exit_status == 4 else "batch_failed",
             message=str(run.error),
             hint="Mend what the message names, then: producer "
-            + ("rollback --wait" if _is_undone(found) else "retry --wait"),
+            + ("rollback --wait" if is_undone else "retry --wait"),
         )
     return report
 
