@@ -60,6 +60,8 @@ class Stage(BaseModel):
     rows: int = 0
     rows_total: int = 0
     seconds: float = 0.0
+    # What its batches took, added up.
+    busy_seconds: float = 0.0
     # At present, over some seconds; the average is rows over seconds.
     rows_per_second: float = 0.0
 

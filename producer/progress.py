@@ -36,6 +36,7 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
         for state in ("done", "failed")
     }
     is_done = (batches.c.state == "done", batches.c.window > 0)
+    busy = sa.extract("epoch", batches.c.finished_at - batches.c.started_at)
     lately = sa.func.clock_timestamp() - sa.text(f"interval '{RECENT_SECONDS} seconds'")
     grouped = {
         row.stage: row
@@ -45,6 +46,7 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
                 sa.func.count().label("total"),
                 _sum_of_rows(*is_done).label("rows_done"),
                 _sum_of_rows(*is_done, batches.c.finished_at > lately).label("rows_lately"),
+                sa.func.coalesce(sa.func.sum(busy).filter(*is_done), 0).label("busy"),
                 *in_state.values(),
             )
             .where(batches.c.run_id == run.id)
@@ -75,6 +77,7 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
                 rows=done,
                 rows_total=max(total, done) if row.state != "done" else done,
                 seconds=round(float(row.seconds), 3),
+                busy_seconds=round(float(found.busy), 3) if found else 0.0,
                 rows_per_second=_pace(found, row),
             )
         )
