@@ -162,6 +162,7 @@ batches = sa.Table(
     ),
     sa.Index("batches_by_stage", "run_id", "stage", "state"),
     sa.Index("open_batches", "run_id", postgresql_where=sa.text("state IN ('pending', 'running')")),
+    sa.Index("failed_batches", "run_id", "id", postgresql_where=sa.text("state = 'failed'")),
 )
 quarantine = sa.Table(
     "quarantine",
@@ -176,6 +177,8 @@ quarantine = sa.Table(
     sa.Column("state", sa.Text, nullable=False, server_default="open"),
     _now("first_seen_at"),
     _now("changed_at"),
+    # For who looks at a run: its reasons, and the first rows of each.
+    sa.Index("quarantine_by_reason", "run_id", "reason", "entity", "legacy_key"),
     sa.Index(
         "standing_quarantine",
         "entity",

@@ -49,6 +49,10 @@ class Batches(BaseModel):
     total: int = 0
     done: int = 0
     failed: int = 0
+    pending: int = 0
+    running: int = 0
+    split: int = 0
+    quarantined: int = 0
 
 
 class Stage(BaseModel):
@@ -100,7 +104,6 @@ class Recovery(BaseModel):
 class Live(BaseModel):
     """What goes on in a run that is open."""
 
-    batches: dict[str, int] = Field(default_factory=dict)
     hands: list[Hand] = Field(default_factory=list)
     recovery: Recovery | None = None
 

@@ -16,8 +16,10 @@ from models.signals import Limits, parse_limits
 
 DEFAULT_FLOWER_URL = "http://127.0.0.1:5555"
 DEFAULT_GRANTS = "student=100,teacher=500,admin=1000,*=100"
-# What may hold a password: each may lie in a file instead, named by the variable with _FILE.
-SECRETS = ("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+# What holds a password, or may: each may lie in a file instead, named by the variable with _FILE.
+ADDRESSES = ("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+SECRETS = (*ADDRESSES, "MIGRATION_CONSOLE_PASSWORD")
+SHORTEST_PASSWORD = 10
 MAX_BATCH_SIZE = 100_000
 # No quote, colon or percent sign: none of them could be told from SQL's own.
 _TABLE_NAME = re.compile(r"(?:[^.\s\":%][^.\":%]*\.)?[^.\s\":%][^.\":%]*")
@@ -49,6 +51,7 @@ class Settings(BaseSettings):
         None, alias="MIGRATION_FASTAPI_VERSION", pattern=r"^\d+(\.\d+)*"
     )
     flower_url: str = Field(DEFAULT_FLOWER_URL, alias="MIGRATION_FLOWER_URL")
+    console_password: SecretStr | None = Field(None, alias="MIGRATION_CONSOLE_PASSWORD")
 
     @property
     def tables(self) -> list[str]:
@@ -68,6 +71,13 @@ class Settings(BaseSettings):
         if url and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must be a redis://, rediss:// or unix:// address")
         return url
+
+    @field_validator("console_password")
+    @classmethod
+    def _is_long(cls, password: SecretStr | None) -> SecretStr | None:
+        if password and len(password.get_secret_value()) < SHORTEST_PASSWORD:
+            raise ValueError(f"must have at least {SHORTEST_PASSWORD} characters")
+        return password
 
     @field_validator("users_table", "subscriptions_table", "projects_table")
     @classmethod
@@ -144,7 +154,7 @@ def parse_grants(text: str) -> dict[str, Decimal]:
 
 
 def _from_files() -> dict[str, Any]:
-    """Addresses that lie in a file each, as container secrets do: `DATABASE_URL_FILE` and so on."""
+    """Secrets that lie in a file each, as container secrets do: `DATABASE_URL_FILE` and so on."""
     found = {}
     for name in SECRETS:
         path = os.environ.get(f"{name}_FILE")
@@ -158,10 +168,10 @@ def _from_files() -> dict[str, Any]:
             reason = getattr(failure, "strerror", None) or "it is no text"
             raise Misconfigured(
                 f"{name}_FILE: {path} cannot be read: {reason}",
-                hint="Name a file that holds the address, and nothing else.",
+                hint="Name a file that holds the value, and nothing else.",
             ) from None
         if not found[name]:
-            raise Misconfigured(f"{name}_FILE: {path} is empty", hint="Write the address into it.")
+            raise Misconfigured(f"{name}_FILE: {path} is empty", hint="Write the value into it.")
     return found
 
 

@@ -214,6 +214,19 @@ def write_report(run: str | None, output: Path | None) -> Any:
     return {"run_id": run_id, "file": str(file), "error": None}
 
 
+@command(cli, "serve", blank={})
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8484, show_default=True)
+def serve(host: str, port: int) -> Any:
+    """The console in the browser: runs, what failed, and pause, resume, cancel, retry."""
+    from producer import connect
+    from producer import serve as serving
+
+    _engine()
+    serving.run(connect.settings().base, host, port, console)
+    return {"error": None}
+
+
 @command(cli, "doctor", blank=Diagnosis().model_dump())
 @RUN
 def doctor(run: str | None) -> Any:

@@ -36,7 +36,7 @@ def screen(found: RunReport) -> RenderableType:
     for justify in ("right", "right", "left", "right"):
         stages.add_column(justify=justify, no_wrap=True)
     for stage in found.stages:
-        done, total = _extent(stage)
+        done, total = extent(stage)
         share = f"{100 * done / total:.0f} %" if total else ""
         stages.add_row(
             stage.name,
@@ -100,8 +100,7 @@ def _place(found: RunReport) -> tuple[list[tuple[str, str]], int]:
 def _facts(found: RunReport) -> Iterator[tuple[str, str]]:
     if found.live is None:
         return
-    counts = [f"{n:,} {_STATES[s]}" for s, n in sorted(found.live.batches.items()) if n]
-    yield "batches", ", ".join(counts) or "none yet"
+    yield "batches", batches(found)
     reasons = sorted(found.quarantine.items(), key=lambda pair: -pair[1])
     if reasons:
         more = sum(count for _, count in reasons[MOST_REASONS:])
@@ -115,6 +114,15 @@ def _facts(found: RunReport) -> Iterator[tuple[str, str]]:
         yield "throttled", f"{found.throttled_by}; it goes on by itself"
     if found.live.recovery:
         yield "reconciler", recovered(found.live.recovery)
+
+
+def batches(found: RunReport) -> str:
+    """The batches of all stages by state."""
+    counts = {
+        words: sum(getattr(stage.batches, state) for stage in found.stages)
+        for state, words in _STATES.items()
+    }
+    return ", ".join(f"{count:,} {words}" for words, count in counts.items() if count) or "none yet"
 
 
 def doing(hand: Hand) -> str:
@@ -144,7 +152,7 @@ def _rate(stage: Stage) -> str:
     return f"{stage.rows_per_second:,.0f}/s, {average:,.0f} avg"
 
 
-def _extent(stage: Stage) -> tuple[int, int]:
+def extent(stage: Stage) -> tuple[int, int]:
     """Done, and in all: rows, or batches where a stage goes through no table of rows."""
     if stage.rows_total > 0:
         return stage.rows, stage.rows_total

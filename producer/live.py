@@ -1,4 +1,4 @@
-"""What goes on in an open run: its batches by state, its workers, the reconciler's last word."""
+"""What goes on in an open run: its workers, and the reconciler's last word."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ MOST_HANDS = 50
 
 def read(connection: Connection, run_id: str) -> Live:
     """Look at a run's batches, by the index on its id."""
-    by_state = connection.execute(
-        sa.select(batches.c.state, sa.func.count())
-        .where(batches.c.run_id == run_id)
-        .group_by(batches.c.state)
-    )
     return Live(
-        batches={str(state): int(count) for state, count in by_state},
         hands=_hands(connection, run_id),
         recovery=_last_recovery(connection, run_id),
     )

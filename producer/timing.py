@@ -64,9 +64,10 @@ def left(found: list[Stage], users: int, live: Live) -> TimeLeft | None:
     stalled = max((max(0.0, hand.lease_seconds or 0) for hand in live.hands if _is_dead(hand)),
                   default=0.0)  # fmt: skip
     again = RECOVERY_SECONDS if live.recovery else 0.0
+    # The first batches are small, and their rows dear: what is unknown is rather too high.
     return TimeLeft(
-        at_least=round(0.8 * known + 0.5 * unknown + stalled, 1),
-        likely=round(1.1 * known + unknown + fixed + stalled, 1),
+        at_least=round(0.8 * known + 0.4 * unknown + stalled, 1),
+        likely=round(1.1 * known + 0.8 * unknown + fixed + stalled, 1),
         # Whoever holds a batch may die with it, and where that happened it may happen again.
         at_most=round(
             1.4 * known + 2 * unknown + 2 * fixed + stalled + RECOVERY_SECONDS + again, 1

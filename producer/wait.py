@@ -37,11 +37,11 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
         while True:
             now = time.monotonic()
             try:
-                found = report.read(engine, run_id)
+                found = report.look(engine, run_id)
                 took = time.monotonic() - now
                 _show(live, found, seen)
                 if found.state not in WORKED_ON:
-                    return found
+                    return report.read(engine, run_id)
                 if now - last_tick >= reconciler.TICK_SECONDS:
                     last_tick = now
                     reconciler.tick(engine, settings)

@@ -97,7 +97,7 @@ def _batches(
             'INSERT INTO migration.batches (run_id, stage, step, "window", low, high, rows, state,'
             " attempt, lapses, worker, published_at, started_at, finished_at, lease_until, counts,"
             " error)"
-            " SELECT :run, :stage, :stage, 1 + n / 256, 'k' || n, 'k' || n + 1, 1000, s.state,"
+            " SELECT :run, :stage, :stage, 1 + n / 256, 'k' || n, 'k' || n + 1, :rows, s.state,"
             " CASE s.state WHEN 'pending' THEN 0 ELSE 1 END, CASE n % 100 WHEN 7 THEN 1 ELSE 0 END,"
             " 'host-' || n % 8 || '/' || 1000 + n % 16, t.at, t.at,"
             " CASE WHEN s.state IN ('done', 'failed') THEN t.at + interval '0.9 seconds' END,"
@@ -112,5 +112,5 @@ def _batches(
             " + (:position + n / CAST(:count AS float)) * interval '10 minutes' AS at) AS t"
         ),
         {"run": RUN, "stage": stage, "count": count, "counts": counts, "position": position,
-         "is_open": is_open},
+         "is_open": is_open, "rows": 400 if is_open else 1000},
     )  # fmt: skip

@@ -20,13 +20,13 @@ def a_report(**more: object) -> RunReport:
         "stages": [
             Stage(name="organization", state="done", batches=Batches(total=4, done=4)),
             Stage(name="users", state="running", rows=3_400_000, rows_total=12_004_500,
-                  seconds=400.0, rows_per_second=9_100.0),
+                  seconds=400.0, rows_per_second=9_100.0,
+                  batches=Batches(total=135, done=120, running=2, pending=12, failed=1)),
             Stage(name="reconciliation", rows_total=3_000_000),
         ],
         "quarantine": {f"reason_number_{n}": n for n in range(1, 10)},
         "time_left": TimeLeft(at_least=1900, likely=2000, at_most=2900),
         "live": Live(
-            batches={"done": 120, "running": 2, "pending": 12, "failed": 1},
             hands=[
                 Hand(worker="worker-1.example/1234", batches=70, stage="users", batch_id=133,
                      attempt=2, seconds=3.0, lease_seconds=-1.0),
@@ -60,7 +60,7 @@ def test_the_view_holds_everything_in_eighty_columns_without_colour() -> None:
     for part in (
         "running, 28 % done, 32 to 48 min left",
         "3,400,000/12,004,500 28 % running 9,100/s, 8,500 avg",
-        "120 done, 1 failed, 12 waiting, 2 running",
+        "124 done, 2 running, 12 waiting, 1 failed",
         "9 reason_number_9",
         "6 more",
         "users, batch 133, attempt 2, 3 s, its lease ran out; 70 done",
