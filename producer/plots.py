@@ -27,16 +27,15 @@ def throughput(pace: Pace) -> str:
 
     def draw(axes: Any, is_wide: bool) -> None:
         bottom = [0.0] * max(map(len, pace.rates.values()))
-        starts = [pace.width * number for number in range(len(bottom))]
+        edges = [pace.width * number for number in range(len(bottom) + 1)]
         for (stage, rates), colour in zip(pace.rates.items(), itertools.cycle(_SERIES)):
-            axes.bar(
-                starts, rates, width=pace.width, bottom=bottom, align="edge", color=colour,
-                label=stage,
-            )  # fmt: skip
-            bottom = [low + rate for low, rate in zip(bottom, rates, strict=True)]
+            top = [low + rate for low, rate in zip(bottom, rates, strict=True)]
+            axes.stairs(top, edges, baseline=bottom, fill=True, color=colour, label=stage)
+            bottom = top
         axes.set_xlabel("seconds since the start")
         axes.set_ylabel("rows a second")
-        axes.set_xlim(0, starts[-1] + pace.width)
+        axes.set_xlim(0, edges[-1])
+        axes.set_ylim(0)
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.legend(
