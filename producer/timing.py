@@ -56,7 +56,7 @@ def left(found: list[Stage], users: int, live: Live) -> TimeLeft | None:
             continue
         fixed += _STAGE_SECONDS
         rows = stage.rows_total - stage.rows
-        if stage.busy_seconds and stage.rows >= _KNOWN * stage.rows_total:
+        if stage in worked and stage.rows >= _KNOWN * stage.rows_total:
             known += rows * stage.busy_seconds / stage.rows / workers
         else:
             unknown += rows * _weight(stage) * slowness / workers / 1e6

@@ -21,7 +21,7 @@ from producer.queue import app
 
 POLL_SECONDS, LONGEST_POLL_SECONDS = 0.5, 2.0
 # Looking takes longer the more batches there are; it is to take no more than this share of time.
-LOOKING_SHARE = 0.04
+LOOKING_SHARE = 0.02
 SILENT_SECONDS = 4.0
 
 

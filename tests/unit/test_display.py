@@ -126,6 +126,15 @@ def test_a_lease_that_nobody_renews_is_waited_for() -> None:
     assert calm.at_most < stalled.at_most
 
 
+def test_a_stage_that_works_and_has_no_rows_is_no_matter_of_pace() -> None:
+    stages = [
+        Stage(name="loosen", state="running", seconds=1.0, busy_seconds=1.0),
+        Stage(name="undo_users", state="running", rows=1, rows_total=10, busy_seconds=1.0),
+    ]
+    found = timing.left(stages, 10, Live())
+    assert found and found.likely > 9
+
+
 def test_progress_is_whole_when_the_run_is_complete_and_only_then() -> None:
     stages = [Stage(name="users", state="done", rows=10, rows_total=10), Stage(name="finish")]
     assert 0.0 < timing.progress(stages, 10, "running") < 0.999
