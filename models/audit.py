@@ -5,12 +5,28 @@ from __future__ import annotations
 import getpass
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from models.ledger import audit
+
+# Who acts and from where, when it is not whoever runs this process.
+_acting: ContextVar[tuple[str, str] | None] = ContextVar("acting", default=None)
+
+
+@contextmanager
+def acting(actor: str, origin: str) -> Iterator[None]:
+    """For the time of the block, and in this thread, entries are this actor's."""
+    token = _acting.set((actor, origin))
+    try:
+        yield
+    finally:
+        _acting.reset(token)
 
 
 def note(
@@ -22,10 +38,11 @@ def note(
     after: object = None,
 ) -> None:
     """Add an entry; `before` and `after` are anything JSON holds, but no personal data."""
+    actor, origin = _acting.get() or (_login(), f"{socket.gethostname()}/{os.getpid()}")
     connection.execute(
         sa.insert(audit).values(
-            actor=_login(),
-            origin=f"{socket.gethostname()}/{os.getpid()}",
+            actor=actor,
+            origin=origin,
             action=action,
             run_id=run_id,
             before=sa.null() if before is None else before,

@@ -162,6 +162,7 @@ batches = sa.Table(
     ),
     sa.Index("batches_by_stage", "run_id", "stage", "state"),
     sa.Index("open_batches", "run_id", postgresql_where=sa.text("state IN ('pending', 'running')")),
+    sa.Index("failed_batches", "run_id", "id", postgresql_where=sa.text("state = 'failed'")),
 )
 quarantine = sa.Table(
     "quarantine",
@@ -176,6 +177,8 @@ quarantine = sa.Table(
     sa.Column("state", sa.Text, nullable=False, server_default="open"),
     _now("first_seen_at"),
     _now("changed_at"),
+    # For who looks at a run: its reasons, and the first rows of each.
+    sa.Index("quarantine_by_reason", "run_id", "reason", "entity", "legacy_key"),
     sa.Index(
         "standing_quarantine",
         "entity",
@@ -257,6 +260,19 @@ audit = sa.Table(
     sa.Column("run_id", sa.Text),
     sa.Column("before", pg.JSONB),
     sa.Column("after", pg.JSONB),
+)
+# What the reconciler set right in a round: a row for each kind, nothing where nothing was wrong.
+recoveries = sa.Table(
+    "recoveries",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    _now("at"),
+    # expired: leases ran out, their batches go to others; lost: waiting batches without a message;
+    # split: batches that took their workers down too often.
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("batches", sa.Integer, nullable=False),
+    sa.Index("recoveries_by_run", "run_id", "id"),
 )
 KEEP_AUDIT = """
 CREATE OR REPLACE FUNCTION migration.keep_audit() RETURNS trigger

@@ -49,6 +49,10 @@ class Batches(BaseModel):
     total: int = 0
     done: int = 0
     failed: int = 0
+    pending: int = 0
+    running: int = 0
+    split: int = 0
+    quarantined: int = 0
 
 
 class Stage(BaseModel):
@@ -60,6 +64,48 @@ class Stage(BaseModel):
     rows: int = 0
     rows_total: int = 0
     seconds: float = 0.0
+    # What its batches took, added up.
+    busy_seconds: float = 0.0
+    # At present, over some seconds; the average is rows over seconds.
+    rows_per_second: float = 0.0
+
+
+class TimeLeft(BaseModel):
+    """Seconds until the run ends: as things go, and with what may well come between."""
+
+    at_least: float
+    likely: float
+    at_most: float
+
+
+class Hand(BaseModel):
+    """A worker process: what it has done of a run, and what it does (no batch: it waits)."""
+
+    worker: str
+    batches: int = 0
+    rows: int = 0
+    stage: str | None = None
+    batch_id: int | None = None
+    attempt: int = 0
+    # Since it claimed its batch, or finished the last one.
+    seconds: float = 0.0
+    # What is left of its lease; below nothing, it ran out.
+    lease_seconds: float | None = None
+
+
+class Recovery(BaseModel):
+    """What the reconciler set right last: `expired`, `lost` or `split` batches."""
+
+    kind: str
+    batches: int
+    seconds_ago: float
+
+
+class Live(BaseModel):
+    """What goes on in a run that is open."""
+
+    hands: list[Hand] = Field(default_factory=list)
+    recovery: Recovery | None = None
 
 
 class ErrorReport(BaseModel):
@@ -91,7 +137,11 @@ class RunReport(BaseModel):
     conflicts: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0
     users_per_second: float = 0.0
+    # From 0 to 1, weighted by what a row of each stage costs.
+    progress: float = 0.0
     eta_seconds: float | None = None
+    time_left: TimeLeft | None = None
+    live: Live | None = None
     error: ErrorReport | None = None
 
     @property

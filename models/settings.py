@@ -23,9 +23,11 @@ SECRETS = (
     "CELERY_BROKER_URL",
     "CELERY_RESULT_BACKEND",
     "FLOWER_BASIC_AUTH",
+    "MIGRATION_CONSOLE_PASSWORD",
     "MIGRATION_API_URLS",
     "MIGRATION_FLOWER_URL",
 )
+SHORTEST_PASSWORD = 10
 MAX_BATCH_SIZE = 100_000
 # No quote, colon or percent sign: none of them could be told from SQL's own.
 _TABLE_NAME = re.compile(r"(?:[^.\s\":%][^.\":%]*\.)?[^.\s\":%][^.\":%]*")
@@ -59,6 +61,7 @@ class Settings(BaseSettings):
     flower_url: str = Field(DEFAULT_FLOWER_URL, alias="MIGRATION_FLOWER_URL")
     # Flower's own variable: `user:password`, several with commas between.
     flower_auth: SecretStr | None = Field(None, alias="FLOWER_BASIC_AUTH")
+    console_password: SecretStr | None = Field(None, alias="MIGRATION_CONSOLE_PASSWORD")
 
     @property
     def tables(self) -> list[str]:
@@ -78,6 +81,13 @@ class Settings(BaseSettings):
         if url and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must be a redis://, rediss:// or unix:// address")
         return url
+
+    @field_validator("console_password")
+    @classmethod
+    def _is_long(cls, password: SecretStr | None) -> SecretStr | None:
+        if password and len(password.get_secret_value()) < SHORTEST_PASSWORD:
+            raise ValueError(f"must have at least {SHORTEST_PASSWORD} characters")
+        return password
 
     @field_validator("users_table", "subscriptions_table", "projects_table")
     @classmethod

@@ -204,6 +204,38 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
     return found, found.exit_status
 
 
+@command(cli, "report", blank={"run_id": None, "file": None})
+@RUN
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where to write it; below MIGRATION_HOME by default.",
+)
+def write_report(run: str | None, output: Path | None) -> Any:
+    """A run as one HTML file: outcome, plots, rows set aside, credits, what happened."""
+    from producer import connect, document, report
+
+    engine = _engine()
+    run_id = report.read(engine, run).run_id
+    file = document.write(engine, connect.settings().base, run_id, output)
+    console.print(f"The report of run {run_id} is in {file}", soft_wrap=True)
+    return {"run_id": run_id, "file": str(file), "error": None}
+
+
+@command(cli, "serve", blank={})
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8484, show_default=True)
+def serve(host: str, port: int) -> Any:
+    """The console in the browser: runs, what failed, and pause, resume, cancel, retry."""
+    from producer import connect
+    from producer import serve as serving
+
+    _engine()
+    serving.run(connect.settings().base, host, port, console)
+    return {"error": None}
+
+
 @command(cli, "doctor", blank=Diagnosis().model_dump())
 @RUN
 def doctor(run: str | None) -> Any:

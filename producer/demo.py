@@ -43,16 +43,15 @@ def run(users: int, console: Console) -> RunReport:
         with engine.begin() as connection:
             sample.load(connection, users)
         engine.dispose()
-        found = _migrate(home, console)
+        found, report = _migrate(home, console)
     finally:
         local.stop(home)
-    report = home / "report.json"
-    report.write_text(found.model_dump_json(indent=2) + "\n")
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Where to look next:")
     shown = os.path.relpath(home)
     producer = "producer" if shutil.which("producer") else os.path.relpath(sys.argv[0])
     for what, where in (
         ("the report", f"{os.path.relpath(report)}"),
+        ("the console in a browser", f"MIGRATION_HOME={shown} {producer} serve"),
         ("the rows set aside", f"MIGRATION_HOME={shown} {producer} quarantine"),
         ("the ledger and the tables", f"MIGRATION_HOME={shown} {producer} status"),
         ("the workers' logs", f"{os.path.relpath(home / 'logs')}"),
@@ -76,9 +75,10 @@ def _fresh_servers(home: Path, console: Console) -> local.Servers:
     return servers
 
 
-def _migrate(home: Path, console: Console) -> RunReport:
+def _migrate(home: Path, console: Console) -> tuple[RunReport, Path]:
+    """The run and the file of its report."""
     # Imported here: these modules read the addresses that `run` has just settled.
-    from producer import connect, enqueue, wait
+    from producer import connect, document, enqueue, wait
     from producer import schema as schema_step
 
     port = _free_port()
@@ -95,10 +95,11 @@ def _migrate(home: Path, console: Console) -> RunReport:
         run_id, _ = enqueue.open_run(engine, settings)
         enqueue.advance(engine, settings, run_id)
         found = wait.until_over(engine, settings, run_id, console)
+        report = document.write(engine, settings, run_id, None)
         engine.dispose()
     output.stages(console, found)
     output.summary(console, found)
-    return found
+    return found, report
 
 
 @contextmanager

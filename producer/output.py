@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from models.messages import Check, Diagnosis, Plan, RunReport, Speed
+from producer import display
 
 _NEXT = {
     "preparing": "Watch it: producer status --watch",
@@ -82,8 +83,8 @@ def stages(console: Console, found: RunReport) -> None:
             f"{stage.seconds:.1f}",
         )
     console.print(table)
-    if found.eta_seconds is not None:
-        console.print(f"About {found.eta_seconds:,.0f} s left")
+    if found.time_left:
+        console.print(f"{found.progress:.0%} done, {display.span(found.time_left)} left")
 
 
 def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:

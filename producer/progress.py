@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from models.messages import Batches, Stage, Standing
 from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
 from models.steps.base import Step
 
+RECENT_SECONDS = 10.0
 ENTITIES = {"users": "user", "subscriptions": "subscription", "projects": "project"}
 WRITTEN = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
 
@@ -31,46 +33,47 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
         "epoch",
         sa.func.coalesce(stages.c.finished_at, sa.func.clock_timestamp()) - stages.c.started_at,
     )
-    in_state = {
-        state: sa.func.count().filter(batches.c.state == state).label(state)
-        for state in ("done", "failed")
-    }
-    rows_done = sa.func.coalesce(
-        sa.func.sum(batches.c.rows).filter(batches.c.state == "done", batches.c.window > 0),
-        0,
-    )
-    grouped = {
-        row.stage: row
-        for row in connection.execute(
-            sa.select(
-                batches.c.stage,
-                sa.func.count().label("total"),
-                rows_done.label("rows_done"),
-                *in_state.values(),
-            )
-            .where(batches.c.run_id == run.id)
-            .group_by(batches.c.stage)
+    busy = sa.extract("epoch", batches.c.finished_at - batches.c.started_at)
+    lately = sa.func.clock_timestamp() - sa.text(f"interval '{RECENT_SECONDS} seconds'")
+    grouped: dict[str, dict[str, Any]] = {}
+    for row in connection.execute(
+        sa.select(
+            batches.c.stage,
+            batches.c.state,
+            sa.func.count().label("total"),
+            _sum(batches.c.rows, batches.c.window > 0).label("rows"),
+            _sum(batches.c.rows, batches.c.window > 0, batches.c.finished_at > lately).label(
+                "rows_lately"
+            ),
+            _sum(busy, batches.c.window > 0).label("busy"),
         )
-    }
+        .where(batches.c.run_id == run.id)
+        .group_by(batches.c.stage, batches.c.state)
+    ):
+        grouped.setdefault(row.stage, {})[row.state] = row
     result = []
     for row in connection.execute(
         sa.select(stages.c.name, stages.c.state, sa.func.coalesce(seconds, 0).label("seconds"))
         .where(stages.c.run_id == run.id)
         .order_by(stages.c.position)
     ):
-        found = grouped.get(row.name)
+        found = grouped.get(row.name, {})
+        finished = found.get("done")
         total = sum(rows_of(run, step) for step in steps_of(row.name))
-        done = int(found.rows_done) if found else 0
+        done = int(finished.rows) if finished else 0
         result.append(
             Stage(
                 name=row.name,
                 state=row.state,
-                batches=Batches(total=found.total, done=found.done, failed=found.failed)
-                if found
-                else Batches(),
+                batches=Batches(
+                    total=sum(each.total for each in found.values()),
+                    **{state: each.total for state, each in found.items()},
+                ),
                 rows=done,
                 rows_total=max(total, done) if row.state != "done" else done,
                 seconds=round(float(row.seconds), 3),
+                busy_seconds=round(float(finished.busy), 3) if finished else 0.0,
+                rows_per_second=_pace(finished, row),
             )
         )
     return result
@@ -81,8 +84,30 @@ def rows_of(run: Any, step: Step) -> int:
     return int(run.totals.get(step.name, run.totals.get(step.entity, 0)))
 
 
+def _sum(what: sa.ColumnElement[Any], *of: sa.ColumnElement[bool]) -> sa.ColumnElement[Any]:
+    return sa.func.coalesce(sa.func.sum(what).filter(*of), 0)
+
+
+def _pace(finished: Any, stage: Any) -> float:
+    """Rows a second of a stage under way, over the last seconds."""
+    if stage.state != "running" or not finished or not stage.seconds:
+        return 0.0
+    return round(float(finished.rows_lately) / min(RECENT_SECONDS, float(stage.seconds)), 1)
+
+
 def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], Any]:
     """Sums of what the batches counted, in one pass over the run's batches."""
+    row = connection.execute(_counting(), {"of_run": run_id}).one()
+    return {
+        (group, name): value if name == "credits_granted" else int(value)
+        for label, value in row._mapping.items()
+        for group, _, name in [str(label).partition("/")]
+    }
+
+
+@functools.cache
+def _counting() -> sa.Select[Any]:
+    """The sums of the run :of_run. Built once a process."""
 
     def total(path: str, *of: sa.ColumnElement[bool]) -> sa.ColumnElement[Any]:
         value = sa.func.sum(sa.cast(batches.c.counts.op("#>>")(path), sa.Numeric))
@@ -102,7 +127,7 @@ def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], A
         for name in ENTITIES
         for what in ("total", "quarantined")
     }
-    is_check = batches.c.stage == VERIFICATION
+    is_check, is_last = batches.c.stage == VERIFICATION, batches.c.stage == FINISH
     columns = [
         total(path, sa.true()).label(f"{group}/{name}")
         for (group, name), path in {**paths, **checked}.items()
@@ -114,16 +139,11 @@ def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], A
         for (group, name), path in standing.items()
     ]
     columns += [
-        total(f"{{final,{name},{what}}}", sa.true()).label(f"{FINISH}/{name}.{what}")
+        total(f"{{final,{name},{what}}}", is_last).label(f"{FINISH}/{name}.{what}")
         for name in ENTITIES
         for what in ("total", "quarantined")
     ]
-    row = connection.execute(sa.select(*columns).where(batches.c.run_id == run_id)).one()
-    return {
-        (group, name): value if name == "credits_granted" else int(value)
-        for label, value in row._mapping.items()
-        for group, _, name in [str(label).partition("/")]
-    }
+    return sa.select(*columns).where(batches.c.run_id == sa.bindparam("of_run"))
 
 
 def last_count(connection: Connection, run_id: str) -> str | None:
@@ -196,17 +216,3 @@ def undone(
         return {name: Standing(total=found.total) for name, found in standings.items()}
     counts, last = counts_of(connection, earlier.id), last_count(connection, earlier.id)
     return {name: standing_of(connection, earlier, counts, name, last) for name in standings}
-
-
-def eta(found: list[Stage]) -> float | None:
-    """Seconds left: rows left in each stage at the pace of the stage, or of all stages so far."""
-    done = sum(stage.rows for stage in found)
-    spent = sum(stage.seconds for stage in found if stage.rows)
-    if not done or not spent:
-        return None
-    left = 0.0
-    for stage in found:
-        rows_left = stage.rows_total - stage.rows
-        pace = stage.rows / stage.seconds if stage.rows and stage.seconds else done / spent
-        left += rows_left / pace if stage.state != "done" else 0.0
-    return round(left, 1)

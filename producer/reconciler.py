@@ -7,6 +7,8 @@ time. All it reads is the ledger, and whether the queues are empty.
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Iterable
 
 import redis
 import sqlalchemy as sa
@@ -17,7 +19,15 @@ from sqlalchemy.exc import DBAPIError
 from models.claims import is_expired, lapses_too_often
 from models.database import classify, transaction
 from models.errors import MigrationError
-from models.ledger import SCHEMA, WORKED_ON, batches, move_batches, runs, throttled_by
+from models.ledger import (
+    SCHEMA,
+    WORKED_ON,
+    batches,
+    move_batches,
+    recoveries,
+    runs,
+    throttled_by,
+)
 from models.settings import Settings
 from producer import enqueue, poison
 from producer.queue import QUEUES, Message, app, publish_again
@@ -85,14 +95,18 @@ def _reopen_expired(connection: Connection, settings: Settings) -> list[Message]
     suspects = connection.execute(
         sa.select(batches).where(is_expired(), lapses_too_often()).with_for_update(skip_locked=True)
     )
-    for batch in suspects.mappings().all():
+    found = suspects.mappings().all()
+    for batch in found:
         poison.split(connection, settings, batch)
+    _note(connection, "split", (batch["run_id"] for batch in found))
     reopened = connection.execute(
         move_batches("pending", lapses=batches.c.lapses + 1, published_at=sa.func.clock_timestamp())
         .where(is_expired(), ~lapses_too_often())
         .returning(*_COLUMNS)
     )
-    return [Message(*row) for row in reopened]
+    messages = [Message(*row) for row in reopened]
+    _note(connection, "expired", (message.run_id for message in messages))
+    return messages
 
 
 def _take_lost(connection: Connection) -> list[Message]:
@@ -131,7 +145,13 @@ def _take_lost(connection: Connection) -> list[Message]:
         .where(batches.c.id.in_([row.id for row in taken]))
         .values(published_at=sa.func.clock_timestamp())
     )
+    _note(connection, "lost", (row.run_id for row in taken))
     return [Message(*row) for row in taken]
+
+
+def _note(connection: Connection, kind: str, run_ids: Iterable[str]) -> None:
+    for run_id, count in Counter(run_ids).items():
+        connection.execute(sa.insert(recoveries).values(run_id=run_id, kind=kind, batches=count))
 
 
 def queue_lengths() -> dict[str, int]:

@@ -29,7 +29,7 @@ from models.messages import (
     Verification,
 )
 from models.steps import RECONCILIATION, VERIFICATION, undo_stage_names
-from producer import progress
+from producer import live, progress, timing
 
 
 def find_run(connection: Connection, run_id: str | None) -> Any:
@@ -61,14 +61,23 @@ def read(engine: Engine, run_id: str | None) -> RunReport:
         return _report(connection, run)
 
 
-def history(engine: Engine) -> list[dict[str, Any]]:
-    """All runs, newest first: id, state, when and how long."""
+def look(engine: Engine, run_id: str | None) -> RunReport:
+    """The same without what its batches counted, which takes most of the time.
+
+    For whoever looks again and again: how the legacy rows stand and what was written is missing.
+    """
+    with transaction(engine) as connection:
+        return _report(connection, find_run(connection, run_id), is_whole=False)
+
+
+def history(engine: Engine, limit: int | None = None) -> list[dict[str, Any]]:
+    """All runs, or the newest so many, newest first: id, state, when and how long."""
     with transaction(engine) as connection:
         find_run(connection, None)
         found = connection.execute(
-            sa.select(runs.c.id, runs.c.state, runs.c.created_at, runs.c.finished_at).order_by(
-                runs.c.id.desc()
-            )
+            sa.select(runs.c.id, runs.c.state, runs.c.created_at, runs.c.finished_at)
+            .order_by(runs.c.id.desc())
+            .limit(limit)
         )
         return [
             {
@@ -146,44 +155,22 @@ def first_conflicts(engine: Engine, run_id: str | None, limit: int = 20) -> list
         return [dict(row._mapping) for row in found]
 
 
-def _report(connection: Connection, run: Any) -> RunReport:
+def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunReport:
     now = sa.func.coalesce(runs.c.finished_at, sa.func.clock_timestamp())
-    seconds = float(
-        connection.scalar(
-            sa.select(sa.extract("epoch", now - runs.c.started_at)).where(runs.c.id == run.id)
-        )
-        or 0
-    )
-    throttled = connection.scalar(sa.select(throttled_by).where(runs.c.id == run.id))
+    seconds, throttled = connection.execute(
+        sa.select(
+            sa.func.coalesce(sa.extract("epoch", now - runs.c.started_at), 0), throttled_by
+        ).where(runs.c.id == run.id)
+    ).one()
     found = progress.stages_of(connection, run)
-    by_name = {stage.name: stage for stage in found}
-    counts = progress.counts_of(connection, run.id)
-    last_count = progress.last_count(connection, run.id)
-    standings = {
-        name: progress.standing_of(connection, run, counts, name, last_count)
-        for name in progress.ENTITIES
-    }
-    if _is_undone(found):
+    is_undone = _is_undone(found)
+    if is_undone:
         seconds = progress.undo_seconds(connection, run.id)
-        standings = progress.undone(connection, run.id, standings)
     report = RunReport(
         run_id=run.id,
         state=run.state,
         throttled=bool(throttled),
         throttled_by=throttled,
-        **standings,
-        rows=Rows(**{name: counts.get(("written", name), 0) for name in progress.WRITTEN}),
-        credits_granted=counts.get(("written", "credits_granted"), Decimal(0)),
-        verification=Verification(
-            state=by_name[VERIFICATION].state,
-            rows_checked=counts.get((VERIFICATION, "rows_checked"), 0),
-            differences=counts.get((VERIFICATION, "differences"), 0),
-        ),
-        reconciliation=Reconciliation(
-            state=by_name[RECONCILIATION].state,
-            users_checked=counts.get((RECONCILIATION, "users_checked"), 0),
-            discrepancies=counts.get((RECONCILIATION, "discrepancies"), 0),
-        ),
         stages=found,
         quarantine=_groups(
             connection,
@@ -191,45 +178,84 @@ def _report(connection: Connection, run: Any) -> RunReport:
             .where(quarantine.c.run_id == run.id, quarantine.c.state == "open")
             .group_by(quarantine.c.reason),
         ),
-        differences=_groups(
-            connection,
-            sa.select(
-                differences.c.entity
-                + " "
-                + differences.c.kind
-                + " "
-                + differences.c.target_table
-                + sa.func.coalesce("." + differences.c.detail, ""),
-                sa.func.count(),
-            )
-            .where(differences.c.run_id == run.id)
-            .group_by(sa.text("1")),
+        seconds=round(
+            progress.undo_seconds(connection, run.id) if is_undone else float(seconds), 3
         ),
-        conflicts=_groups(
-            connection,
-            sa.select(
-                conflicts.c.table_name
-                + sa.func.coalesce("." + sa.func.nullif(conflicts.c.detail, ""), "")
-                + " "
-                + conflicts.c.kind,
-                sa.func.count(),
-            )
-            .where(conflicts.c.run_id == run.id)
-            .group_by(sa.text("1")),
-        ),
-        seconds=round(seconds, 3),
-        users_per_second=round(standings["users"].migrated / seconds, 1) if seconds else 0.0,
     )
+    if is_whole:
+        _count(connection, run, report)
+    if run.state == "rolling_back":
+        found = [stage for stage in found if stage.name in undo_stage_names()]
+    users = run.totals.get("user", 0)
+    report.progress = timing.progress(found, users, run.state)
     if run.state in (*OPEN_STATES, "rolling_back"):
-        report.eta_seconds = progress.eta(found)
+        report.live = live.read(connection, run.id)
+        report.time_left = timing.left(found, users, report.live)
+    if report.time_left:
+        report.eta_seconds = report.time_left.likely
     if run.state == "failed":
         report.error = ErrorReport(
             kind="differences" if report.exit_status == 4 else "batch_failed",
             message=str(run.error),
             hint="Mend what the message names, then: producer "
-            + ("rollback --wait" if _is_undone(found) else "retry --wait"),
+            + ("rollback --wait" if is_undone else "retry --wait"),
         )
     return report
+
+
+def _count(connection: Connection, run: Any, report: RunReport) -> None:
+    """Add what the batches counted, and what was found to differ, to a run's report."""
+    by_name = {stage.name: stage for stage in report.stages}
+    counts = progress.counts_of(connection, run.id)
+    last_count = progress.last_count(connection, run.id)
+    standings = {
+        name: progress.standing_of(connection, run, counts, name, last_count)
+        for name in progress.ENTITIES
+    }
+    if _is_undone(report.stages):
+        standings = progress.undone(connection, run.id, standings)
+    for name, standing in standings.items():
+        setattr(report, name, standing)
+    report.rows = Rows(**{name: counts.get(("written", name), 0) for name in progress.WRITTEN})
+    report.credits_granted = counts.get(("written", "credits_granted"), Decimal(0))
+    report.verification = Verification(
+        state=by_name[VERIFICATION].state,
+        rows_checked=counts.get((VERIFICATION, "rows_checked"), 0),
+        differences=counts.get((VERIFICATION, "differences"), 0),
+    )
+    report.reconciliation = Reconciliation(
+        state=by_name[RECONCILIATION].state,
+        users_checked=counts.get((RECONCILIATION, "users_checked"), 0),
+        discrepancies=counts.get((RECONCILIATION, "discrepancies"), 0),
+    )
+    report.differences = _groups(
+        connection,
+        sa.select(
+            differences.c.entity
+            + " "
+            + differences.c.kind
+            + " "
+            + differences.c.target_table
+            + sa.func.coalesce("." + differences.c.detail, ""),
+            sa.func.count(),
+        )
+        .where(differences.c.run_id == run.id)
+        .group_by(sa.text("1")),
+    )
+    report.conflicts = _groups(
+        connection,
+        sa.select(
+            conflicts.c.table_name
+            + sa.func.coalesce("." + sa.func.nullif(conflicts.c.detail, ""), "")
+            + " "
+            + conflicts.c.kind,
+            sa.func.count(),
+        )
+        .where(conflicts.c.run_id == run.id)
+        .group_by(sa.text("1")),
+    )
+    if report.seconds:
+        report.users_per_second = round(report.users.migrated / report.seconds, 1)
 
 
 def _is_undone(found: list[Stage]) -> bool:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
-from rich.text import Text
+from rich.live import Live
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -19,10 +16,12 @@ from models.errors import Transient
 from models.ledger import WORKED_ON
 from models.messages import RunReport
 from models.settings import Settings
-from producer import reconciler, report
+from producer import display, reconciler, report
 from producer.queue import app
 
-POLL_SECONDS = 0.5
+POLL_SECONDS, LONGEST_POLL_SECONDS = 0.5, 2.0
+# Looking takes longer the more batches there are; it is to take no more than this share of time.
+LOOKING_SHARE = 0.02
 SILENT_SECONDS = 4.0
 
 
@@ -32,27 +31,22 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
     Servers that go away are waited for: the run lives in the ledger, not in this process.
     """
     last_tick = last_change = time.monotonic()
-    progress = _progress(console)
-    display: AbstractContextManager[Any] = progress if console.is_terminal else nullcontext()
-    said: str | None = None
-    throttled: str | None = None
-    seen: object = None
-    with display:
+    seen: RunReport | None = None
+    took = 0.0
+    with Live(console=console, auto_refresh=False) as live:
         while True:
             now = time.monotonic()
             try:
-                found = report.read(engine, run_id)
+                found = report.look(engine, run_id)
+                took = time.monotonic() - now
+                _show(live, found, seen)
                 if found.state not in WORKED_ON:
-                    _show(progress, found)
-                    return found
+                    return report.read(engine, run_id)
                 if now - last_tick >= reconciler.TICK_SECONDS:
                     last_tick = now
                     reconciler.tick(engine, settings)
-                _show(progress, found)
-                throttled = _say_throttled(console, found, throttled)
-                state = [(stage.name, stage.batches.done) for stage in found.stages]
-                if state != seen:
-                    said, seen, last_change = _say_stage(console, found, said), state, now
+                if seen is None or _done(found) != _done(seen):
+                    last_change = now
                 elif now - last_change >= SILENT_SECONDS:
                     last_change = now
                     if not workers_answer():
@@ -60,6 +54,7 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
                             "No worker is running. Start one: celery -A worker worker"
                             " (waiting for it)"
                         )
+                seen = found
             except (RedisError, OperationalError, OSError) as failure:
                 console.print(f"Redis does not answer ({type(failure).__name__}); waiting for it")
             except DBAPIError as failure:
@@ -67,7 +62,7 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
                 if not isinstance(error, Transient):
                     raise error from None
                 console.print(f"The database does not answer ({error.message}); waiting for it")
-            time.sleep(POLL_SECONDS)
+            time.sleep(max(POLL_SECONDS, min(LONGEST_POLL_SECONDS, took / LOOKING_SHARE)))
 
 
 def workers_answer() -> bool:
@@ -75,60 +70,12 @@ def workers_answer() -> bool:
     return bool(app.control.ping(timeout=1.0))
 
 
-class _Pace(ProgressColumn):
-    """Rows a second and the time left, as the ledger gives them."""
-
-    def render(self, task: Task) -> Text:
-        pace, eta = task.fields.get("pace"), task.fields.get("eta")
-        parts = [f"{pace:,.0f} rows/s" if pace else "", f"{eta:,.0f} s left" if eta else ""]
-        return Text("  ".join(part for part in parts if part), style="cyan")
+def _show(live: Live, found: RunReport, before: RunReport | None) -> None:
+    if live.console.is_terminal:
+        live.update(display.screen(found), refresh=True)
+    elif found.state in WORKED_ON:
+        display.news(live.console, found, before)
 
 
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<15}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
-        _Pace(),
-        console=console,
-    )
-
-
-def _show(progress: Progress, found: RunReport) -> None:
-    tasks = {task.description: task for task in progress.tasks}
-    for stage in found.stages:
-        if stage.name not in tasks:
-            progress.add_task(stage.name, total=None, state=stage.state)
-            tasks = {task.description: task for task in progress.tasks}
-        # Stages without a table of rows to go through count their batches.
-        has_rows = stage.rows_total > 0
-        done = stage.rows if has_rows else stage.batches.done
-        total = stage.rows_total if has_rows else stage.batches.total
-        pace = stage.rows / stage.seconds if stage.seconds and stage.state == "running" else None
-        left = (stage.rows_total - stage.rows) / pace if pace else None
-        progress.update(
-            tasks[stage.name].id,
-            completed=done,
-            total=total or None,
-            state=stage.state,
-            pace=pace,
-            eta=left,
-        )
-
-
-def _say_throttled(console: Console, found: RunReport, said: str | None) -> str | None:
-    """One line whenever the run is held back, and one when it goes on."""
-    if found.throttled_by and said is None:
-        console.print(f"Throttled: {found.throttled_by}; it goes on by itself")
-    elif said and not found.throttled_by:
-        console.print("Going on")
-    return found.throttled_by
-
-
-def _say_stage(console: Console, found: RunReport, said: str | None) -> str:
-    """Without a terminal: one line whenever another stage is running."""
-    running = ", ".join(stage.name for stage in found.stages if stage.state == "running")
-    if running != said and running and not console.is_terminal:
-        console.print(f"{found.run_id}: {running}")
-    return running
+def _done(found: RunReport) -> list[tuple[str, int]]:
+    return [(stage.name, stage.batches.done) for stage in found.stages]

@@ -7,7 +7,7 @@ import platform
 
 import click
 
-from tests.soak import chaos, keep, live, poison, undo
+from tests.soak import chaos, eta, keep, live, poison, undo, watched
 from tests.soak.site import open_site
 
 RUNS = {
@@ -16,6 +16,8 @@ RUNS = {
     "live": (live.run, 50_000),
     "undo": (undo.run, 100_000),
     "keep": (keep.run, 100_000),
+    "eta": (eta.run, 20_000),
+    "watched": (watched.run, 100_000),
 }
 
 

@@ -106,6 +106,20 @@ def test_addresses_may_lie_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert "secret-word" not in repr(found)
 
 
+def test_the_password_of_the_console_may_lie_in_a_file_and_is_no_short_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert load().console_password is None
+    (tmp_path / "password").write_text("correct horse\n")
+    monkeypatch.setenv("MIGRATION_CONSOLE_PASSWORD_FILE", str(tmp_path / "password"))
+    found = load().console_password
+    assert found and found.get_secret_value() == "correct horse"
+    (tmp_path / "password").write_text("short")
+    with pytest.raises(Misconfigured, match="MIGRATION_CONSOLE_PASSWORD: must have") as refused:
+        load()
+    assert "short" not in refused.value.message + refused.value.hint
+
+
 @pytest.mark.parametrize(
     ("url", "full"),
     [

@@ -1,0 +1,102 @@
+"""`producer serve`: where it listens, what its password is, and that others cannot read it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from tests import variants
+from tests.acceptance.conftest import Product
+
+Serve = Callable[..., "Served"]
+
+
+class Served:
+    """A console that listens, and what it said at its start."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stderr is not None
+        self.said = process.stderr.readline()
+        found = re.search(r"http://\S+", self.said)
+        assert found, self.said + process.stderr.read()
+        self.address = found[0]
+        self.process = process
+
+    def read(self) -> str:
+        """One more line of what it says."""
+        assert self.process.stderr is not None
+        return self.process.stderr.readline()
+
+    def log_in(self, password: str) -> httpx.Response:
+        """What comes of an attempt with that password."""
+        with httpx.Client(base_url=self.address) as client:
+            found = re.search(r'name="csrf_token" value="([^"]*)"', client.get("/login").text)
+            assert found
+            form = {"name": "Ada", "password": password, "csrf_token": found[1]}
+            return client.post("/login", data=form)
+
+
+@contextmanager
+def serving(product: Product, *arguments: str, **environment: str) -> Iterator[Served]:
+    process = product.start("serve", "--port", "0", *arguments, **environment)
+    try:
+        yield Served(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_without_a_password_it_makes_one_and_says_it_to_the_terminal_alone(
+    product: Product,
+) -> None:
+    with serving(product) as served:
+        assert served.address.startswith("http://127.0.0.1:")
+        password = served.read().split()[-1]
+        assert len(password) >= 16
+        assert served.log_in(password[:-1]).status_code == 403
+        assert served.log_in(password).status_code == 303
+        served.process.send_signal(signal.SIGINT)
+        out, err = served.process.communicate(timeout=20)
+    assert password not in out + err
+    with serving(product) as served:
+        assert served.read().split()[-1] != password
+
+
+def test_a_password_that_is_set_is_never_said(product: Product) -> None:
+    with serving(product, MIGRATION_CONSOLE_PASSWORD="correct horse") as served:
+        assert served.log_in("correct horse").status_code == 303
+        served.process.send_signal(signal.SIGINT)
+        out, err = served.process.communicate(timeout=20)
+    assert "correct horse" not in served.said + out + err
+    assert "Traceback" not in err
+
+
+def test_an_address_that_cannot_be_had_is_named(product: Product) -> None:
+    with serving(product) as served:
+        port = served.address.rpartition(":")[2]
+        ended = product.run("serve", "--port", port, "--json")
+    assert (ended.status, ended.json["error"]["kind"]) == (2, "misconfigured")
+    assert port in ended.json["error"]["message"] and "--port" in ended.json["error"]["hint"]
+    ended = product.run("serve", "--host", "no.such.invalid", "--json")
+    assert (ended.status, ended.json["error"]["kind"]) == (2, "misconfigured")
+
+
+@pytest.mark.slow
+def test_a_report_is_written_where_it_was_asked_for(product: Product) -> None:
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 60)
+    ended = product.run("report", "--json")
+    assert (ended.status, ended.json["error"]["kind"]) == (2, "unknown_run")
+    with product.worker():
+        run_id = product.run("enqueue-all", "--wait", "--json").json["run_id"]
+    file = product.folder / "here" / "night.html"
+    ended = product.run("report", "--output", str(file), "--json")
+    assert (ended.status, ended.json["run_id"], ended.json["file"]) == (0, run_id, str(file))
+    assert run_id in file.read_text(encoding="utf-8")
+    assert str(file) in ended.err
