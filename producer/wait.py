@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
+import sqlalchemy as sa
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from rich.console import Console
@@ -13,13 +15,13 @@ from sqlalchemy.exc import DBAPIError
 
 from models.database import classify
 from models.errors import Transient
-from models.ledger import WORKED_ON
+from models.ledger import WORKED_ON, runs
 from models.messages import RunReport
 from models.settings import Settings
 from producer import display, reconciler, report
 from producer.queue import app
 
-POLL_SECONDS, LONGEST_POLL_SECONDS = 0.5, 2.0
+POLL_SECONDS, LONGEST_POLL_SECONDS, GLANCE_SECONDS = 0.5, 2.0, 0.1
 # Looking takes longer the more batches there are; it is to take no more than this share of time.
 LOOKING_SHARE = 0.02
 SILENT_SECONDS = 4.0
@@ -62,12 +64,25 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
                 if not isinstance(error, Transient):
                     raise error from None
                 console.print(f"The database does not answer ({error.message}); waiting for it")
-            time.sleep(max(POLL_SECONDS, min(LONGEST_POLL_SECONDS, took / LOOKING_SHARE)))
+            _rest(
+                engine, run_id, max(POLL_SECONDS, min(LONGEST_POLL_SECONDS, took / LOOKING_SHARE))
+            )
 
 
 def workers_answer() -> bool:
     """Whether any worker answers a ping within a second."""
     return bool(app.control.ping(timeout=1.0))
+
+
+def _rest(engine: Engine, run_id: str, seconds: float) -> None:
+    """Sleep so long, or until the run is over, which is one row to look at."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, GLANCE_SECONDS))
+        with suppress(DBAPIError), engine.connect() as connection:
+            state = connection.scalar(sa.select(runs.c.state).where(runs.c.id == run_id))
+            if state not in WORKED_ON:
+                return
 
 
 def _show(live: Live, found: RunReport, before: RunReport | None) -> None:
