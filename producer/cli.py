@@ -342,6 +342,20 @@ def health() -> Any:
     return _checked(Checks(checks=found), found)
 
 
+@command(cli, "metrics", blank={"address": None})
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for everywhere.")
+@click.option("--port", type=click.IntRange(1, 65535), default=9464, show_default=True)
+def metrics(host: str, port: int) -> Any:
+    """Serve the newest run's figures to Prometheus, from the ledger, until it is stopped."""
+    from producer import connect
+    from producer import metrics as ledger
+
+    engine = connect.engine()
+    console.print(f"Metrics at http://{host}:{port}/metrics")
+    ledger.serve(engine, host, port)
+    return {"address": f"http://{host}:{port}/metrics", "error": None}
+
+
 @command(cli, "performance", blank=Speeds().model_dump())
 def performance() -> Any:
     """Response times of MIGRATION_API_URLS, and of what the dashboard asks the new tables."""
