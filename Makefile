@@ -34,11 +34,8 @@ demo: $(stamp) ## Migrate a generated school on embedded servers; ARGS="--users 
 test: $(stamp) ## Run the tests; ARGS="-k name"
 	@$(venv)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
 
-test-system: $(stamp) ## Run the tests that need Debian's packages (PgBouncer); installs them as root
-	@test -x /usr/sbin/pgbouncer || { test "$$(id -u)" = 0 && apt-get update -qq \
-	    && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
-	        apt-get install -qq -y --no-install-recommends pgbouncer >/dev/null; } \
-	    || { echo "Install Debian's package pgbouncer, or run this as root"; exit 1; }
+test-system: $(stamp) ## Run the tests that need Debian's and npm's packages, unpacked in .system
+	@$(venv)/python -m tests.system.packages
 	@$(venv)/pytest tests/system $(ARGS)
 
 faults: $(stamp) ## Injure it in some forty ways, 20 times each; ARGS="--repetitions 3 --only Redis"
@@ -61,11 +58,12 @@ lock: $(stamp) ## Write requirements.lock anew; ARGS=--upgrade for the newest ve
 servers-stop: $(stamp) ## Stop the embedded servers; their data stay
 	@$(venv)/producer servers stop
 
-clean: ## Stop the embedded servers, remove their data in .migration, .venv and all caches
+clean: ## Stop the embedded servers, remove their data, .venv, .system, all caches
 	@if test -x $(venv)/python && test -d .migration; then \
 	    $(venv)/python -c "from pathlib import Path; from producer import local; local.erase(Path('.migration'))"; \
 	fi
-	rm -rf .migration .venv .tools build dist *.egg-info .*_cache .hypothesis
+	case "$$(readlink .system)" in */migration-system-*) rm -rf "$$(readlink .system)";; esac
+	rm -rf .migration .venv .tools .system build dist *.egg-info .*_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # venv needs ensurepip, which some distributions leave out: then uv makes .venv, and pip its copy.

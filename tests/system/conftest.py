@@ -19,10 +19,21 @@ from producer.local import directories
 
 # Fixtures are found by their names here.
 from tests.acceptance.conftest import product
+from tests.system import packages
 
 __all__ = ["pooler", "product"]
 
 PORT, POOL_SIZE = 6432, 4
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name each test that could not run, and why."""
+    skipped = terminalreporter.getreports("skipped")
+    if skipped:
+        terminalreporter.section("what could not run")
+    for report in skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        terminalreporter.line(f"{report.nodeid}: {reason}")
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,7 @@ class Pooler:
 @pytest.fixture
 def pooler(servers: local.Servers, _environment: Path) -> Iterator[Pooler]:
     """A PgBouncer in transaction mode, with fewer connections than the product opens."""
-    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
-    assert program, "pgbouncer is missing: make test-system installs it"
+    program = packages.command("pgbouncer")
     place = directories.find(_environment)
     assert place is not None
     folder = place.root / "pooler"
@@ -74,7 +84,7 @@ pidfile = {folder}/pid
     )
     for file in folder.iterdir():
         os.chown(file, place.owner.uid, place.owner.gid)
-    started = place.owner.run(program, "-d", folder / "pgbouncer.ini")
+    started = place.owner.run(*program, "-d", folder / "pgbouncer.ini")
     assert started.returncode == 0, started.stderr
     try:
         _wait_for(place.sockets / f".s.PGSQL.{PORT}")
