@@ -144,7 +144,9 @@ def _fetch_npm() -> dict[str, str]:
     MODULES.parent.mkdir(exist_ok=True)
     for path in LISTS[1:]:
         shutil.copy(path, MODULES.parent)
-    ended = _run("npm", "ci", "--prefix", str(MODULES.parent), "--ignore-scripts", "--no-audit")
+    # npm finds no lock file behind a link.
+    folder = str(MODULES.parent.resolve())
+    ended = _run("npm", "ci", "--prefix", folder, "--ignore-scripts", "--no-audit")
     return dict.fromkeys(names, _reason(ended)) if ended.returncode != 0 else {}
 
 
