@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from models.claims import is_expired
 from models.database import classify, transaction
 from models.errors import Misconfigured, UnknownRun
 from models.ledger import BATCH_TRANSITIONS, batches
@@ -37,6 +38,7 @@ TIMEOUT_MS = 8_000
 # A batch is cut to take about two seconds, and killed after half an hour.
 DURATIONS = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 300, 1800)
 RATE_SECONDS = 60
+EXPIRED = "expired"
 log = structlog.get_logger("migration.metrics")
 
 
@@ -139,6 +141,8 @@ def _groups(engine: Engine, found: RunReport) -> Sequence[Any]:
     seconds = sa.extract("epoch", columns.finished_at - columns.started_at)
     recent = columns.finished_at > now - sa.text(f"interval '{RATE_SECONDS} seconds'")
     is_done = columns.state == "done"
+    # Nobody works on a batch whose lease ran out.
+    state = sa.case((is_expired(), EXPIRED), else_=columns.state).label("state")
 
     def total(value: Any, *of: Any) -> Any:
         return sa.func.coalesce(sa.func.sum(value).filter(*(of or [sa.true()])), 0)
@@ -147,7 +151,7 @@ def _groups(engine: Engine, found: RunReport) -> Sequence[Any]:
         sa.select(
             columns.stage,
             columns.step,
-            columns.state,
+            state,
             sa.func.count().label("batches"),
             sa.func.count(columns.published_at).label("published"),
             sa.extract("epoch", now - sa.func.min(columns.published_at)).label("oldest"),
@@ -160,7 +164,7 @@ def _groups(engine: Engine, found: RunReport) -> Sequence[Any]:
             *(sa.func.count().filter(seconds <= end).label(f"le_{end}") for end in DURATIONS),
         )
         .where(columns.run_id == found.run_id)
-        .group_by(columns.stage, columns.step, columns.state)
+        .group_by(columns.stage, columns.step, state)
     )
     with transaction(engine, statement_timeout_ms=TIMEOUT_MS) as connection:
         return connection.execute(query).all()
@@ -170,7 +174,7 @@ def _of_batches(groups: Sequence[Any]) -> Iterator[Metric]:
     by_stage: dict[str, list[Any]] = defaultdict(list)
     for group in groups:
         by_stage[group.stage].append(group)
-    states = sorted({end for _, end in BATCH_TRANSITIONS})
+    states = sorted({end for _, end in BATCH_TRANSITIONS} | {EXPIRED})
     yield _gauge(
         "batches",
         "Batches opened so far",

@@ -96,6 +96,9 @@ def test_what_waits_what_ran_out_and_what_was_set_right_is_counted(
     assert scrape(engine)["migration_queue_batches", queue] == 0
     late = "UPDATE migration.batches SET lease_until = now() - interval '1 s'"
     change(engine, late)
+    expired = scrape(engine)
+    assert expired["migration_batches", "organization", "expired"] == 1
+    assert expired["migration_batches", "organization", "running"] == 0
     reconciler.tick(engine, settings)
     with engine.begin() as connection:
         assert claims.claim(connection, run_id, batch_id, "dead too")
