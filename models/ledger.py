@@ -252,10 +252,10 @@ audit = sa.Table(
     metadata,
     sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
     _now("at"),
-    # The operator's login, the machine and process, and the database role.
+    # The operator's login, the machine and process, and the role that logged in to the database.
     sa.Column("actor", sa.Text, nullable=False),
     sa.Column("origin", sa.Text, nullable=False),
-    sa.Column("role", sa.Text, nullable=False, server_default=sa.text("current_user")),
+    sa.Column("role", sa.Text, nullable=False, server_default=sa.text("session_user")),
     sa.Column("action", sa.Text, nullable=False),
     sa.Column("run_id", sa.Text),
     sa.Column("before", pg.JSONB),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import redis
 from sqlalchemy import Engine
@@ -40,7 +40,22 @@ def settings() -> Connected:
         broker = (base.broker_url or base.redis_url).get_secret_value()  # type: ignore[union-attr]
         backend = (base.result_backend or base.redis_url).get_secret_value()  # type: ignore[union-attr]
         redis_url = base.redis_url.get_secret_value() if base.redis_url else broker
+    redis_url, broker, backend = map(verifying, (redis_url, broker, backend))
     return Connected(base, database_url, redis_url, celery_url(broker), result_url(backend))
+
+
+def verifying(url: str) -> str:
+    """A rediss:// address that says how the certificate is verified: fully, unless it says else.
+
+    Kombu verifies nothing where the address does not say, Celery refuses such an address, and
+    redis-py knows `CERT_REQUIRED`, as Celery's manual writes it, as `required` only.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "rediss":
+        return url
+    query = {"ssl_cert_reqs": "required"} | dict(parse_qsl(parts.query))
+    query["ssl_cert_reqs"] = query["ssl_cert_reqs"].lower().removeprefix("cert_")
+    return parts._replace(query=urlencode(query)).geturl()
 
 
 @cache

@@ -1,11 +1,14 @@
 """Alembic's entry: runs on the connection, and in the transaction, of `producer.schema`."""
 
+import sqlalchemy as sa
 from alembic import context
 
 from models.ledger import SCHEMA, metadata
 
 connection = context.config.attributes["connection"]
-connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+# IF NOT EXISTS asks for the privilege also where there is nothing to do.
+if not connection.scalar(sa.text("SELECT to_regnamespace(:name)"), {"name": SCHEMA}):
+    connection.exec_driver_sql(f"CREATE SCHEMA {SCHEMA}")
 context.configure(
     connection=connection,
     target_metadata=metadata,

@@ -133,7 +133,7 @@ credit AS MATERIALIZED (
     AND c.reason IN ('migration_grant', 'migration_opening')
 ),
 page AS MATERIALIZED (
-  SELECT u.*, u.id::text AS legacy_key, b.was, b.xmin AS made_in,
+  SELECT u.id, u.email, {columns}, u.id::text AS legacy_key, b.was, b.xmin AS made_in,
     coalesce(b.was -> 'kept', '[]') AS kept, g.id AS grant_id, g.amount, g.balance_after,
     coalesce((b.was ->> 'credits_balance')::numeric, 0) AS balance_before,
     g.operation = 'add' AND (o.id IS NULL OR o.balance_after IS NOT DISTINCT FROM
@@ -300,6 +300,7 @@ def _columns(users: Table) -> dict[str, str]:
             f"{column} = CASE WHEN d.restores_{name} THEN d.before_{name} ELSE u.{column} END"
         )
     return {
+        "columns": ", ".join(f"u.{quote(name)}" for name in _WRITTEN),
         "decisions": ",\n    ".join(decisions),
         "changes": "\n  UNION ALL ".join(changes),
         "assignments": ",\n    ".join(assignments),

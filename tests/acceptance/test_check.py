@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -106,19 +110,75 @@ def test_a_lock_in_the_way_is_named_and_does_not_hold_the_check_up(school: Produ
     assert found["rows set aside"]["verdict"] == "unknown"
 
 
-def test_missing_privileges_are_listed(school: Product) -> None:
+@pytest.fixture
+def guest(school: Product) -> Iterator[str]:
+    """The address of a role that may read the legacy tables, and nothing else."""
     with school.engine.begin() as connection:
         connection.execute(text("CREATE ROLE guest LOGIN"))
         connection.execute(text("GRANT SELECT ON users, gpt_subscriptions, projects TO guest"))
-    try:
-        url = school.environment["DATABASE_URL"].replace("postgres@", "guest@")
-        found = verdicts(school, DATABASE_URL=url)
-        assert found["privileges"]["verdict"] == "failed"
-        assert "ownership of public.users" in found["privileges"]["found"]
-        assert found["rows set aside"]["verdict"] == "warning"
-    finally:
+    yield school.environment["DATABASE_URL"].replace("postgres@", "guest@")
+    with school.engine.begin() as connection:
+        connection.execute(text("DROP OWNED BY guest; DROP ROLE guest"))
+
+
+def test_missing_privileges_are_listed(school: Product, guest: str) -> None:
+    found = verdicts(school, DATABASE_URL=guest)
+    assert found["privileges"]["verdict"] == "failed"
+    assert "ownership of public.users" in found["privileges"]["found"]
+    assert found["rows set aside"]["verdict"] == "warning"
+
+
+def test_sessions_that_the_role_cannot_look_into_are_not_taken_for_none(
+    school: Product, guest: str
+) -> None:
+    with lock(school, "LOCK TABLE users IN SHARE MODE"):
+        found = verdicts(school, DATABASE_URL=guest)
         with school.engine.begin() as connection:
-            connection.execute(text("DROP OWNED BY guest; DROP ROLE guest"))
+            connection.execute(text("GRANT pg_read_all_stats TO guest"))
+        seen = verdicts(school, DATABASE_URL=guest)
+    for name in ("locks", "long transactions"):
+        assert found[name]["verdict"] == "unknown"
+        assert "pg_read_all_stats" in found[name]["hint"]
+    assert seen["locks"]["verdict"] == "failed"
+
+
+def on_full_disk(product: Product, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command whose home is a disk of one megabyte, in a mount namespace of its own."""
+    home = product.folder / "small"
+    home.mkdir(exist_ok=True)
+    # Root needs no user namespace, in which it could not reach the servers' sockets.
+    users = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    enter = ["unshare", *users, "--mount", "/bin/sh", "-c"]
+    mount = 'mount -t tmpfs -o size=1m none "$0"'
+    if subprocess.run([*enter, mount, home], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine lets nobody mount a disk of his own")
+    return subprocess.run(
+        [*enter, f'{mount} && "$@"; end=$?; ls -A "$0" >&2; exit $end', home,
+         Path(sys.executable).parent / "producer", *arguments],
+        env=product.environment | {"MIGRATION_HOME": str(home)},
+        cwd=product.folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_a_full_disk_is_said_before_and_leaves_no_backup_behind(school: Product) -> None:
+    ended = on_full_disk(school, "check", "--json")
+    found = {check["name"]: check for check in json.loads(ended.stdout)["checks"]}
+    disk = found["disk for backups"]
+    assert (ended.returncode, disk["verdict"]) == (5, "failed")
+    assert "0.0 GB free, 1.0 GB needed" in disk["found"]
+    assert found["postgresql"]["verdict"] == "ok"
+    with school.engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE TABLE noise AS SELECT md5(n::text) || md5((-n)::text) AS x"
+                " FROM generate_series(1, 60000) AS n"
+            )
+        )
+    ended = on_full_disk(school, "backup", str(school.folder / "small" / "safe"), "--json")
+    assert ended.returncode == 1, ended.stderr
+    said = json.loads(ended.stdout)["error"]
+    assert "No space left" in said["message"] + said["hint"], said
+    assert ended.stderr.splitlines()[-1] != "safe"
 
 
 def test_a_table_in_the_way_is_named_with_its_column(school: Product) -> None:

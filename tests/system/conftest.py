@@ -19,7 +19,8 @@ from producer.local import directories
 
 # Fixtures are found by their names here.
 from tests.acceptance.conftest import product
-from tests.system import packages
+from tests.system import packages, secured
+from tests.system import servers as tls
 
 __all__ = ["pooler", "product"]
 
@@ -54,6 +55,27 @@ class Pooler:
             with connection.cursor() as cursor:
                 cursor.execute("SHOW SERVERS")
                 return [(row[1], row[2], row[3]) for row in cursor.fetchall()]
+
+
+@pytest.fixture(scope="session")
+def tls_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[secured.Servers]:
+    """A PostgreSQL and a Redis that speak TLS only."""
+    with tls.place_of(tmp_path_factory.mktemp("tls") / ".migration") as place:
+        certificates = tls.certify(place)
+        with (
+            tls.postgres(place, certificates) as postgres,
+            tls.redis_server(place, certificates) as redis,
+        ):
+            found = secured.Servers(postgres, redis, place.sockets)
+            found.execute("CREATE ROLE {}", secured.OWNER)
+            yield found
+
+
+@pytest.fixture
+def site(tls_servers: secured.Servers, tmp_path: Path) -> Iterator[secured.Site]:
+    """A school behind TLS, whose roles are not made yet."""
+    with secured.site(tls_servers, tmp_path, users=2_000) as found:
+        yield found
 
 
 @pytest.fixture

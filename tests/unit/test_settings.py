@@ -9,7 +9,7 @@ import pytest
 
 from models.errors import Misconfigured
 from models.settings import load, parse_grants
-from producer.connect import celery_url, result_url
+from producer.connect import celery_url, result_url, verifying
 
 
 def test_nothing_set_means_the_documented_defaults() -> None:
@@ -104,6 +104,23 @@ def test_addresses_may_lie_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert found.database_url and found.redis_url
     assert found.database_url.get_secret_value() == "postgresql://me:secret-word@h/d"
     assert "secret-word" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("url", "full"),
+    [
+        ("redis://h/0", "redis://h/0"),
+        ("unix:///tmp/x?db=1", "unix:///tmp/x?db=1"),
+        ("rediss://u:p%2Fq@h:1/0", "rediss://u:p%2Fq@h:1/0?ssl_cert_reqs=required"),
+        (
+            "rediss://h/0?ssl_ca_certs=%2Fa%2Fb.pem",
+            "rediss://h/0?ssl_cert_reqs=required&ssl_ca_certs=%2Fa%2Fb.pem",
+        ),
+        ("rediss://h/0?ssl_cert_reqs=CERT_NONE", "rediss://h/0?ssl_cert_reqs=none"),
+    ],
+)
+def test_a_certificate_is_verified_unless_the_address_says_else(url: str, full: str) -> None:
+    assert verifying(url) == full
 
 
 @pytest.mark.parametrize(
