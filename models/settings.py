@@ -17,7 +17,15 @@ from models.signals import Limits, parse_limits
 DEFAULT_FLOWER_URL = "http://127.0.0.1:5555"
 DEFAULT_GRANTS = "student=100,teacher=500,admin=1000,*=100"
 # What may hold a password: each may lie in a file instead, named by the variable with _FILE.
-SECRETS = ("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
+SECRETS = (
+    "DATABASE_URL",
+    "REDIS_URL",
+    "CELERY_BROKER_URL",
+    "CELERY_RESULT_BACKEND",
+    "FLOWER_BASIC_AUTH",
+    "MIGRATION_API_URLS",
+    "MIGRATION_FLOWER_URL",
+)
 MAX_BATCH_SIZE = 100_000
 # No quote, colon or percent sign: none of them could be told from SQL's own.
 _TABLE_NAME = re.compile(r"(?:[^.\s\":%][^.\":%]*\.)?[^.\s\":%][^.\":%]*")
@@ -49,6 +57,8 @@ class Settings(BaseSettings):
         None, alias="MIGRATION_FASTAPI_VERSION", pattern=r"^\d+(\.\d+)*"
     )
     flower_url: str = Field(DEFAULT_FLOWER_URL, alias="MIGRATION_FLOWER_URL")
+    # Flower's own variable: `user:password`, several with commas between.
+    flower_auth: SecretStr | None = Field(None, alias="FLOWER_BASIC_AUTH")
 
     @property
     def tables(self) -> list[str]:
@@ -101,8 +111,18 @@ class Settings(BaseSettings):
         urls = tuple(part.strip() for part in text.split(",") if part.strip())
         for url in urls:
             if not url.startswith(("http://", "https://")):
-                raise ValueError(f"{url!r} is not an http:// or https:// address")
+                # Not quoted: it may hold a password.
+                raise ValueError("must be http:// or https:// addresses, with commas between")
         return urls
+
+    @field_validator("flower_auth")
+    @classmethod
+    def _is_login(cls, auth: SecretStr | None) -> SecretStr | None:
+        for login in auth.get_secret_value().split(",") if auth else ():
+            user, _, password = login.partition(":")
+            if not (user.strip() and password):
+                raise ValueError("must be user:password, several with commas between")
+        return auth
 
     @field_validator("flower_url")
     @classmethod
@@ -144,7 +164,7 @@ def parse_grants(text: str) -> dict[str, Decimal]:
 
 
 def _from_files() -> dict[str, Any]:
-    """Addresses that lie in a file each, as container secrets do: `DATABASE_URL_FILE` and so on."""
+    """What lies in a file each, as container secrets do: `DATABASE_URL_FILE` and so on."""
     found = {}
     for name in SECRETS:
         path = os.environ.get(f"{name}_FILE")
@@ -158,10 +178,10 @@ def _from_files() -> dict[str, Any]:
             reason = getattr(failure, "strerror", None) or "it is no text"
             raise Misconfigured(
                 f"{name}_FILE: {path} cannot be read: {reason}",
-                hint="Name a file that holds the address, and nothing else.",
+                hint="Name a file that holds the value, and nothing else.",
             ) from None
         if not found[name]:
-            raise Misconfigured(f"{name}_FILE: {path} is empty", hint="Write the address into it.")
+            raise Misconfigured(f"{name}_FILE: {path} is empty", hint="Write the value into it.")
     return found
 
 

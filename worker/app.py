@@ -12,12 +12,15 @@ from kombu.transport import TRANSPORT_ALIASES
 from producer import connect
 from producer.queue import app
 from producer.reconciler import Reconciler
+from worker import flower
 
 __all__ = ["app"]
 
 app.conf.imports = ("worker.tasks",)
 # By the names of the schemes: for a Unix socket, Celery takes no other transport than its scheme's.
 TRANSPORT_ALIASES |= dict.fromkeys(("redis", "rediss"), "worker.gate:Transport")
+
+flower.prepare(connect.settings().base)
 
 _reconcilers: list[Reconciler] = []
 

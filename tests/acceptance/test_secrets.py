@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from urllib.parse import quote
 
+import psutil
 import pytest
 import redis
 from sqlalchemy import text
@@ -13,20 +15,24 @@ from sqlalchemy import text
 from producer.local import directories
 from tests import variants
 from tests.acceptance.conftest import Product
+from tests.acceptance.test_flower import LOGIN, PASSWORD, flower
 from tests.conftest import address
 
-PASSWORDS = ("db-Secret/1", "redis-Secret/2")
+PASSWORDS = ("db-Secret/1", "redis-Secret/2", "api-Secret/4", PASSWORD)
+PAGES = ("/workers", "/tasks", "/broker", "/metrics", "/api/workers", "/api/tasks")
 
 
 @pytest.fixture
 def secret(product: Product, own_redis: directories.Place) -> Iterator[Product]:
     """The product with a password in each address; that of Redis is asked for."""
-    database, broker = (quote(password, safe="") for password in PASSWORDS)
+    database, broker, api, _ = (quote(password, safe="") for password in PASSWORDS)
     with closing(redis.Redis.from_url(address(own_redis))) as client:
         client.config_set("requirepass", PASSWORDS[1])
     url = product.environment["DATABASE_URL"].replace("postgres@", f"postgres:{database}@")
     product.environment["DATABASE_URL"] = url
     product.environment["REDIS_URL"] = address(own_redis).replace("unix://", f"unix://:{broker}@")
+    product.environment["MIGRATION_API_URLS"] = f"http://me:{api}@127.0.0.1:1/x?token={api}"
+    product.environment["FLOWER_BASIC_AUTH"] = ":".join(LOGIN)
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, 200)
         # A row that only the database refuses, whose error quotes it.
@@ -39,6 +45,27 @@ def secret(product: Product, own_redis: directories.Place) -> Iterator[Product]:
     yield product
 
 
+@contextmanager
+def watching_processes() -> Iterator[set[str]]:
+    """The command lines of all processes of the machine, looked at twenty times a second."""
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            for process in psutil.process_iter():
+                with suppress(psutil.Error):
+                    seen.add(" ".join(process.cmdline()))
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        watcher.join()
+
+
 def test_a_whole_night_shows_no_secret_and_no_address(
     secret: Product, own_redis: directories.Place
 ) -> None:
@@ -48,7 +75,11 @@ def test_a_whole_night_shows_no_secret_and_no_address(
         ended = secret.run(*arguments)
         said.extend((ended.out, ended.err))
 
-    with secret.worker("--loglevel=DEBUG"):
+    with (
+        watching_processes() as processes,
+        secret.worker("--loglevel=DEBUG"),
+        flower(secret, "--debug=True") as (client, _),
+    ):
         run("check", "--json")
         run("enqueue-all", "--wait", "--json")
         for command in ("status", "doctor", "quarantine", "health", "performance", "plan"):
@@ -60,7 +91,10 @@ def test_a_whole_night_shows_no_secret_and_no_address(
         run("rollback", "--wait", "--yes", "--json")
         run("enqueue-all", "--wait", "--json", "--debug")
         run("backup", "safe", "--json")
+        run("restore", "safe", "--yes", "--json")
         stored = _redis(address(own_redis))
+        said += [client.get(page, auth=LOGIN).text for page in PAGES]
+        said += [path.read_text(errors="replace") for path in (secret.folder / "safe").glob("*.*")]
     # Where the servers are down, errors speak.
     secret.run("status")
     for name in ("DATABASE_URL", "REDIS_URL"):
@@ -81,7 +115,8 @@ def test_a_whole_night_shows_no_secret_and_no_address(
             for table in tables
         ]
     assert len(emails) > 100 and len(ledger) > 8 and len(said) > 30
-    everything = "\n".join([*said, *logs, *ledger, *stored])
+    assert any("pg_dump" in command for command in processes)
+    everything = "\n".join([*said, *logs, *ledger, *stored, *processes])
     for password in PASSWORDS:
         assert password not in everything
         assert quote(password, safe="") not in everything

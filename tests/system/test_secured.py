@@ -14,6 +14,7 @@ from psycopg2 import errors
 from models.settings import DEFAULT_GRANTS, parse_grants
 from tests import oracle
 from tests.acceptance.conftest import Product, batches, count, kill_group, until
+from tests.acceptance.test_flower import LOGIN, flower
 from tests.application import Application, Traffic
 from tests.system.secured import DATA_QUEUES, PRODUCER, WORKER, Site
 from tests.system.servers import REDIS_USER, redis_address
@@ -194,6 +195,13 @@ def test_the_redis_user_reaches_its_own_keys_and_commands_only(site: Site) -> No
     without = url.replace(f"{REDIS_USER}:", "")
     with closing(redis.Redis.from_url(without)) as client, pytest.raises(redis.AuthenticationError):
         client.ping()
+
+
+def test_flower_works_under_the_rules_of_redis(site: Site) -> None:
+    auth = {"FLOWER_BASIC_AUTH": ":".join(LOGIN)}
+    with site.product.worker("-n", "one@%h"), flower(site.product, **auth) as (client, _):
+        until(lambda: "one@" in client.get("/api/workers?refresh=1", auth=LOGIN).text)
+        assert "migration.users" in client.get("/broker", auth=LOGIN).text
 
 
 def test_tls_is_the_only_way_in(site: Site) -> None:
