@@ -29,7 +29,7 @@ from tests.system import packages
 
 ROOT = Path(__file__).parents[2]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-PORTS = re.compile(r"\b(6379|5555|9464|9090)\b")
+PORTS = re.compile(r"\b(6379|5555|8484|9464|9090)\b")
 # Their check is that of worker-users.
 ANOTHERS = ("worker-projects", "worker-verify", "worker-credits", "worker-control")
 PROGRAMS = {"redis-server": "redis-server", "redis-cli": "redis-server", "wget": "wget"}
