@@ -23,10 +23,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-system faults bench lint audit lock servers-stop clean
+.PHONY: help demo test test-system autoscale-demo faults bench lint audit lock secrets servers-stop clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(stamp) ## Migrate a generated school on embedded servers; ARGS="--users 20000"
 	@$(venv)/producer demo $(ARGS)
@@ -37,6 +37,9 @@ test: $(stamp) ## Run the tests; ARGS="-k name"
 test-system: $(stamp) ## Run the tests that need Debian's and npm's packages, unpacked in .system
 	@$(venv)/python -m tests.system.packages
 	@$(venv)/pytest tests/system $(ARGS)
+
+autoscale-demo: $(stamp) ## Scale workers with a run as KEDA would, and plot it; ARGS="--users 20000"
+	@$(venv)/python -m tests.autoscale $(ARGS)
 
 faults: $(stamp) ## Injure it in some forty ways, 20 times each; ARGS="--repetitions 3 --only Redis"
 	@$(venv)/python -m tests.faults $(ARGS)
@@ -57,6 +60,12 @@ lock: $(stamp) ## Write requirements.lock anew; ARGS=--upgrade for the newest ve
 	@$(venv)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	    --extra dev --custom-compile-command "make lock" $(ARGS) \
 	    --output-file requirements.lock pyproject.toml
+	@$(venv)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+	    --extra tracing --constraint requirements.lock --custom-compile-command "make lock" \
+	    --output-file deploy/requirements.lock pyproject.toml
+
+secrets: $(stamp) ## Write random passwords for docker-compose.yml into secrets/
+	@$(venv)/python deploy/make_secrets.py
 
 servers-stop: $(stamp) ## Stop the embedded servers; their data stay
 	@$(venv)/producer servers stop

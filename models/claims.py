@@ -94,6 +94,7 @@ def _claiming() -> sa.sql.dml.ReturningUpdate[Any]:
             "running",
             attempt=batches.c.attempt + 1,
             lapses=batches.c.lapses + sa.case((is_expired(), 1), else_=0),
+            expiries=batches.c.expiries + sa.case((is_expired(), 1), else_=0),
             worker=sa.bindparam("by"),
             lease_until=lease_end(),
             started_at=sa.func.clock_timestamp(),

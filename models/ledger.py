@@ -149,6 +149,9 @@ batches = sa.Table(
     # Since it was retried last: leases that ran out, and times that it was handed back.
     sa.Column("lapses", sa.Integer, nullable=False, server_default="0"),
     sa.Column("hand_backs", sa.Integer, nullable=False, server_default="0"),
+    # Ever: leases that ran out, and times that the reconciler published it again.
+    sa.Column("expiries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("republished", sa.Integer, nullable=False, server_default="0"),
     sa.Column("worker", sa.Text),
     # Null: not published yet; `producer.enqueue.advance` does it when the stage's turn has come.
     _now("published_at", null=True),

@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     fastapi_version: str | None = Field(
         None, alias="MIGRATION_FASTAPI_VERSION", pattern=r"^\d+(\.\d+)*"
     )
+    # OpenTelemetry's own variable, with its sisters: traces go there, as OTLP over HTTP.
+    otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
     flower_url: str = Field(DEFAULT_FLOWER_URL, alias="MIGRATION_FLOWER_URL")
     # Flower's own variable: `user:password`, several with commas between.
     flower_auth: SecretStr | None = Field(None, alias="FLOWER_BASIC_AUTH")

@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -162,18 +163,22 @@ def servers() -> None:
 def enqueue_all(wait: bool) -> Any:
     """Prepare the schema, open a run and fan out its batches; joins a run that is open."""
     from models import database
-    from producer import connect, enqueue, report
+    from producer import connect, enqueue, report, tracing
     from producer import schema as schema_step
 
     engine, settings = connect.engine(), connect.settings().base
+    tracing.require(settings)
     database.check_reachable(engine)
     connect.check_redis()
     schema_step.upgrade(engine, settings)
     run_id, is_new = enqueue.open_run(engine, settings)
     console.print(f"Run {run_id}" + ("" if is_new else " is open already: joined"))
-    enqueue.advance(engine, settings, run_id)
-    if wait:
-        return _wait(run_id)
+    # The one that opened it is the root of its trace.
+    traced = tracing.command(settings, "enqueue-all", run_id) if is_new else nullcontext()
+    with traced:
+        enqueue.advance(engine, settings, run_id)
+        if wait:
+            return _wait(run_id)
     found = report.read(engine, run_id)
     console.print("Watch it: producer status --watch")
     return found
@@ -381,6 +386,20 @@ def health() -> Any:
     found = checking.examine(connect.engine(), connect.settings().base)
     output.checks(console, found)
     return _checked(Checks(checks=found), found)
+
+
+@command(cli, "metrics", blank={"address": None})
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for everywhere.")
+@click.option("--port", type=click.IntRange(1, 65535), default=9464, show_default=True)
+def metrics(host: str, port: int) -> Any:
+    """Serve the newest run's figures to Prometheus, from the ledger, until it is stopped."""
+    from producer import connect
+    from producer import metrics as ledger
+
+    engine = connect.engine()
+    console.print(f"Metrics at http://{host}:{port}/metrics")
+    ledger.serve(engine, host, port)
+    return {"address": f"http://{host}:{port}/metrics", "error": None}
 
 
 @command(cli, "performance", blank=Speeds().model_dump())

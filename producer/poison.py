@@ -121,4 +121,6 @@ def _insert(connection: Connection, batch: RowMapping, scopes: list[Scope]) -> N
 
 
 def _move(connection: Connection, batch: RowMapping, to: str, **values: object) -> None:
+    """To the end of a batch whose lease ran out once more."""
+    values["expiries"] = batches.c.expiries + 1
     connection.execute(move_batches(to, **values).where(batches.c.id == batch["id"]))

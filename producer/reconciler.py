@@ -100,7 +100,13 @@ def _reopen_expired(connection: Connection, settings: Settings) -> list[Message]
         poison.split(connection, settings, batch)
     _note(connection, "split", (batch["run_id"] for batch in found))
     reopened = connection.execute(
-        move_batches("pending", lapses=batches.c.lapses + 1, published_at=sa.func.clock_timestamp())
+        move_batches(
+            "pending",
+            lapses=batches.c.lapses + 1,
+            expiries=batches.c.expiries + 1,
+            republished=batches.c.republished + 1,
+            published_at=sa.func.clock_timestamp(),
+        )
         .where(is_expired(), ~lapses_too_often())
         .returning(*_COLUMNS)
     )
@@ -143,7 +149,7 @@ def _take_lost(connection: Connection) -> list[Message]:
     connection.execute(
         sa.update(batches)
         .where(batches.c.id.in_([row.id for row in taken]))
-        .values(published_at=sa.func.clock_timestamp())
+        .values(published_at=sa.func.clock_timestamp(), republished=batches.c.republished + 1)
     )
     _note(connection, "lost", (row.run_id for row in taken))
     return [Message(*row) for row in taken]

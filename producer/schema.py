@@ -14,6 +14,7 @@ from models.errors import NotAllowed
 from models.legacy import Legacy
 from models.settings import Settings
 from models.steps.indexes import record
+from producer import backlog
 
 LOCK = 0x736368656D61  # any constant: two upgrades at the same moment take turns
 
@@ -41,6 +42,7 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     config.set_main_option("script_location", str(resources.files("models") / "migrations"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    backlog.define(connection)
     # Outside Alembic's list of revisions: what the application dropped, or what another
     # legacy table lacks, is missing whatever revision the database says it is at.
     added = target.expand(connection, tables)

@@ -6,10 +6,16 @@ import logging
 from typing import Any
 
 import structlog
-from celery.signals import setup_logging, worker_process_init, worker_ready, worker_shutdown
+from celery.signals import (
+    setup_logging,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutdown,
+)
 from kombu.transport import TRANSPORT_ALIASES
 
-from producer import connect
+from producer import connect, tracing
 from producer.queue import app
 from producer.reconciler import Reconciler
 from worker import flower
@@ -21,6 +27,7 @@ app.conf.imports = ("worker.tasks",)
 TRANSPORT_ALIASES |= dict.fromkeys(("redis", "rediss"), "worker.gate:Transport")
 
 flower.prepare(connect.settings().base)
+tracing.require(connect.settings().base)
 
 _reconcilers: list[Reconciler] = []
 
@@ -44,6 +51,11 @@ def _log_in_lines(loglevel: int | str | None = None, **_: Any) -> None:
 def _forget_the_parents_connections(**_: Any) -> None:
     # A pool that crossed the fork shares its sockets with the parent: leave them unclosed to it.
     connect.engine().dispose(close=False)
+
+
+@worker_process_shutdown.connect
+def _send_the_last_traces(**_: Any) -> None:
+    tracing.flush()
 
 
 @worker_ready.connect

@@ -17,6 +17,8 @@ def prepare(settings: Settings) -> None:
     if "flower" not in sys.argv:
         return
     os.environ.setdefault("FLOWER_READ_ONLY", "true")
+    # A batch's ids are its arguments, and its outcome is its result.
+    os.environ.setdefault("FLOWER_TASKS_COLUMNS", "name,args,state,result,received,runtime,worker")
     if settings.flower_auth:
         os.environ["FLOWER_BASIC_AUTH"] = settings.flower_auth.get_secret_value()
     elif not os.environ.get("FLOWER_AUTH"):

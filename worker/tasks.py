@@ -10,7 +10,7 @@ from celery.exceptions import Reject
 
 from models.errors import Stopped
 from models.steps import STEPS, UNDO_STEPS
-from producer import enqueue
+from producer import enqueue, tracing
 from producer.connect import engine, settings
 from producer.queue import ADVANCE, app
 from worker import batch, throttle
@@ -29,19 +29,23 @@ BATCH_TASKS: dict[str, int | None] = {
 _throttle = throttle.Throttle()
 
 
-def _do(run_id: str, batch_id: int) -> dict[str, str]:
+def _do(name: str, run_id: str, batch_id: int) -> dict[str, str]:
     try:
         _throttle.wait(engine(), settings().base.throttle, run_id)
     except Stopped:
         raise Reject("not begun", requeue=True) from None
     worker = batch.worker_name(socket.gethostname(), os.getpid())
-    return batch.run(engine(), settings().base, run_id, batch_id, worker)
+    traced = {"migration.batch": batch_id, "migration.worker": worker}
+    with tracing.task(settings().base, name, run_id, **traced) as found:
+        ended = batch.run(engine(), settings().base, run_id, batch_id, worker)
+        found |= {f"migration.{key}": value for key, value in ended.items()}
+    return ended
 
 
 def _register(name: str, time_limit: int | None) -> None:
     @app.task(name=name, ignore_result=True, time_limit=time_limit)  # type: ignore[arg-type]
     def task(run_id: str, batch_id: int) -> dict[str, str]:
-        return _do(run_id, batch_id)
+        return _do(name, run_id, batch_id)
 
 
 for _name, _limit in BATCH_TASKS.items():
@@ -51,4 +55,5 @@ for _name, _limit in BATCH_TASKS.items():
 @app.task(name=ADVANCE, ignore_result=True)
 def advance(run_id: str, *_: Any) -> None:
     """The body of every chord: open what comes next."""
-    enqueue.advance(engine(), settings().base, run_id)
+    with tracing.task(settings().base, ADVANCE, run_id):
+        enqueue.advance(engine(), settings().base, run_id)

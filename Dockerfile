@@ -1,0 +1,20 @@
+# The product as an image: producer, workers, Flower and console are commands of it.
+FROM python:3.13-slim AS build
+WORKDIR /src
+COPY deploy/requirements.lock ./
+RUN python -m venv /opt/migration \
+    && /opt/migration/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+COPY pyproject.toml README.md celeryconfig.py ./
+COPY models models
+COPY producer producer
+COPY worker worker
+RUN /opt/migration/bin/pip install --no-cache-dir --no-deps . \
+    && /opt/migration/bin/pip uninstall --yes pip
+
+FROM python:3.13-slim
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin migration
+COPY --from=build /opt/migration /opt/migration
+ENV PATH=/opt/migration/bin:$PATH PYTHONUNBUFFERED=1 MIGRATION_HOME=/tmp/migration
+WORKDIR /tmp
+USER 10001:10001
+CMD ["producer", "--help"]

