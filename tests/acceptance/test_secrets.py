@@ -86,6 +86,8 @@ def test_a_whole_night_shows_no_secret_and_no_address(
             run(command, "--json")
             run(command)
         run("status", "--history", "--json")
+        run("report", "--output", "night.html")
+        said.append((secret.folder / "night.html").read_text())
         run("repair", "credits", "--json")
         run("retry", "--wait", "--json")
         run("rollback", "--wait", "--yes", "--json")
