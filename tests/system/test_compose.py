@@ -34,7 +34,7 @@ PORTS = re.compile(r"\b(6379|5555|8484|9464|9090)\b")
 ANOTHERS = ("worker-projects", "worker-verify", "worker-credits", "worker-control")
 PROGRAMS = {"redis-server": "redis-server", "redis-cli": "redis-server", "wget": "wget"}
 # Not to be had as a package, or started here otherwise.
-ELSEWHERE = {"postgres", "grafana", "producer", "console"}
+ELSEWHERE = {"postgres", "grafana", "producer"}
 
 
 class Machine:
