@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,9 @@ from producer.local import redis as valkey
 _redis_databases = itertools.cycle(range(1, 15))
 
 
-_OURS = ("MIGRATION_", "CELERY_", "FLOWER_", "PG", "DATABASE_URL", "REDIS_URL")
+_OURS = ("MIGRATION_", "CELERY_", "FLOWER_", "OTEL_", "PG", "DATABASE_URL", "REDIS_URL")
+# A shell lets what runs in its background ignore this, and so would what a test starts and stops.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _settle() -> Path:
