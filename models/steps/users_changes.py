@@ -22,7 +22,8 @@ from models.steps.removal import is_untouched, remove_deleted_users, remove_tool
 _LOCK_MOVED = """
 SELECT count(*) FROM (
   SELECT FROM {ai_tools} t WHERE t.id = ANY(ARRAY(
-    SELECT {tool_id} FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
+    SELECT {tool_id} FROM {users} u
+    JOIN {subscriptions} s ON s.user_id = u.id AND {subscriptions_scope}
     JOIN {ai_tools} t ON t.id = {tool_id} JOIN {ai_suites} home ON home.id = t.suite_id
     WHERE {scope} AND {parts} AND home.user_id <> u.id
     UNION SELECT doomed.id FROM ({surplus}) AS doomed))
@@ -111,7 +112,7 @@ WITH expected AS MATERIALIZED (
   SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, s.gpt_id::text AS name,
     {version} AS version, {is_active} AS is_active, {preferences} AS preferences,
     own.id AS suite_id
-  FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
+  FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id AND {subscriptions_scope}
   JOIN LATERAL ({oldest_suite}) AS own ON true
   WHERE {scope} AND {parts} AND btrim(coalesce(u.email::text, ''), :blanks) <> ''
     AND btrim(coalesce(s.gpt_id::text, ''), :blanks) <> ''
@@ -188,12 +189,12 @@ SELECT coalesce(sum(after - before), 0) AS credits_granted FROM stale
 # Tools whose subscription or project is gone, has another owner or was set aside in this run.
 _SURPLUS = """
   SELECT t.id, t.suite_id FROM {users} u
-  JOIN {ai_suites} s ON s.user_id = u.id
-  JOIN {ai_tools} t ON t.suite_id = s.id
+  JOIN {ai_suites} o ON o.user_id = u.id AND {suites_scope}
+  JOIN {ai_tools} t ON t.suite_id = o.id
   LEFT JOIN (
     WITH theirs AS MATERIALIZED (
       SELECT s.user_id, {tool_id} AS tool_id, q.legacy_key IS NOT NULL AS is_bad
-      FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
+      FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id AND {subscriptions_scope}
       LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
         AND q.state IN ('open', 'accepted')
       WHERE {scope})
@@ -204,8 +205,8 @@ _SURPLUS = """
     AND (l.session_id = :own_run OR legacy.is_bad IS NULL AND {untouched})
   UNION ALL
   SELECT t.id, t.suite_id FROM {users} u
-  JOIN {ai_suites} s ON s.user_id = u.id
-  JOIN {ai_tools} t ON t.suite_id = s.id
+  JOIN {ai_suites} o ON o.user_id = u.id AND {suites_scope}
+  JOIN {ai_tools} t ON t.suite_id = o.id
   WHERE {scope} AND {is_project_tool} AND {untouched} AND t.id = {project_tool}
     AND NOT EXISTS (SELECT FROM {projects} p WHERE p.id = {project_key})
 """

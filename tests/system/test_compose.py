@@ -159,7 +159,7 @@ def test_a_run_goes_through_the_services_of_the_file_and_each_is_found_healthy(
         query = {"query": 'migration_run_info{state="completed_with_quarantine"}'}
         address = f"http://127.0.0.1:{machine.port('9090')}/api/v1/query"
         until(lambda: httpx.get(address, params=query).json()["data"]["result"])
-        for name, process in started.items():
+        for name, process in reversed(started.items()):
             process.terminate()
             # Docker would kill after ten seconds where nothing is said.
             grace = SERVICES[name].get("stop_grace_period", "10s")
