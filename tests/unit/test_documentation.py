@@ -11,6 +11,7 @@ from models import errors
 from models.messages import RunReport
 from models.settings import SECRETS
 from tests import reference
+from tests.faults.matrix import ROWS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
@@ -71,6 +72,15 @@ def test_commands_and_options_that_a_page_shows_exist(page: Path) -> None:
         assert shown, f"{page.name}: producer {words}"
         for option in re.findall(r"--[a-z-]+", words):
             assert option in shown[1], f"{page.name}: producer {words}"
+
+
+def test_rows_of_the_crash_matrix_that_the_answers_name_exist() -> None:
+    text = (ROOT / "docs" / "what-if.md").read_text(encoding="utf-8")
+    lists = re.findall(r"\bRows?\s\*.*?[.;]", text, re.DOTALL)
+    named = {" ".join(name.split()) for rows in lists for name in re.findall(r"\*([^*]+)\*", rows)}
+    known = {row.name for row in ROWS}
+    assert len(named) > 20
+    assert named <= known, named - known
 
 
 @pytest.mark.parametrize("page", HANDWRITTEN, ids=lambda page: page.name)
