@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-system autoscale-demo faults bench lint audit lock secrets servers-stop clean
+.PHONY: help demo test test-system autoscale-demo faults bench lint docs audit lock secrets servers-stop clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ lint: $(stamp) ## Check style, types and imports
 	@$(venv)/ruff format --check
 	@$(venv)/mypy
 	@$(venv)/lint-imports
+
+docs: $(stamp) ## Write docs/settings.md, docs/commands.md and the diagrams of states
+	@$(venv)/python -m tests.reference
 
 audit: $(stamp) ## Look the pinned dependencies up among known vulnerabilities
 	@$(venv)/python -m tests.audit

@@ -38,32 +38,110 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True)
 
-    database_url: SecretStr | None = Field(None, alias="DATABASE_URL")
-    redis_url: SecretStr | None = Field(None, alias="REDIS_URL")
-    broker_url: SecretStr | None = Field(None, alias="CELERY_BROKER_URL")
-    result_backend: SecretStr | None = Field(None, alias="CELERY_RESULT_BACKEND")
-    home: Path = Field(Path(".migration"), alias="MIGRATION_HOME")
-    users_table: str = Field("users", alias="MIGRATION_USERS_TABLE")
-    subscriptions_table: str = Field("gpt_subscriptions", alias="MIGRATION_SUBSCRIPTIONS_TABLE")
-    projects_table: str = Field("projects", alias="MIGRATION_PROJECTS_TABLE")
-    batch_size: int | Literal["auto"] = Field("auto", alias="MIGRATION_BATCH_SIZE")
+    database_url: SecretStr | None = Field(
+        None,
+        alias="DATABASE_URL",
+        description="The dashboard's PostgreSQL, 12 or newer: `postgresql://` or `postgres://`."
+        " Together with a Redis, or neither: then embedded servers are started.",
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        alias="REDIS_URL",
+        description="Redis 6 or newer, or Valkey, as broker and for results: `redis://`,"
+        " `rediss://` (certificates are verified) or `unix://`.",
+    )
+    broker_url: SecretStr | None = Field(
+        None,
+        alias="CELERY_BROKER_URL",
+        description="Another Redis for the messages, instead of `REDIS_URL`.",
+    )
+    result_backend: SecretStr | None = Field(
+        None,
+        alias="CELERY_RESULT_BACKEND",
+        description="Another Redis for results and chords, instead of `REDIS_URL`.",
+    )
+    home: Path = Field(
+        Path(".migration"),
+        alias="MIGRATION_HOME",
+        description="A folder for the data of the embedded servers, for reports, and for what the"
+        " demonstration leaves.",
+    )
+    users_table: str = Field(
+        "users",
+        alias="MIGRATION_USERS_TABLE",
+        description="The legacy table of users, also as `schema.table`.",
+    )
+    subscriptions_table: str = Field(
+        "gpt_subscriptions",
+        alias="MIGRATION_SUBSCRIPTIONS_TABLE",
+        description="The legacy table of GPT subscriptions, also as `schema.table`.",
+    )
+    projects_table: str = Field(
+        "projects",
+        alias="MIGRATION_PROJECTS_TABLE",
+        description="The legacy table of projects, also as `schema.table`.",
+    )
+    batch_size: int | Literal["auto"] = Field(
+        "auto",
+        alias="MIGRATION_BATCH_SIZE",
+        description="Users or projects a batch, from 1 to 100000; `auto` sizes each batch by what"
+        " the last ones took, to about two seconds.",
+    )
     credit_grants: Annotated[dict[str, Decimal], NoDecode] = Field(
-        DEFAULT_GRANTS, alias="MIGRATION_CREDIT_GRANTS", validate_default=True
+        DEFAULT_GRANTS,
+        alias="MIGRATION_CREDIT_GRANTS",
+        validate_default=True,
+        description="Credits that a user gets, by type of user; `*` is any other type. A run keeps"
+        " what was set when it was opened.",
     )
     throttle: Annotated[Limits, NoDecode] = Field(
-        "", alias="MIGRATION_THROTTLE", validate_default=True
+        "",
+        alias="MIGRATION_THROTTLE",
+        validate_default=True,
+        description="Limits beyond which workers begin no batch; name those that change, a number"
+        " or `off` each, or `off` for all. `lag` of a standby, `commit` latency and the oldest"
+        " `transaction` of others in seconds, `archive` in WAL segments that wait, sessions that"
+        " wait for `locks`, share of `connections` in use. `unreadable=stop` waits also where the"
+        " role may not see a signal.",
     )
-    api_urls: Annotated[tuple[str, ...], NoDecode] = Field((), alias="MIGRATION_API_URLS")
+    api_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        alias="MIGRATION_API_URLS",
+        description="Endpoints of the dashboard, with commas between: `health` asks whether they"
+        " answer, `performance` how fast, `check` which FastAPI it is.",
+    )
 
     fastapi_version: str | None = Field(
-        None, alias="MIGRATION_FASTAPI_VERSION", pattern=r"^\d+(\.\d+)*"
+        None,
+        alias="MIGRATION_FASTAPI_VERSION",
+        pattern=r"^\d+(\.\d+)*",
+        description="The dashboard's FastAPI, where `check` cannot see it.",
     )
     # OpenTelemetry's own variable, with its sisters: traces go there, as OTLP over HTTP.
-    otlp_endpoint: str | None = Field(None, alias="OTEL_EXPORTER_OTLP_ENDPOINT")
-    flower_url: str = Field(DEFAULT_FLOWER_URL, alias="MIGRATION_FLOWER_URL")
+    otlp_endpoint: str | None = Field(
+        None,
+        alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="Where traces go, as OTLP over HTTP; needs the extra"
+        " `dashboard-migration[tracing]`. Without it there are no traces.",
+    )
+    flower_url: str = Field(
+        DEFAULT_FLOWER_URL,
+        alias="MIGRATION_FLOWER_URL",
+        description="Where `health` asks for Flower.",
+    )
     # Flower's own variable: `user:password`, several with commas between.
-    flower_auth: SecretStr | None = Field(None, alias="FLOWER_BASIC_AUTH")
-    console_password: SecretStr | None = Field(None, alias="MIGRATION_CONSOLE_PASSWORD")
+    flower_auth: SecretStr | None = Field(
+        None,
+        alias="FLOWER_BASIC_AUTH",
+        description="Flower's login, `user:password`, several with commas between. Without one it"
+        " answers this machine only.",
+    )
+    console_password: SecretStr | None = Field(
+        None,
+        alias="MIGRATION_CONSOLE_PASSWORD",
+        description="What `serve` asks for, ten characters or more; without it, one is made up at"
+        " each start and shown.",
+    )
 
     @property
     def tables(self) -> list[str]:
