@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
@@ -40,30 +40,29 @@ def cut(
 ) -> list[Page]:
     """The next pages of `table` in key order, at most `pages` of `rows` rows.
 
-    The page behind the last row is open above: its `high` is None, and nothing comes after it.
-    Reads the unique index on `id` only, one window of keys at a time.
+    The page that holds the last row is open above: its `high` is None, and nothing comes after it.
+    Reads the unique index on `id` only, and of that the keys of these pages.
     """
     kind = key_cast(table.columns["id"].base)
-    bound = "" if after is None else f"WHERE t.id > CAST(:after AS {kind})"
-    statement = text(
-        "SELECT id::text AS high, position FROM ("
-        "  SELECT id, row_number() OVER (ORDER BY id) AS position,"
-        "    lead(true) OVER (ORDER BY id) IS NULL AS is_last"
-        f"  FROM (SELECT t.id FROM {table.sql} t {bound} ORDER BY t.id LIMIT :most) AS page"
-        ") AS numbered WHERE position % :rows = 0 OR is_last ORDER BY position"
-    )
-    most = rows * pages
-    cuts = connection.execute(statement, {"after": after, "rows": rows, "most": most}).all()
     result: list[Page] = []
-    position, low = 0, after
-    for found in cuts:
-        result.append(Page(low, found.high, found.position - position))
-        position, low = found.position, found.high
-    if not result:
-        return [Page(after, None, 0)]
-    if position < most:
-        result[-1] = replace(result[-1], high=None)
-    return result
+    low = after
+    while True:
+        bound = "true" if low is None else f"t.id > CAST(:low AS {kind})"
+        ordered = f"FROM {table.sql} t WHERE {bound} ORDER BY t.id"
+        # The last row of the page, and the first behind it: whether there is one.
+        ends = connection.scalars(
+            text(f"SELECT t.id::text {ordered} OFFSET :before LIMIT 2"),
+            {"low": low, "before": rows - 1},
+        ).all()
+        if len(ends) == 2:
+            result.append(Page(low, ends[0], rows))
+        else:
+            held = text(f"SELECT count(*) FROM (SELECT {ordered} LIMIT :rows) AS page")
+            count = rows if ends else connection.scalar(held, {"low": low, "rows": rows})
+            result.append(Page(low, None, int(count or 0)))
+        low = result[-1].high
+        if low is None or len(result) == pages:
+            return result
 
 
 def window_pages(window: int) -> int:
@@ -88,9 +87,13 @@ def share(rows_left: int, workers: int, rows_a_second: float) -> int:
 
     Fixed-size chunking with SHARES chunks a worker (Kruskal and Weiss, Allocating independent
     subtasks on parallel processors, 1985): the last batch costs 1 / (2 · SHARES) of the time.
+    Where there are few, each worker has as many.
     """
+    workers = max(1, workers)
     shortest = max(FIRST_ROWS, int(SHORTEST_SECONDS * rows_a_second))
-    return max(shortest, rows_left // (SHARES * max(1, workers)))
+    most = min(LARGEST_ROWS, max(shortest, rows_left // (SHARES * workers)))
+    rounds = -(-rows_left // (most * workers))
+    return max(FIRST_ROWS, -(-rows_left // (rounds * workers)))
 
 
 def count_rows(connection: Connection, table: Table) -> int:

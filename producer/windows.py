@@ -42,7 +42,9 @@ def open_next(
             return []
         if lists is not None:
             found = [{"key_list": keys, "rows": 0} for keys in lists]
-            after = str(round_ + 1) if found else None
+            # Items come in one round: pages that follow need not wait for its end to know that.
+            is_only = type(step).key_lists is Step.key_lists
+            after = str(round_ + 1) if found and not is_only else None
         else:
             found, after = _pages(connection, context, run, stage, step, after)
         if found:
