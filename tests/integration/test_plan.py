@@ -40,10 +40,10 @@ def test_a_plan_holds_against_a_run_and_changes_nothing(engine: Engine, settings
     started = time.monotonic()
     assert whole_run(engine, settings).state == "completed_with_quarantine"
     seconds = time.monotonic() - started
-    # Loosely: the machine is not quiet. A cost forgotten or counted twice would show. The stages
-    # only: no message goes round here, and no stage's end is waited for.
+    # Loosely: the machine is not quiet. A sample taken for the whole would show. The stages only:
+    # no message goes round here, and no stage's end is waited for.
     planned = sum(stage.at_most for stage in found.stages)
-    assert seconds / 3 < planned < seconds * 3
+    assert seconds / 4 < planned < seconds * 4
     assert planned < found.seconds_at_most
     assert found.users == 3_000 and 1_000 <= found.sample <= 2_000
     grown = scalar(engine, "SELECT pg_total_relation_size('ai_tools')")
