@@ -11,17 +11,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import httpx
 
-from producer.cli import cli
 from tests.soak.site import Site, finish, load, rows, workers
 
 PAIRS, PAGE_SECONDS, SCRAPE_SECONDS = 5, 2.0, 5.0
 PASSWORD = "correct horse"
+_MAIN = "import sys, producer.cli as m; sys.argv[0] = 'producer'; m.main()"
+PRODUCER = (sys.executable, "-c", _MAIN)
 
 
 def run(site: Site, users: int) -> dict[str, Any]:
@@ -68,23 +69,26 @@ def _once(site: Site, is_watched: bool) -> dict[str, Any]:
 
 @contextmanager
 def _eyes(site: Site, looks: list[float]) -> Iterator[None]:
-    """`status --watch` at a terminal, a page of the console that is open, and the metrics.
+    """`status --watch` at a terminal, an open page of the console, the metrics, and Flower.
 
     Returns when all of them have seen the run.
     """
-    over, seen = threading.Event(), [threading.Event() for _ in range(2)]
+    over, seen = threading.Event(), [threading.Event() for _ in range(4)]
     master, terminal = pty.openpty()
+    ports = [str(_free_port()), str(_free_port())]
+    flower = [sys.executable, "-m", "celery", "-A", "worker", "flower", f"--port={ports[1]}"]
     processes = [
-        _start(site, "status", "--watch", stderr=terminal),
-        _start(site, "serve", "--port", "0", stderr=subprocess.PIPE),
+        _start(site, *PRODUCER, "status", "--watch", stderr=terminal),
+        _start(site, *PRODUCER, "serve", "--port", "0", stderr=subprocess.PIPE),
+        _start(site, *PRODUCER, "metrics", "--port", ports[0], stderr=subprocess.DEVNULL),
+        _start(site, *flower, stderr=subprocess.DEVNULL),
     ]
-    jobs = [(_drain, (master, seen[0])), (_follow, (processes[1], over, seen[1], looks))]
-    # Where this version has them.
-    if "metrics" in cli.commands:
-        port = str(_free_port())
-        processes.append(_start(site, "metrics", "--port", port, stderr=subprocess.DEVNULL))
-        seen.append(threading.Event())
-        jobs.append((_scrape, (port, over, seen[2])))
+    jobs: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
+        (_drain, (master, seen[0])),
+        (_follow, (processes[1], over, seen[1], looks)),
+        (_scrape, (f"http://127.0.0.1:{ports[0]}/metrics", over, seen[2])),
+        (_scrape, (f"http://127.0.0.1:{ports[1]}/workers", over, seen[3])),
+    ]
     threads = [threading.Thread(target=job, args=args, daemon=True) for job, args in jobs]
     for thread in threads:
         thread.start()
@@ -102,10 +106,9 @@ def _eyes(site: Site, looks: list[float]) -> Iterator[None]:
             thread.join(timeout=10)
 
 
-def _start(site: Site, *arguments: str, stderr: int) -> subprocess.Popen[str]:
-    code = "import sys, producer.cli as m; sys.argv[0] = 'producer'; m.main()"
+def _start(site: Site, *command: str, stderr: int) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+        command,
         env=site.environment | {"MIGRATION_CONSOLE_PASSWORD": PASSWORD, "TERM": "xterm"},
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, text=True,
     )  # fmt: skip
@@ -139,11 +142,11 @@ def _follow(
             seen.set()
 
 
-def _scrape(port: str, over: threading.Event, seen: threading.Event) -> None:
-    """What Prometheus does."""
+def _scrape(address: str, over: threading.Event, seen: threading.Event) -> None:
+    """What Prometheus does, and an open page of Flower."""
     while not over.wait(SCRAPE_SECONDS if seen.is_set() else 0.2):
         with suppress(httpx.ConnectError):
-            httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=10).raise_for_status()
+            httpx.get(address, timeout=10).raise_for_status()
             seen.set()
 
 
