@@ -37,6 +37,9 @@ BLANKS = (
 OLDEST_SUITE = (
     "SELECT o.id FROM {ai_suites} o WHERE o.user_id = u.id ORDER BY o.created_at, o.id LIMIT 1"
 )
+# Of the project `p`. OFFSET keeps it a look by key: as a join it may begin with the first of all
+# users.
+PROJECT_OWNER = "SELECT o.id FROM {users} o WHERE o.id = p.user_id OFFSET 0"
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,10 @@ class Context:
             "subscriptions": self.legacy.subscriptions.sql,
             "projects": self.legacy.projects.sql,
         }
-        names["oldest_suite"] = OLDEST_SUITE.format(**names)
+        names |= {
+            "oldest_suite": OLDEST_SUITE.format(**names),
+            "project_owner": PROJECT_OWNER.format(**names),
+        }
         return sql.format(**names, set_aside_again=SET_ASIDE_AGAIN, **expressions)
 
     def owned(self, table: Table, alias: str, scope: Scope) -> str:

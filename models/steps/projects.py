@@ -29,7 +29,7 @@ WITH project AS MATERIALIZED (
     CASE WHEN u.id IS NULL THEN 'owner_missing'
          WHEN own.id IS NULL OR q.legacy_key IS NOT NULL THEN 'owner_quarantined' END AS reason
   FROM {projects} p
-  LEFT JOIN LATERAL (SELECT o.id FROM {users} o WHERE o.id = p.user_id OFFSET 0) AS u ON true
+  LEFT JOIN LATERAL ({project_owner}) AS u ON true
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
   LEFT JOIN LATERAL ({oldest_suite}) AS own ON true

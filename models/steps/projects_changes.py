@@ -14,7 +14,7 @@ _SURPLUS = """
   JOIN {ai_tools} t ON t.id = {tool_id_of_key}
   LEFT JOIN {tool_usage_logs} l ON l.id = {usage_id_of_key}
   LEFT JOIN {projects} p ON p.id = k.id
-  LEFT JOIN LATERAL (SELECT o.id FROM {users} o WHERE o.id = p.user_id OFFSET 0) AS u ON true
+  LEFT JOIN LATERAL ({project_owner}) AS u ON true
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
   WHERE p.id IS NULL AND (l.session_id = :own_run OR {untouched})
@@ -30,7 +30,7 @@ WITH project AS MATERIALIZED (
     btrim(coalesce(p.active_gpt_id, ''), :blanks) = '' AS is_blank,
     u.id IS NULL OR q.legacy_key IS NOT NULL AS is_ownerless
   FROM {projects} p
-  LEFT JOIN LATERAL (SELECT o.id FROM {users} o WHERE o.id = p.user_id OFFSET 0) AS u ON true
+  LEFT JOIN LATERAL ({project_owner}) AS u ON true
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
   WHERE {scope}
@@ -59,7 +59,7 @@ _MOVE = """
 WITH expected AS MATERIALIZED (
   SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, u.id AS user_id, own.id AS suite_id
   FROM {projects} p
-  JOIN LATERAL (SELECT o.id FROM {users} o WHERE o.id = p.user_id OFFSET 0) AS u ON true
+  JOIN LATERAL ({project_owner}) AS u ON true
   JOIN LATERAL ({oldest_suite}) AS own ON true
   WHERE {scope}
 ),

@@ -14,7 +14,7 @@ _TALLY = """
 SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined,
   coalesce(bool_and(coalesce(CASE
     WHEN q.legacy_key IS NOT NULL THEN t.id IS NULL
-    WHEN p.is_template IS NULL OR NOT {has_owner} THEN false
+    WHEN p.is_template IS NULL OR NOT EXISTS ({project_owner}) THEN false
     WHEN btrim(coalesce(p.active_gpt_id, ''), :blanks) = '' THEN t.id IS NULL AND b.was IS NULL
     ELSE p.active_gpt_id = t.id AND t.name = b.was ->> 'active_gpt_id' AND t.is_active
       AND t.version IS NULL AND t.configuration::jsonb
@@ -35,8 +35,6 @@ def tally(context: Context, scope: Scope) -> str:
     switched = "i.was ? 'active_gpt_id'"
     return context.render(
         _TALLY,
-        # OFFSET keeps it a look by key: as a join it may begin with the first of all users.
-        has_owner=context.render("EXISTS (SELECT FROM {users} u WHERE u.id = p.user_id OFFSET 0)"),
         images=newest_images(context, "project", context.legacy.projects, scope, switched),
         scope=scope.condition("p.id", key),
         tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
