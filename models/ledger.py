@@ -73,6 +73,22 @@ def _counts() -> sa.Column[object]:
     return sa.Column("counts", pg.JSONB, nullable=False, server_default=sa.text("'{}'"))
 
 
+# One row: which ledger this is. `database` says in which database that was written, so that a
+# copy of the database can tell that it is a copy, and takes an id of its own.
+ledger = sa.Table(
+    "ledger",
+    metadata,
+    sa.Column(
+        "is_only",
+        sa.Boolean,
+        sa.CheckConstraint("is_only"),
+        primary_key=True,
+        server_default=sa.true(),
+    ),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("database", sa.Text, nullable=False),
+    _now("created_at"),
+)
 runs = sa.Table(
     "runs",
     metadata,
@@ -92,9 +108,14 @@ runs = sa.Table(
     sa.Column("batch_size", sa.Text, nullable=False),
     # The legacy tables' names: a worker that is set to others must not touch this run.
     sa.Column("tables", pg.ARRAY(sa.Text), nullable=False),
+    # What those names resolved to when the run was opened; null for a run of version 0.1.
+    sa.Column("relations", pg.JSONB),
     # Legacy rows by entity, as counted (or estimated, beyond a million) when the run was opened.
     sa.Column("totals", pg.JSONB, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("error", sa.Text),
+    # While it is paused: who did that, an operator or the error budget, and when.
+    sa.Column("paused_by", sa.Text),
+    _now("paused_at", null=True),
     _now("created_at"),
     _now("started_at", null=True),
     _now("finished_at", null=True),
@@ -180,6 +201,8 @@ quarantine = sa.Table(
     sa.Column("state", sa.Text, nullable=False, server_default="open"),
     _now("first_seen_at"),
     _now("changed_at"),
+    # Of the row as it was judged; null where nobody noted it. Another hash: changed since.
+    sa.Column("row_hash", sa.BigInteger),
     # For who looks at a run: its reasons, and the first rows of each.
     sa.Index("quarantine_by_reason", "run_id", "reason", "entity", "legacy_key"),
     sa.Index(

@@ -11,8 +11,10 @@ from sqlalchemy import Connection, Engine, text
 from models import audit, legacy, target
 from models.database import LOCK_TIMEOUT_MS, retry_locks, transaction
 from models.errors import NotAllowed
+from models.ledger import TRY_JSONB
 from models.legacy import Legacy
 from models.settings import Settings
+from models.steps.capture import FUNCTION
 from models.steps.indexes import record
 from producer import backlog
 
@@ -42,6 +44,8 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     config.set_main_option("script_location", str(resources.files("models") / "migrations"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+    # Made anew by every upgrade, whatever revision the ledger is at.
+    connection.exec_driver_sql(f"{TRY_JSONB}; {FUNCTION}".replace("%", "%%"))
     backlog.define(connection)
     # Outside Alembic's list of revisions: what the application dropped, or what another
     # legacy table lacks, is missing whatever revision the database says it is at.

@@ -59,6 +59,7 @@ def test_the_migrated_ledger_is_the_declared_one(engine: Engine) -> None:
                 "include_schemas": True,
                 "version_table_schema": ledger.SCHEMA,
                 "compare_type": True,
+                "compare_server_default": True,
                 "include_name": lambda name, kind, _: kind != "schema" or name == ledger.SCHEMA,
             },
         )

@@ -1,0 +1,3 @@
+ALTER TABLE migration.quarantine DROP COLUMN row_hash;
+ALTER TABLE migration.runs DROP COLUMN relations, DROP COLUMN paused_by, DROP COLUMN paused_at;
+DROP TABLE migration.ledger;

@@ -1,0 +1,70 @@
+"""A ledger of version 0.1, with a run in the middle, is upgraded and its run ends right."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2
+import pytest
+from sqlalchemy import Engine, text
+
+from models import database as databases
+from models.settings import Settings, load
+from producer import local, schema
+from tests import oracle, variants
+from tests.conftest import fresh_database
+from tests.driving import go_on, scalar
+
+# Of revision d5747e2: 80 users, four batches of ten are done, and the application wrote since.
+DUMP = Path(__file__).parents[1] / "data" / "ledger_0_1.sql.gz"
+USERS = 80
+WRITTEN_SINCE = "UPDATE users SET role = 'teacher' WHERE id = (SELECT min(id) FROM users)"
+
+
+@pytest.fixture
+def settings(servers: object) -> Settings:
+    return load().model_copy(update={"batch_size": 10})
+
+
+@pytest.fixture
+def engine(database: str) -> Iterator[Engine]:
+    """The database as version 0.1 left it."""
+    with closing(psycopg2.connect(database)) as connection, connection, connection.cursor() as rows:
+        rows.execute(gzip.decompress(DUMP.read_bytes()).decode())
+    engine = databases.create(database)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def before(servers: local.Servers) -> Iterator[oracle.Snapshot]:
+    """The legacy rows as they were, and are now."""
+    with fresh_database(servers.database_url) as url:
+        other = databases.create(url)
+        with other.begin() as connection:
+            variants.PLAIN.build(connection, USERS)
+            connection.execute(text(WRITTEN_SINCE))
+            yield oracle.snapshot(connection, oracle.Names())
+        other.dispose()
+
+
+def test_a_run_of_version_0_1_ends_right_after_the_upgrade(
+    engine: Engine, settings: Settings, before: oracle.Snapshot
+) -> None:
+    schema.upgrade(engine, settings)
+    run_id = scalar(engine, "SELECT id FROM migration.runs WHERE state = 'running'")
+    found = go_on(engine, settings, run_id)
+    assert (found.state, found.differences) == ("completed_with_quarantine", {})
+    with engine.connect() as connection:
+        assert oracle.compare_now(connection, before, dict(settings.credit_grants)) == []
+
+
+def test_the_upgrade_keeps_what_the_ledger_held(engine: Engine, settings: Settings) -> None:
+    held = "SELECT md5(string_agg(b::text, '' ORDER BY b.id)) FROM migration.batches b"
+    before = scalar(engine, held)
+    schema.upgrade(engine, settings)
+    assert scalar(engine, held) == before
+    assert scalar(engine, "SELECT version_num FROM migration.alembic_version") != "0001"
