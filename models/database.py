@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import psycopg2
 from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 
+from models import addresses
 from models.errors import (
     BadRow,
     Incompatible,
@@ -48,14 +49,20 @@ def create(url: str, *, application: str = "migration") -> Engine:
     No session state is set, so that a pooler in transaction mode can stand in between.
     """
     try:
-        parsed = make_url(url.replace("postgres://", "postgresql://", 1))
-    except ArgumentError:
+        given = addresses.postgresql(url)
+    except ValueError as refused:
         raise Misconfigured(
-            "DATABASE_URL: not an address",
+            f"DATABASE_URL: {refused}",
             hint="Write it as postgresql://user:password@host:5432/database.",
         ) from None
     return create_engine(
-        parsed.set(drivername="postgresql+psycopg2"),
+        # What may be said of it: the parameters below hold the password.
+        URL.create(
+            "postgresql+psycopg2",
+            username=given.get("user"),
+            host=given.get("host"),
+            database=given.get("dbname"),
+        ),
         pool_size=2,
         max_overflow=2,
         pool_pre_ping=True,
@@ -68,7 +75,8 @@ def create(url: str, *, application: str = "migration") -> Engine:
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
-        },
+        }
+        | given,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from decimal import Decimal, InvalidOperation
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from models import addresses, endpoints
 from models.errors import Misconfigured
 from models.signals import Limits, parse_limits
 
@@ -26,6 +29,11 @@ SECRETS = (
     "MIGRATION_CONSOLE_PASSWORD",
     "MIGRATION_API_URLS",
     "MIGRATION_FLOWER_URL",
+)
+TABLE_NAMES = (
+    "MIGRATION_USERS_TABLE",
+    "MIGRATION_SUBSCRIPTIONS_TABLE",
+    "MIGRATION_PROJECTS_TABLE",
 )
 SHORTEST_PASSWORD = 10
 MAX_BATCH_SIZE = 100_000
@@ -151,15 +159,15 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_postgresql(cls, url: SecretStr | None) -> SecretStr | None:
-        if url and not re.match(r"postgres(ql)?(\+\w+)?://", url.get_secret_value()):
-            raise ValueError("must be a postgresql:// or postgres:// address")
+        if url:
+            addresses.postgresql(url.get_secret_value())
         return url
 
     @field_validator("redis_url", "broker_url", "result_backend")
     @classmethod
     def _is_redis(cls, url: SecretStr | None) -> SecretStr | None:
-        if url and not url.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must be a redis://, rediss:// or unix:// address")
+        if url:
+            endpoints.redis(url.get_secret_value())
         return url
 
     @field_validator("console_password")
@@ -199,10 +207,14 @@ class Settings(BaseSettings):
         if not isinstance(text, str):
             return text
         urls = tuple(part.strip() for part in text.split(",") if part.strip())
-        for url in urls:
-            if not url.startswith(("http://", "https://")):
-                # Not quoted: it may hold a password.
-                raise ValueError("must be http:// or https:// addresses, with commas between")
+        for number, url in enumerate(urls, 1):
+            try:
+                endpoints.http(url)
+            except ValueError as refused:
+                # By its place: it may hold a password.
+                raise ValueError(
+                    f"address {number} (they have commas between): {refused}"
+                ) from None
         return urls
 
     @field_validator("flower_auth")
@@ -214,12 +226,10 @@ class Settings(BaseSettings):
                 raise ValueError("must be user:password, several with commas between")
         return auth
 
-    @field_validator("flower_url")
+    @field_validator("flower_url", "otlp_endpoint")
     @classmethod
-    def _is_http(cls, url: str) -> str:
-        if not url.startswith(("http://", "https://")):
-            raise ValueError("must be an http:// or https:// address")
-        return url
+    def _is_http(cls, url: str | None) -> str | None:
+        return url and endpoints.http(url)
 
     @model_validator(mode="after")
     def _both_servers_or_none(self) -> Settings:
@@ -276,18 +286,51 @@ def _from_files() -> dict[str, Any]:
 
 
 def load() -> Settings:
-    """Read and validate the environment; raises Misconfigured naming the first wrong variable."""
+    """Read and validate the environment; raises Misconfigured naming each wrong variable."""
+    empty = {
+        name: "is empty: name the table"
+        for name in TABLE_NAMES
+        if name in os.environ and not os.environ[name].strip()
+    }
     try:
-        return Settings(**_from_files())
+        found = Settings(**_from_files())
     except ValidationError as invalid:
-        first = invalid.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][:1])
-        reason = first["msg"].removeprefix("Value error, ")
-        if where == "MIGRATION_BATCH_SIZE":
-            reason = f"must be 'auto' or a whole number from 1 to {MAX_BATCH_SIZE}"
-        raise Misconfigured(
-            f"{where}: {reason}" if where else reason,
-            hint="Set both DATABASE_URL and REDIS_URL, or neither to use the embedded servers."
-            if not where
-            else f"Correct the environment variable {where}, or unset it to use its default.",
-        ) from None
+        raise _refused(empty | dict(map(_problem, invalid.errors()))) from None
+    if empty:
+        raise _refused(empty)
+    return found
+
+
+def unknown() -> list[str]:
+    """A line for each MIGRATION_ variable of the environment that is no setting."""
+    names = [field.alias for field in Settings.model_fields.values() if field.alias]
+    known = {*names, *(f"{name}_FILE" for name in SECRETS)}
+    found = []
+    for name in sorted(os.environ):
+        if name.startswith("MIGRATION_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f": {near[0]} is meant?" if near else ", and has no effect"
+            found.append(f"{name} is no setting{meant}")
+    return found
+
+
+def _problem(error: ErrorDetails) -> tuple[str, str]:
+    """The variable of a validation's error, and what is wrong with it; no value is quoted."""
+    where = ".".join(str(part) for part in error["loc"][:1])
+    reason = error["msg"].removeprefix("Value error, ")
+    if not where:
+        where, _, reason = reason.partition(": ")
+    if where == "MIGRATION_BATCH_SIZE":
+        reason = f"must be 'auto' or a whole number from 1 to {MAX_BATCH_SIZE}"
+    return where, reason
+
+
+def _refused(problems: dict[str, str]) -> Misconfigured:
+    names = " and ".join(problems)
+    is_missing = any(reason.startswith("missing") for reason in problems.values())
+    return Misconfigured(
+        "\n".join(f"{name}: {reason}" for name, reason in problems.items()),
+        hint="Set both DATABASE_URL and REDIS_URL, or neither to use the embedded servers."
+        if is_missing
+        else f"Correct {names} in the environment, or unset it to use its default.",
+    )
