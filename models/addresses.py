@@ -14,7 +14,7 @@ from psycopg2.extensions import parse_dsn
 Parameters = dict[str, str]
 
 ENCODE = (
-    "in user, password, path and parameters, percent-encode what is special:"
+    "percent-encode what is special in user, password, path and parameters:"
     " %23 for #, %25 for %, %2F for /, %3A for :, %3F for ?, %40 for @, %20 for a space"
 )
 _POSTGRESQL = re.compile(r"postgres(?:ql)?(?:\+\w+)?://")
@@ -84,9 +84,17 @@ def postgresql(url: str) -> Parameters:
             f"is not an address as libpq takes it, or has a parameter that libpq does not know;"
             f" {ENCODE}"
         ) from None
-    found = _service(found) | _repeated(hosts) | found
-    _require_sound({**_environment(), **found})
+    found = _service(found) | found | _repeated(hosts)
+    if not found.get("port", "").strip(","):
+        found.pop("port", None)
+    if "port" not in found and not all(map(is_port, filter(None, _port_of_environment()))):
+        raise ValueError("names no port, and PGPORT holds none either")
+    _require_sound(_environment() | found)
     return found
+
+
+def _port_of_environment() -> list[str]:
+    return os.environ.get("PGPORT", "").split(",")
 
 
 def require_encoded(url: str) -> None:
@@ -95,7 +103,7 @@ def require_encoded(url: str) -> None:
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     login = authority.rpartition("@")[0]
     if (
-        re.search(r"[\s#\x00-\x1f\x7f]|%(?![0-9A-Fa-f]{2})|%00", url)
+        re.search(r"[\s#\x00-\x1f\x7f]|%(?![0-9A-Fa-f]{2})|%[01]|%7[Ff]", url)
         or rest.count("@") > 1
         or ("@" in rest and "@" not in authority)
         or login.count(":") > 1

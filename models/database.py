@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from models import addresses
+from models import addresses, refusals
 from models.errors import (
     BadRow,
     Incompatible,
@@ -63,6 +63,7 @@ def create(url: str, *, application: str = "migration") -> Engine:
             host=given.get("host"),
             database=given.get("dbname"),
         ),
+        execution_options={"place": addresses.place_of(given)},
         pool_size=2,
         max_overflow=2,
         pool_pre_ping=True,
@@ -86,9 +87,9 @@ def check_reachable(engine: Engine) -> int:
         with engine.connect() as connection:
             version = int(connection.scalar(text("SHOW server_version_num")) or 0)
     except DBAPIError as failure:
-        reason = str(failure.orig).strip().splitlines()[0] if failure.orig else "no answer"
+        place = engine.get_execution_options().get("place", "")
         raise Unreachable(
-            f"The database cannot be reached: {reason}",
+            f"The database cannot be reached: {refusals.of_connecting(failure.orig)} ({place})",
             hint="Check DATABASE_URL: host, port, database, user and password.",
         ) from None
     require_version(version)
@@ -136,21 +137,36 @@ def sqlstate(error: BaseException) -> str:
 def classify(error: DBAPIError) -> MigrationError:
     """Turn a database error into the branch that says what to do about it.
 
-    The message holds the error's class and SQLSTATE only: PostgreSQL's own text may quote data.
+    The message holds the error's class, SQLSTATE and the names of constraint, table and function:
+    PostgreSQL's own text may quote data.
     """
-    code = sqlstate(error)
-    name = type(error.orig).__name__
+    found = refusals.of(error.orig)
+    code = found.sqlstate
     if error.connection_invalidated or code.startswith(_TRANSIENT):
-        return Transient(f"{name} ({code or 'connection lost'})")
+        return Transient(found.words, hint=found.hint)
     if not code and isinstance(error.orig, psycopg2.OperationalError | psycopg2.InterfaceError):
-        return Transient(f"{name} (connection lost)")
+        return Transient(found.words)
     if code.startswith(_TOO_BIG):
-        return TooBig(f"{name} ({code})")
+        return TooBig(found.words)
+    if code.startswith("P0") and refusals.is_ddl(error.statement):
+        return Misconfigured(
+            f"The database forbids the change of the schema: {found.words}",
+            hint="An event trigger that calls the function forbids it: look for it in"
+            " pg_event_trigger, and have it disabled for the migration"
+            " (ALTER EVENT TRIGGER ... DISABLE). Nothing was changed.",
+        )
     if code.startswith(_BAD_ROW):
-        return BadRow(f"{name} ({code})", sqlstate=code)
-    # These messages name tables, columns and roles, not values.
-    reason = str(error.orig).strip().splitlines()[0]
-    return Misconfigured(f"The database refuses the statement itself: {reason}")
+        return BadRow(
+            found.words,
+            sqlstate=code,
+            constraint=found.constraint,
+            table=found.table,
+            function=found.function,
+        )
+    return Misconfigured(
+        f"The database refuses the statement itself: {found.text or found.words}",
+        hint="It may lack a privilege, a table or a column: producer check names what is missing.",
+    )
 
 
 @contextmanager
@@ -178,5 +194,6 @@ def retry_locks(action: Callable[[], T]) -> T:
             time.sleep(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
     raise Transient(
         "A table stayed locked by another session",
-        hint="Look for long transactions in pg_stat_activity, then run the command again.",
+        hint="Look for long transactions in pg_stat_activity, and for forgotten prepared ones in"
+        " pg_prepared_xacts (ROLLBACK PREPARED 'gid'), then run the command again.",
     )

@@ -66,13 +66,27 @@ class TooBig(MigrationError):
 
 
 class BadRow(MigrationError):
-    """Bisect, then quarantine: some row of the batch cannot be taken. Carries the SQLSTATE."""
+    """Bisect, then quarantine: some row of the batch cannot be taken.
+
+    Carries the SQLSTATE, and the names of constraint, table and function, where there are any.
+    """
 
     kind = "bad_row"
 
-    def __init__(self, message: str, *, sqlstate: str) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        sqlstate: str,
+        constraint: str = "",
+        table: str = "",
+        function: str = "",
+    ) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+        self.constraint = constraint
+        self.table = table
+        self.function = function
 
 
 class Stopped(MigrationError):

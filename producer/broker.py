@@ -11,8 +11,8 @@ import redis
 from kombu.exceptions import OperationalError
 
 from models.messages import Chord, Worker
-from producer.connect import first_line
 from producer.queue import QUEUES, app
+from producer.refusals import of_redis
 
 PING_SECONDS = 1.0
 MOST_CHORDS = 100
@@ -55,11 +55,11 @@ def look() -> Broker:
             try:
                 client.set(prefix + _PROBE, 1, ex=1)
             except redis.ResponseError as refusal:
-                found.refuses = first_line(refusal).rstrip(".")
+                found.refuses = of_redis(refusal)
             if not found.refuses:
                 found.workers = _workers()
     except REDIS_ERRORS as failure:
-        found.down = first_line(failure).rstrip(".")
+        found.down = of_redis(failure)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -293,7 +294,7 @@ def _database_disk(connection: Connection, legacy: Legacy) -> Check:
             attempt.rollback()
             folder = Path()
     url = connection.engine.url
-    host = str(url.host or url.query.get("host", "/"))
+    host = str(url.host or os.environ.get("PGHOST", "/"))
     is_here = host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
     if not (is_here and folder.is_absolute() and folder.exists()):
         return Check(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,7 +30,9 @@ from models.messages import (
     Speed,
     Speeds,
 )
+from models.settings import load, unknown
 from models.steps import RECONCILIATION, VERIFICATION
+from producer import logs
 
 Command = Callable[..., Any]
 console = Console(stderr=True, highlight=False)
@@ -54,6 +55,8 @@ def command(
         def run(*args: Any, as_json: bool, debug: bool, **values: Any) -> None:
             status = 0
             try:
+                # Before any question: a wrong setting is refused by its name.
+                load()
                 result = function(*args, **values)
                 if isinstance(result, tuple):
                     result, status = result
@@ -62,7 +65,7 @@ def command(
             except Exception as failure:
                 error = _as_ours(failure)
                 if debug:
-                    _show_traceback(failure)
+                    click.echo(logs.places(failure), err=True)
                 console.print(f"[red]Error:[/] {error.message}", markup=True)
                 if error.hint:
                     console.print(error.hint, markup=False)
@@ -77,15 +80,6 @@ def command(
     return wrap
 
 
-def _show_traceback(failure: BaseException) -> None:
-    """Where it happened, and what kinds of error led to it; their own texts may quote rows."""
-    before = failure.__cause__ or (None if failure.__suppress_context__ else failure.__context__)
-    if before is not None:
-        _show_traceback(before)
-    traceback.print_tb(failure.__traceback__)
-    click.echo(f"{type(failure).__module__}.{type(failure).__qualname__}", err=True)
-
-
 def _failed(kind: str, message: str, hint: str, blank: dict[str, Any] | None = None) -> Any:
     error = ErrorReport(kind=kind, message=message, hint=hint)
     if blank is None:
@@ -98,12 +92,18 @@ def _as_ours(failure: Exception) -> MigrationError:
         return failure
     if isinstance(failure, DBAPIError):
         return classify(failure)
-    from producer.connect import first_line, unreachable_redis
+    from producer.connect import unreachable_redis
 
     if isinstance(failure, RedisError | OperationalError):
         return unreachable_redis(failure)
+    if isinstance(failure, OSError) and failure.strerror:
+        what = f"{failure.filename}: " if isinstance(failure.filename, str) else ""
+        return MigrationError(
+            f"{what}{failure.strerror}",
+            hint="Make it readable and writable, or name another place. See also MIGRATION_HOME.",
+        )
     return MigrationError(
-        f"This should not have happened: {type(failure).__name__}: {first_line(failure)}",
+        f"This should not have happened: {type(failure).__name__}",
         hint="Run it again with --debug for the traceback. The ledger is consistent.",
     )
 
@@ -121,7 +121,13 @@ WAIT = click.option("--wait", is_flag=True, help="Wait for the end, with progres
 def main() -> None:
     """The console script: wrong usage gives one JSON object too, where --json asks for it."""
     # Whatever the reconciler logs while a command runs: stdout is for the one object.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(
+        processors=[logs.render, *structlog.get_config()["processors"]],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logs.install()
+    for line in unknown():
+        console.print(f"Warning: {line}", markup=False)
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.ClickException as wrong:
@@ -569,7 +575,6 @@ def show_schema() -> Any:
 @command(servers, "stop", blank={"stopped": False})
 def stop() -> Any:
     """Stop the embedded servers of MIGRATION_HOME; their data stay."""
-    from models.settings import load
     from producer import local
 
     stopped = local.stop(load().home.absolute())

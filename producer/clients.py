@@ -6,12 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-
+from models import addresses
 from models.errors import MigrationError, Misconfigured
 from producer.local import programs
 
@@ -20,16 +21,9 @@ _DISTRIBUTIONS = (
     "usr/pgsql-*/bin",
     "opt/homebrew/opt/postgresql*/bin",
 )
-# What libpq reads from an address, and from the environment instead.
-_VARIABLES = {
-    "sslmode": "PGSSLMODE",
-    "sslrootcert": "PGSSLROOTCERT",
-    "sslcert": "PGSSLCERT",
-    "sslkey": "PGSSLKEY",
-    "channel_binding": "PGCHANNELBINDING",
-    "host": "PGHOST",
-    "port": "PGPORT",
-}
+
+
+_SERVICE = "migration"
 
 
 class ClientFailed(MigrationError):
@@ -50,10 +44,10 @@ class Clients:
 
         The address goes through the environment: a command line is there for all to read.
         """
-        with open(stdin or os.devnull, "rb") as given:
+        with open(stdin or os.devnull, "rb") as given, _environment(url) as environment:
             ended = subprocess.run(
                 [str(self.folder / program), *arguments],
-                env=_environment(url),
+                env=environment,
                 stdin=given,
                 capture_output=True,
                 text=True,
@@ -111,26 +105,25 @@ def _examine(folder: Path) -> Clients | None:
     return Clients(folder, int(version[1])) if version else None
 
 
-def _environment(url: str) -> dict[str, str]:
-    parsed = make_url(url)
-    given = {
-        "PGHOST": parsed.host,
-        "PGPORT": str(parsed.port) if parsed.port else None,
-        "PGUSER": parsed.username,
-        "PGPASSWORD": parsed.password,
-        "PGDATABASE": parsed.database,
-        **{
-            _VARIABLES[name]: str(value)
-            for name, value in parsed.query.items()
-            if name in _VARIABLES
-        },
-    }
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return (
-        kept
-        | {name: value for name, value in given.items() if value}
-        | {
+@contextmanager
+def _environment(url: str) -> Iterator[dict[str, str]]:
+    """What libpq reads instead of a command line: all that the product itself connects with.
+
+    The parameters are a service of our own, in a file for this user's eyes: a service goes before
+    libpq's variables, as an address does. The password is a variable, which keeps its spaces.
+    """
+    given = addresses.postgresql(url)
+    password = given.pop("password", None)
+    with tempfile.TemporaryDirectory(prefix="migration-") as folder:
+        services = Path(folder) / "services"
+        services.touch(mode=0o600)
+        services.write_text(
+            "\n".join([f"[{_SERVICE}]", *(f"{name}={value}" for name, value in given.items()), ""])
+        )
+        ours = {
+            "PGSERVICEFILE": str(services),
+            "PGSERVICE": _SERVICE,
             "PGAPPNAME": "migration",
             "LC_ALL": "C",
         }
-    )
+        yield os.environ | ours | ({"PGPASSWORD": password} if password else {})

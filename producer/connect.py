@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from models import database
 from models.errors import MigrationError, NotAllowed, Unreachable
 from models.settings import Settings, load
-from producer import local
+from producer import local, refusals
 
 
 @dataclass(frozen=True)
@@ -114,20 +114,15 @@ def check_redis() -> None:
         raise unreachable_redis(failure) from None
 
 
-def unreachable_redis(failure: Exception) -> MigrationError:
+def unreachable_redis(failure: BaseException) -> MigrationError:
     """The error that a user sees for whatever a Redis client raised."""
+    why = refusals.of_redis(failure)
     if isinstance(failure, redis.exceptions.NoPermissionError):
         return NotAllowed(
-            f"The user of REDIS_URL may not do that: {first_line(failure)}",
+            f"Redis refuses a command: {why}",
             hint="deploy/redis.acl has what a run needs; a backup needs a user who reads all keys.",
         )
     return Unreachable(
-        f"Redis cannot be reached: {first_line(failure)}",
+        f"Redis cannot be reached or used: {why}",
         hint="Check REDIS_URL: host, port, user and password.",
     )
-
-
-def first_line(failure: Exception) -> str:
-    """The first line of an error's text, or its type where it has none."""
-    lines = str(failure).strip().splitlines()
-    return lines[0] if lines else type(failure).__name__

@@ -19,9 +19,9 @@ from models.messages import Diagnosis, Mended
 from models.settings import Settings
 from producer import broker, enqueue, findings, reconciler, symptoms
 from producer.broker import REDIS_ERRORS, Broker
-from producer.connect import first_line
 from producer.findings import Seen
 from producer.queue import publish_again
+from producer.refusals import of_redis
 from producer.symptoms import Ledger, message_of
 
 
@@ -62,7 +62,7 @@ def _mend(engine: Engine, settings: Settings, before: Ledger, redis: Broker) -> 
         _publish_lost(engine, before, redis)
         enqueue.advance(engine, settings, before.run.id)
     except REDIS_ERRORS as failure:
-        return f"Redis: {first_line(failure)}"
+        return f"Redis: {of_redis(failure)}"
     except DBAPIError as failure:
         return f"PostgreSQL: {classify(failure).message}"
     except MigrationError as failure:

@@ -22,6 +22,7 @@ from producer.broker import REDIS_ERRORS
 from producer.probing import ask_all
 from producer.queue import app
 from producer.reconciler import queue_lengths
+from producer.refusals import of_redis
 
 URL_SECONDS = 5.0
 # A batch that waits for so long, with workers there, is not drained.
@@ -51,7 +52,7 @@ def _timed(name: str, look: Callable[[], Check]) -> Check:
     except (*REDIS_ERRORS, redis.RedisError, OperationalError, OSError) as failure:
         found = Check(
             verdict="failed",
-            found=f"Redis does not answer: {connect.first_line(failure)}",
+            found=f"Redis does not answer: {of_redis(failure)}",
             hint="See REDIS_URL.",
         )
     return found.model_copy(update={"name": name, "seconds": round(time.monotonic() - started, 3)})

@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from models.errors import MigrationError
+from producer.refusals import of_redis
 
 KEYS_A_SCAN = 1_000
 
@@ -99,7 +100,7 @@ def load(url: str, path: Path) -> dict[str, set[str]]:
                     )
                 except redis.ResponseError as failure:
                     raise NotRestored(
-                        f"Redis refuses a key of database {entry['database']}: {failure}",
+                        f"Redis refuses a key of database {entry['database']}: {of_redis(failure)}",
                         hint="A newer server wrote it: restore into the same version, or newer.",
                     ) from None
                 if not expires_at:

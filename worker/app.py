@@ -15,7 +15,7 @@ from celery.signals import (
 )
 from kombu.transport import TRANSPORT_ALIASES
 
-from producer import connect, tracing
+from producer import connect, logs, tracing
 from producer.queue import app
 from producer.reconciler import Reconciler
 from worker import flower
@@ -26,6 +26,7 @@ app.conf.imports = ("worker.tasks",)
 # By the names of the schemes: for a Unix socket, Celery takes no other transport than its scheme's.
 TRANSPORT_ALIASES |= dict.fromkeys(("redis", "rediss"), "worker.gate:Transport")
 
+logs.install()
 flower.prepare(connect.settings().base)
 tracing.require(connect.settings().base)
 
@@ -40,7 +41,7 @@ def _log_in_lines(loglevel: int | str | None = None, **_: Any) -> None:
         processors=[
             structlog.stdlib.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
+            logs.render,
             structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -1,0 +1,71 @@
+"""Errors in logs and on terminals: types and places. Texts that are not ours may quote secrets."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import MutableMapping
+from typing import Any
+
+from models.errors import MigrationError
+
+
+def name_of(failure: BaseException) -> str:
+    """An error as it may be shown: ours with its message, any other by its type."""
+    kind = f"{type(failure).__module__}.{type(failure).__qualname__}".removeprefix("builtins.")
+    return f"{kind}: {failure.message}" if isinstance(failure, MigrationError) else kind
+
+
+def places(failure: BaseException) -> str:
+    """Where an error was raised, and what kinds of error led to it."""
+    before = failure.__cause__ or (None if failure.__suppress_context__ else failure.__context__)
+    lines = [places(before)] if before is not None else []
+    lines += [line.rstrip("\n") for line in traceback.format_tb(failure.__traceback__)]
+    return "\n".join([*lines, name_of(failure)])
+
+
+def install() -> None:
+    """From now on no log record of this process, and no unhandled error, shows a foreign text."""
+    logging.setLogRecordFactory(_record)
+    sys.excepthook = lambda _kind, failure, _trace: _say(failure)
+    threading.excepthook = lambda given: _say(given.exc_value) if given.exc_value else None
+
+
+def render(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Structlog's processor: the error as text, before any other could write it out."""
+    failure = event.pop("exc_info", None)
+    if failure is True:
+        failure = sys.exc_info()
+    if isinstance(failure, tuple):
+        failure = failure[1]
+    if isinstance(failure, BaseException):
+        event["exception"] = places(failure)
+    return event
+
+
+def _say(failure: BaseException) -> None:
+    print(places(failure), file=sys.stderr)
+
+
+def _record(*values: Any, **more: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*values, **more)
+    failure = record.exc_info[1] if record.exc_info else None
+    if failure is not None:
+        # Formatters take this instead of making their own.
+        record.exc_text = places(failure)
+    if isinstance(record.msg, BaseException):
+        record.msg = name_of(record.msg)
+    if isinstance(record.args, dict):
+        record.args = {key: _shown(value) for key, value in record.args.items()}
+        if failure is not None and "exc" in record.args:
+            # Celery's report of a task: the same error as text, twice.
+            record.args |= {"exc": name_of(failure), "traceback": ""}
+    elif record.args:
+        record.args = tuple(map(_shown, record.args))
+    return record
+
+
+def _shown(value: Any) -> Any:
+    return name_of(value) if isinstance(value, BaseException) else value

@@ -1,0 +1,57 @@
+"""What Redis and its client say, in words of our own: their texts may quote an address."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+
+import redis
+
+# The first one that matches is said.
+_WORDS = (
+    (r"WRONGPASS|NOAUTH|invalid (username-)?password|invalid username|Authentication required"
+     r"|without any password configured", "the login is refused"),
+    (r"max number of clients", "it has too many clients"),
+    (r"\bOOM\b", "it is out of memory, and refuses writes"),
+    (r"READONLY|read.only replica", "it is a replica, and refuses writes"),
+    (r"MASTERDOWN", "it is a replica whose primary is down"),
+    (r"LOADING|loading the dataset", "it is loading its data"),
+    (r"MISCONF", "it cannot save to its disk, and refuses writes"),
+    (r"NOREPLICAS", "it has too few replicas, and refuses writes"),
+    (r"CLUSTERDOWN|CROSSSLOT|MOVED|hash to the same slot|cluster", "it is a cluster"),
+    (r"DB index is out of range", "it has no database of that number"),
+    (r"unknown command", "it does not know a command that is needed"),
+    (r"Connection refused", "connection refused: no server listens there"),
+    (r"No such file or directory", "no server listens on that socket"),
+    (r"Name or service not known|Temporary failure in name|getaddrinfo|nodename nor servname",
+     "the host's name is unknown"),
+    (r"timed out|Timeout", "no answer in time"),
+    (r"unreachable|No route to host", "the network does not reach the host"),
+    (r"Permission denied", "the socket may not be used"),
+    (r"certificate", "its certificate cannot be verified"),
+    (r"SSL|TLS", "the encrypted connection fails"),
+    (r"closed by server|reset by peer|Broken pipe|EOF", "the server closed the connection"),
+)  # fmt: skip
+_COMMAND = re.compile(r"permissions to run the '([\w|-]+)' command")
+
+
+def of_redis(failure: BaseException) -> str:
+    """Why Redis cannot be used, by what the error and its causes are about."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = failure
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in chain):
+        return "its certificate cannot be verified"
+    if any(isinstance(each, socket.gaierror) for each in chain):
+        return "the host's name is unknown"
+    for each in chain:
+        if isinstance(each, redis.exceptions.NoPermissionError):
+            found = _COMMAND.search(str(each))
+            return f"its user may not {f'run {found[1].upper()}' if found else 'do that'}"
+        for pattern, words in _WORDS:
+            if re.search(pattern, str(each), re.IGNORECASE):
+                return words
+    return f"it fails with {type(failure).__name__}"
