@@ -15,7 +15,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
-import redis
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -29,14 +28,14 @@ from models.forecast import quarantine_by_reason
 from models.legacy import Legacy
 from models.messages import Check
 from models.settings import Settings
-from producer import connect, schema
+from producer import readiness, schema
 from producer.probing import ask_all
 
 GIGABYTE = 10**9
 DISK_BYTES, MEMORY_BYTES, CORES = GIGABYTE, 4 * GIGABYTE, 2
 # Rows and indexes that a user brings, and a little more (docs/scaling.md has the measurement).
 BYTES_A_USER = 8_000
-OLDEST_REDIS, OLDEST_FASTAPI = (6,), (0, 68)
+OLDEST_FASTAPI = (0, 68)
 CLOCK_SECONDS = OPENAPI_SECONDS = 5.0
 # Whoever holds a lock for longer, or is in a transaction for longer, is in the way.
 LOCK_SECONDS, TRANSACTION_SECONDS = 5, 60
@@ -56,6 +55,16 @@ WHERE l.granted AND l.pid <> pg_backend_pid() AND l.relation = ANY(ARRAY(
     'ExclusiveLock', 'AccessExclusiveLock', 'RowExclusiveLock')
   AND coalesce(a.xact_start < now() - make_interval(secs => :seconds), true)
 """)
+_PREPARED = text("""
+SELECT p.gid, extract(epoch FROM now() - p.prepared) AS seconds
+FROM pg_prepared_xacts p
+WHERE p.database = current_database() AND p.prepared < now() - make_interval(secs => :seconds)
+  AND EXISTS (
+    SELECT FROM pg_locks l WHERE l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction
+      AND l.relation = ANY(ARRAY(
+        SELECT to_regclass(name)::oid FROM unnest(CAST(:tables AS text[])) AS name)))
+ORDER BY p.prepared LIMIT 1
+""")
 _LONG = text("""
 SELECT count(*) FILTER (WHERE xact_start IS NOT NULL) AS sessions,
   count(*) FILTER (WHERE xact_start IS NULL) AS hidden,
@@ -71,7 +80,7 @@ def examine(engine: Engine, settings: Settings) -> list[Check]:
     return [
         _python(),
         *_database(engine, settings),
-        _named("redis", _redis),
+        *readiness.examine(),
         _named("fastapi", lambda: _fastapi(settings)),
         _disk("disk for backups", settings.home, DISK_BYTES),
         _memory(psutil.virtual_memory().total),
@@ -231,7 +240,16 @@ def _forecast(connection: Connection, legacy: Legacy) -> Check:
 
 def _locks(connection: Connection, settings: Settings) -> Check:
     names = [quote_name(name) for name in settings.tables]
-    row = connection.execute(_IN_THE_WAY, {"tables": names, "seconds": LOCK_SECONDS}).one()
+    given = {"tables": names, "seconds": LOCK_SECONDS}
+    forgotten = connection.execute(_PREPARED, given).one_or_none()
+    if forgotten:
+        return Check(
+            verdict="failed",
+            found=f"the prepared transaction {forgotten.gid!r} holds locks on the legacy tables,"
+            f" for {forgotten.seconds:,.0f} s",
+            hint="End it: COMMIT PREPARED or ROLLBACK PREPARED, see pg_prepared_xacts.",
+        )
+    row = connection.execute(_IN_THE_WAY, given).one()
     if not row.sessions:
         return _hidden(row.hidden, "that hold locks on the legacy tables") or _ok("none in the way")
     return Check(
@@ -330,43 +348,6 @@ def _cores(there: int) -> Check:
     if there >= CORES:
         return Check(name="cores", verdict="ok", found=str(there))
     return Check(name="cores", verdict="failed", found=str(there), hint="The guide asks for 2.")
-
-
-def _redis() -> Check:
-    try:
-        with redis.Redis.from_url(
-            connect.settings().redis_url, socket_timeout=5, socket_connect_timeout=5
-        ) as client:
-            info = client.info("server")
-            policy = _policy(client)
-    except (redis.RedisError, ValueError, OSError) as failure:
-        raise connect.unreachable_redis(failure) from None
-    return judge_redis(info, policy)
-
-
-def _policy(client: redis.Redis) -> str | None:
-    try:
-        found = client.info("memory").get("maxmemory_policy")
-    except redis.RedisError:
-        return None
-    return str(found) if found else None
-
-
-def judge_redis(info: dict[str, object], policy: str | None) -> Check:
-    """The verdict on what INFO says; Valkey counts as the Redis that it says it is."""
-    version = str(info.get("redis_version", ""))
-    said = f"{info.get('server_name', 'redis')} {info.get('valkey_version', version)}"
-    if _numbers(version) < OLDEST_REDIS:
-        return Check(
-            verdict="failed", found=said, hint="Redis 6 or newer is needed, or any Valkey."
-        )
-    if policy not in (None, "noeviction"):
-        return Check(
-            verdict="warning",
-            found=f"{said}, maxmemory-policy {policy}",
-            hint="Evicted messages are published again, but late: set it to noeviction.",
-        )
-    return _ok(said)
 
 
 def _fastapi(settings: Settings) -> Check:

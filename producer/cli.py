@@ -169,13 +169,13 @@ def servers() -> None:
 def enqueue_all(wait: bool) -> Any:
     """Prepare the schema, open a run and fan out its batches; joins a run that is open."""
     from models import database
-    from producer import connect, enqueue, report, tracing
+    from producer import connect, enqueue, readiness, report, tracing
     from producer import schema as schema_step
 
     engine, settings = connect.engine(), connect.settings().base
     tracing.require(settings)
     database.check_reachable(engine)
-    connect.check_redis()
+    readiness.require()
     schema_step.upgrade(engine, settings)
     run_id, is_new = enqueue.open_run(engine, settings)
     console.print(f"Run {run_id}" + ("" if is_new else " is open already: joined"))
@@ -279,7 +279,7 @@ def retry(run: str | None, wait: bool) -> Any:
     """Try failed batches and the rows set aside again, and only those."""
     from producer import connect, control
 
-    return _end(control.retry(_engine(), connect.settings().base, run), wait)
+    return _end(control.retry(_ready(), connect.settings().base, run), wait)
 
 
 @command(cli, "verify")
@@ -289,7 +289,7 @@ def verify(run: str | None, wait: bool) -> Any:
     """Compare every legacy row with every row it must have produced, again."""
     from producer import connect, control
 
-    return _end(control.check_again(_engine(), connect.settings().base, run, VERIFICATION), wait)
+    return _end(control.check_again(_ready(), connect.settings().base, run, VERIFICATION), wait)
 
 
 @command(cli, "reconcile")
@@ -299,7 +299,7 @@ def reconcile(run: str | None, wait: bool) -> Any:
     """Compare every balance with its credit log, again."""
     from producer import connect, control
 
-    return _end(control.check_again(_engine(), connect.settings().base, run, RECONCILIATION), wait)
+    return _end(control.check_again(_ready(), connect.settings().base, run, RECONCILIATION), wait)
 
 
 @command(cli, "pause")
@@ -317,7 +317,7 @@ def resume(run: str | None) -> Any:
     """Go on with a paused or cancelled run."""
     from producer import connect, control
 
-    return _end(control.resume(_engine(), connect.settings().base, run), False)
+    return _end(control.resume(_ready(), connect.settings().base, run), False)
 
 
 @command(cli, "cancel")
@@ -429,7 +429,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
     from producer import connect, output, report
     from producer import rollback as undo
 
-    engine = _engine()
+    engine = _ready()
     what = f"run {report.read(engine, run).run_id}" if run else "the newest run"
     _confirm(f"Roll back {what}{', also what was changed since' if force else ''}?", yes)
     run_id = undo.start(engine, connect.settings().base, run, force=force)
@@ -615,6 +615,15 @@ def _engine() -> Any:
 
     engine = connect.engine()
     database.check_reachable(engine)
+    return engine
+
+
+def _ready() -> Any:
+    """The engine, where database and Redis can carry a run."""
+    from producer import readiness
+
+    engine = _engine()
+    readiness.require()
     return engine
 
 

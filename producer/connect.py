@@ -25,6 +25,8 @@ class Connected:
     redis_url: str
     celery_broker_url: str
     celery_result_backend: str
+    servers: dict[str, str]
+    """Broker and result backend as redis-py writes them, by the variables that name them."""
 
 
 @cache
@@ -41,7 +43,18 @@ def settings() -> Connected:
         backend = (base.result_backend or base.redis_url).get_secret_value()  # type: ignore[union-attr]
         redis_url = base.redis_url.get_secret_value() if base.redis_url else broker
     redis_url, broker, backend = map(verifying, (redis_url, broker, backend))
-    return Connected(base, database_url, redis_url, celery_url(broker), result_url(backend))
+    names = (
+        "CELERY_BROKER_URL" if base.broker_url else "REDIS_URL",
+        "CELERY_RESULT_BACKEND" if base.result_backend else "REDIS_URL",
+    )
+    return Connected(
+        base,
+        database_url,
+        redis_url,
+        celery_url(broker),
+        result_url(backend),
+        dict(zip(names, (broker, backend), strict=True)),
+    )
 
 
 def verifying(url: str) -> str:
@@ -100,18 +113,6 @@ def celery_url(url: str) -> str:
     query = parts.query.replace("db=", "virtual_host=")
     login = f"{parts.netloc}" if parts.netloc else ""
     return f"redis+socket://{login}{parts.path}" + (f"?{query}" if query else "")
-
-
-def check_redis() -> None:
-    """Connect to the broker once; raises Unreachable naming the reason."""
-    try:
-        client = redis.Redis.from_url(
-            settings().redis_url, socket_timeout=10, socket_connect_timeout=10
-        )
-        client.ping()
-        client.close()
-    except (redis.RedisError, ValueError, OSError) as failure:
-        raise unreachable_redis(failure) from None
 
 
 def unreachable_redis(failure: BaseException) -> MigrationError:

@@ -17,7 +17,7 @@ from models.errors import MigrationError
 from models.ledger import SCHEMA, WORKED_ON, batches, runs, throttled_by
 from models.messages import Check
 from models.settings import DEFAULT_FLOWER_URL, Settings
-from producer import connect
+from producer import readiness
 from producer.broker import REDIS_ERRORS
 from producer.probing import ask_all
 from producer.queue import app
@@ -70,7 +70,7 @@ def _database(engine: Engine) -> Check:
 
 
 def _redis() -> Check:
-    connect.check_redis()
+    readiness.require()
     return Check(verdict="ok", found="answers")
 
 

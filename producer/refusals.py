@@ -13,13 +13,13 @@ _WORDS = (
     (r"WRONGPASS|NOAUTH|invalid (username-)?password|invalid username|Authentication required"
      r"|without any password configured", "the login is refused"),
     (r"max number of clients", "it has too many clients"),
-    (r"\bOOM\b", "it is out of memory, and refuses writes"),
-    (r"READONLY|read.only replica", "it is a replica, and refuses writes"),
-    (r"MASTERDOWN", "it is a replica whose primary is down"),
+    (r"\bOOM\b|OutOfMemory", "it is out of memory, and refuses writes"),
+    (r"READONLY|read.?only", "it is a replica, and refuses writes"),
+    (r"MASTER.?DOWN", "it is a replica whose primary is down"),
     (r"LOADING|loading the dataset", "it is loading its data"),
     (r"MISCONF", "it cannot save to its disk, and refuses writes"),
     (r"NOREPLICAS", "it has too few replicas, and refuses writes"),
-    (r"CLUSTERDOWN|CROSSSLOT|MOVED|hash to the same slot|cluster", "it is a cluster"),
+    (r"CROSSSLOT|Moved|hash to the same slot|cluster", "it is a cluster"),
     (r"DB index is out of range", "it has no database of that number"),
     (r"unknown command", "it does not know a command that is needed"),
     (r"Connection refused", "connection refused: no server listens there"),
@@ -52,6 +52,6 @@ def of_redis(failure: BaseException) -> str:
             found = _COMMAND.search(str(each))
             return f"its user may not {f'run {found[1].upper()}' if found else 'do that'}"
         for pattern, words in _WORDS:
-            if re.search(pattern, str(each), re.IGNORECASE):
+            if re.search(pattern, f"{type(each).__name__} {each}", re.IGNORECASE):
                 return words
     return f"it fails with {type(failure).__name__}"

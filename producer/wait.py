@@ -19,12 +19,11 @@ from models.ledger import WORKED_ON, runs
 from models.messages import RunReport
 from models.settings import Settings
 from producer import display, reconciler, report
-from producer.queue import app
+from producer.attendance import Attendance
 
 POLL_SECONDS, LONGEST_POLL_SECONDS, GLANCE_SECONDS = 0.5, 2.0, 0.1
 # Looking takes longer the more batches there are; it is to take no more than this share of time.
 LOOKING_SHARE = 0.02
-SILENT_SECONDS = 4.0
 
 
 def until_over(engine: Engine, settings: Settings, run_id: str, console: Console) -> RunReport:
@@ -32,7 +31,8 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
 
     Servers that go away are waited for: the run lives in the ledger, not in this process.
     """
-    last_tick = last_change = time.monotonic()
+    last_tick = time.monotonic()
+    attendance = Attendance(engine, run_id)
     seen: RunReport | None = None
     took = 0.0
     with Live(console=console, auto_refresh=False) as live:
@@ -47,15 +47,8 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
                 if now - last_tick >= reconciler.TICK_SECONDS:
                     last_tick = now
                     reconciler.tick(engine, settings)
-                if seen is None or _done(found) != _done(seen):
-                    last_change = now
-                elif now - last_change >= SILENT_SECONDS:
-                    last_change = now
-                    if not workers_answer():
-                        console.print(
-                            "No worker is running. Start one: celery -A worker worker"
-                            " (waiting for it)"
-                        )
+                for line in attendance.news(_done(found)):
+                    console.print(line, markup=False, soft_wrap=True)
                 seen = found
             except (RedisError, OperationalError, OSError) as failure:
                 console.print(f"Redis does not answer ({type(failure).__name__}); waiting for it")
@@ -67,11 +60,6 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
             _rest(
                 engine, run_id, max(POLL_SECONDS, min(LONGEST_POLL_SECONDS, took / LOOKING_SHARE))
             )
-
-
-def workers_answer() -> bool:
-    """Whether any worker answers a ping within a second."""
-    return bool(app.control.ping(timeout=1.0))
 
 
 def _rest(engine: Engine, run_id: str, seconds: float) -> None:

@@ -193,3 +193,52 @@ def test_wrong_usage_is_status_2(loaded: Product) -> None:
 
 def test_cancel_without_a_terminal_asks_for_yes(loaded: Product) -> None:
     assert_refused(loaded.run("cancel", "--json"), 2, "--yes")
+
+
+def test_a_database_that_forbids_ddl_names_the_function(loaded: Product) -> None:
+    with loaded.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION no_ddl() RETURNS event_trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'secret-word'; END $$;"
+            "CREATE EVENT TRIGGER no_ddl ON ddl_command_start EXECUTE FUNCTION no_ddl()"
+        )
+    for words in (("schema", "upgrade"), ("enqueue-all",)):
+        ended = loaded.run(*words, "--json", "--debug")
+        assert_refused(ended, 2, "no_ddl", "event trigger")
+        assert "secret-word" not in ended.out + ended.err
+
+
+def test_a_database_that_takes_no_writes(loaded: Product) -> None:
+    with loaded.engine.begin() as connection:
+        name = connection.scalar(text("SELECT current_database()"))
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    ended = loaded.run("enqueue-all", "--json")
+    assert_refused(ended, 1, "accepts no writes", "default_transaction_read_only")
+
+
+def test_a_name_of_no_setting_is_warned_of(loaded: Product) -> None:
+    ended = loaded.run("status", "--json", MIGRATION_BATCHSIZE="5")
+    assert "MIGRATION_BATCHSIZE is no setting: MIGRATION_BATCH_SIZE is meant?" in ended.err
+    assert ended.json["error"] is None
+
+
+def test_all_wrong_settings_are_said_at_once(loaded: Product) -> None:
+    wrong = {"MIGRATION_BATCH_SIZE": "0", "MIGRATION_THROTTLE": "x", "REDIS_URL": "amqp://h"}
+    assert_refused(loaded.run("enqueue-all", "--json", **wrong), 2, *wrong)
+
+
+@pytest.mark.parametrize("role", ["USERS", "SUBSCRIPTIONS", "PROJECTS"])
+def test_the_name_of_a_table_that_is_empty_was_forgotten(loaded: Product, role: str) -> None:
+    variable = f"MIGRATION_{role}_TABLE"
+    assert_refused(loaded.run("check", "--json", **{variable: ""}), 2, variable, "is empty")
+
+
+def test_a_home_that_cannot_be_made_is_named(loaded: Product, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    home = str(tmp_path / "file" / "home")
+    ended = loaded.run(
+        "demo", "--json", "--users", "10", MIGRATION_HOME=home, DATABASE_URL="", REDIS_URL=""
+    )
+    assert ended.status in (1, 2)
+    assert "MIGRATION_HOME" in str(ended.json["error"]), ended.err
+    assert "should not have happened" not in ended.err

@@ -19,9 +19,9 @@ import pytest
 from sqlalchemy import text
 
 from models import database as databases
-from models.errors import Incompatible
+from models.errors import Incompatible, Misconfigured
 from models.settings import load
-from producer import checks, local
+from producer import checks, local, readiness
 from tests import variants
 from tests.acceptance.conftest import Product
 from tests.integration.test_probing import Endpoints, serving
@@ -205,11 +205,11 @@ def test_a_database_that_is_down_is_said(school: Product) -> None:
 
 
 def test_versions_and_sizes_below_the_guide_fail(tmp_path: Path) -> None:
-    old = checks.judge_redis({"redis_version": "5.0.14"}, None)
-    assert (old.verdict, old.found) == ("failed", "redis 5.0.14")
-    assert checks.judge_redis({"redis_version": "6.0.0"}, "noeviction").verdict == "ok"
-    evicting = checks.judge_redis({"redis_version": "7.2.4"}, "allkeys-lru")
+    assert readiness.judge({"redis_version": "6.0.0"}).verdict == "ok"
+    evicting = readiness.judge({"redis_version": "7.2.4", "maxmemory_policy": "allkeys-lru"})
     assert evicting.verdict == "warning"
+    with pytest.raises(Misconfigured, match=r"5\.0\.14 is too old"):
+        readiness._require_fit({"redis_version": "5.0.14"}, "REDIS_URL")
     assert checks._memory(2 * 10**9).verdict == checks._cores(1).verdict == "failed"
     assert checks._memory(4 * 10**9).verdict == checks._cores(2).verdict == "ok"
     full = checks._disk("disk", tmp_path / "not" / "there", 10**18)
