@@ -30,6 +30,10 @@ OLDEST_SERVER = 120000
 STATEMENT_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 2_000
 LOCK_ATTEMPTS = 30
+LOCKED = (
+    "Look for long transactions in pg_stat_activity, and for forgotten prepared ones in"
+    " pg_prepared_xacts (ROLLBACK PREPARED 'gid'); end them, then run the command again."
+)
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 # Transient: 08 connection, 40 rollback, 55P03 lock, 57P.. shutdown, 25.. idle or read-only (a
@@ -194,6 +198,5 @@ def retry_locks(action: Callable[[], T]) -> T:
             time.sleep(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
     raise Transient(
         "A table stayed locked by another session",
-        hint="Look for long transactions in pg_stat_activity, and for forgotten prepared ones in"
-        " pg_prepared_xacts (ROLLBACK PREPARED 'gid'), then run the command again.",
+        hint=LOCKED,
     )

@@ -49,14 +49,18 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None,
         alias="DATABASE_URL",
-        description="The dashboard's PostgreSQL, 12 or newer: `postgresql://` or `postgres://`."
+        description="The dashboard's PostgreSQL, 12 or newer: `postgresql://` or `postgres://`,"
+        " with libpq's parameters, several hosts"
+        " (`//u@a:5432,b:5432/d?target_session_attrs=read-write`) or a `service`; what it lacks"
+        " comes from libpq's environment (`PGHOST`, `PGPASSFILE`, ...)."
         " Together with a Redis, or neither: then embedded servers are started.",
     )
     redis_url: SecretStr | None = Field(
         None,
         alias="REDIS_URL",
         description="Redis 6 or newer, or Valkey, as broker and for results: `redis://`,"
-        " `rediss://` (certificates are verified) or `unix://`.",
+        " `rediss://` (certificates are verified) or `unix://`. One primary:"
+        " neither a cluster nor a Sentinel.",
     )
     broker_url: SecretStr | None = Field(
         None,

@@ -60,7 +60,8 @@ SELECT p.gid, extract(epoch FROM now() - p.prepared) AS seconds
 FROM pg_prepared_xacts p
 WHERE p.database = current_database() AND p.prepared < now() - make_interval(secs => :seconds)
   AND EXISTS (
-    SELECT FROM pg_locks l WHERE l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction
+    SELECT FROM pg_locks own JOIN pg_locks l ON l.virtualtransaction = own.virtualtransaction
+    WHERE own.transactionid = p.transaction AND own.pid IS NULL AND l.pid IS NULL
       AND l.relation = ANY(ARRAY(
         SELECT to_regclass(name)::oid FROM unnest(CAST(:tables AS text[])) AS name)))
 ORDER BY p.prepared LIMIT 1

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, event
 
 from models import claims
 from models.claims import Claim
-from models.database import as_ours, transaction
+from models.database import LOCKED, as_ours, transaction
 from models.errors import TooBig, Transient
 from models.steps.base import Context, Counts, Scope, Step, add
 from models.steps.capture import require_triggers
@@ -58,7 +58,7 @@ def run(
             # What takes so long (a row to be set aside, perhaps) is taken up without the lock.
             at_most = 0
         watch.sleep(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
-    raise Transient("The legacy tables stayed locked by another session")
+    raise Transient("The legacy tables stayed locked by another session", hint=LOCKED)
 
 
 @contextmanager
