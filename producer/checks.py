@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from models import legacy as legacy_tables
 from models import target
 from models.catalog import quote_name
-from models.database import classify, require_version
+from models.database import check_reachable, classify
 from models.declared import TABLES
 from models.errors import MigrationError, Misconfigured
 from models.forecast import quarantine_by_reason
@@ -130,11 +130,10 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
         look(name, lambda connection: check(connection, legacy_tables.read(connection, settings)))
 
     try:
-        look("postgresql", _version)
-    except DBAPIError as failure:
-        raise classify(failure) from None
-    if found[0].verdict == "unknown":
-        return [found[0].model_copy(update={"verdict": "failed", "hint": "See DATABASE_URL."})]
+        check_reachable(engine)
+    except MigrationError as error:
+        return [Check(name="postgresql", verdict="failed", found=error.message, hint=error.hint)]
+    look("postgresql", _version)
     look("writable", _writable)
     look("encoding", _encoding)
     look("extensions", _extensions)
@@ -151,7 +150,6 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
 
 
 def _version(connection: Connection) -> Check:
-    require_version(int(connection.scalar(text("SHOW server_version_num")) or 0))
     return _ok(str(connection.scalar(text("SHOW server_version"))))
 
 

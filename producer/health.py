@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.database import classify, transaction
+from models.database import check_reachable, classify, transaction
 from models.errors import MigrationError
 from models.ledger import SCHEMA, WORKED_ON, batches, runs, throttled_by
 from models.messages import Check
@@ -59,6 +59,7 @@ def _timed(name: str, look: Callable[[], Check]) -> Check:
 
 
 def _database(engine: Engine) -> Check:
+    check_reachable(engine)
     with transaction(engine, statement_timeout_ms=5_000) as connection:
         connection.scalar(sa.text("SELECT 1"))
         is_replica = connection.scalar(sa.text("SELECT pg_is_in_recovery()"))

@@ -9,13 +9,21 @@ import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
 from models.errors import MigrationError
+from producer.refusals import of_redis
 
 
 def name_of(failure: BaseException) -> str:
-    """An error as it may be shown: ours with its message, any other by its type."""
+    """An error as it may be shown: ours with its message, another by its type."""
     kind = f"{type(failure).__module__}.{type(failure).__qualname__}".removeprefix("builtins.")
-    return f"{kind}: {failure.message}" if isinstance(failure, MigrationError) else kind
+    if isinstance(failure, MigrationError):
+        return f"{kind}: {failure.message}"
+    if isinstance(failure, RedisError | OperationalError):
+        return f"{kind}: {of_redis(failure)}"
+    return kind
 
 
 def places(failure: BaseException) -> str:
