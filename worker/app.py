@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 
 import structlog
@@ -15,6 +16,7 @@ from celery.signals import (
 )
 from kombu.transport import TRANSPORT_ALIASES
 
+from models.settings import unknown
 from producer import connect, logs, tracing
 from producer.queue import app
 from producer.reconciler import Reconciler
@@ -27,6 +29,8 @@ app.conf.imports = ("worker.tasks",)
 TRANSPORT_ALIASES |= dict.fromkeys(("redis", "rediss"), "worker.gate:Transport")
 
 logs.install()
+for line in unknown():
+    print(f"Warning: {line}", file=sys.stderr)
 flower.prepare(connect.settings().base)
 tracing.require(connect.settings().base)
 
