@@ -10,6 +10,7 @@ import functools
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import sqlalchemy as sa
@@ -25,7 +26,7 @@ from models.ledger import runs
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
 from models.steps.base import Context, Counts, Step
-from producer import enqueue, poison
+from producer import budget, enqueue, poison
 from worker import bisect, settle, stopping
 from worker.watch import Watch
 
@@ -77,11 +78,11 @@ def run(
         return _give_up(engine, claim, claims.hand_back, error.message)
     except MigrationError as error:
         logger.error("batch failed", error=error.message)
-        return _give_up(engine, claim, claims.fail, error.message)
+        return _fail(engine, settings, claim, error.message)
     except Exception as bug:
         # The task's boundary: a mistake of ours fails the batch at once and by name.
         logger.exception("batch failed")
-        return _give_up(engine, claim, claims.fail, f"a bug: {type(bug).__name__}")
+        return _fail(engine, settings, claim, f"a bug: {type(bug).__name__}")
     logger.info("batch done", seconds=round(time.monotonic() - started, 3), counts=counts)
     return {"outcome": "done"}
 
@@ -101,6 +102,15 @@ def _give_up(
         log.warning("batch left alone", batch=claim.batch_id, error=classify(failure).message)
         return {"outcome": "lost"}
     return {"outcome": "failed"}
+
+
+def _fail(engine: Engine, settings: Settings, claim: Claim, error: str) -> dict[str, str]:
+    """Fail the batch, and pause the run if it is one too many."""
+    outcome = _give_up(engine, claim, claims.fail, error)
+    # Whatever stands in the way now, the next `advance` looks as well.
+    with suppress(DBAPIError), transaction(engine) as connection:
+        budget.enforce(connection, settings, claim.run_id)
+    return outcome
 
 
 def _with_retries(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> Counts:

@@ -5,6 +5,7 @@ Bad rows are set aside one by one, in O(bad · log n) statements; what is too bi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -84,22 +85,22 @@ class _Trial:
         if self.keys:
             share = PARTS_TIMEOUT_MS * rows // len(self.keys)
             self._go_on(f"SET LOCAL statement_timeout = {max(SHORTEST_TIMEOUT_MS, share)}")
+        before = refusals.writes(self._context) if self.keys else None
         self._has_failed = True
         self.statements += 1
         with as_ours():
             counts = self._step.apply(self._context, scope)
             self._context.connection.exec_driver_sql(CHECK_NOW)
         self._has_failed = False
-        self._note(counts)
+        if before is not None:
+            self._note(refusals.writes(self._context) - before)
         return counts
 
-    def _note(self, counts: Counts) -> None:
+    def _note(self, written: Counter[str]) -> None:
         """Note which kinds of rows the database takes."""
         step = self._step
-        if refusals.has_written(counts):
-            self._refusals[step.entity].any_written = True
-        if step.part_table and counts.get("rows", {}).get(step.part_table):
-            self._refusals[step.part_entity].any_written = True
+        self._refusals[step.entity].any_written |= bool(written)
+        self._refusals[step.part_entity].any_written |= written[step.part_table] > 0
 
     def undo(self) -> None:
         """Undo a failed attempt, so that the transaction can be used."""

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import TypeVar
 
+from sqlalchemy import text
+
 from models.errors import MigrationError
-from models.steps.base import Counts
+from models.steps.base import Context
 
 REFUSED_ALONE = 20
 SAMPLE = 20
+
+# Also what no step counts, such as a name that was changed.
+_WRITES = text(
+    "SELECT pg_stat_get_xact_tuples_inserted(t.oid) + pg_stat_get_xact_tuples_updated(t.oid)"
+    " + pg_stat_get_xact_tuples_deleted(t.oid)"
+    " FROM unnest(CAST(:oids AS oid[])) WITH ORDINALITY AS t(oid, place) ORDER BY t.place"
+)
 
 T = TypeVar("T")
 
@@ -36,19 +44,11 @@ class Refusals:
         return not self.any_written and self._causes[cause] % REFUSED_ALONE == 0
 
 
-def has_written(counts: Counts) -> bool:
-    """Whether an attempt wrote anything; how many legacy rows it saw does not count."""
-    return any(
-        _is_there(value)
-        for value in counts.values()
-        if not (isinstance(value, dict) and "total" in value)
-    )
-
-
-def _is_there(value: object) -> bool:
-    if isinstance(value, dict):
-        return any(map(_is_there, value.values()))
-    return Decimal(str(value)) != 0
+def writes(context: Context) -> Counter[str]:
+    """How many rows of each target table this transaction has written, failed attempts included."""
+    tables = context.target.tables
+    found = context.connection.execute(_WRITES, {"oids": [table.oid for table in tables.values()]})
+    return Counter(dict(zip(tables, found.scalars(), strict=True)))
 
 
 def spread(candidates: Sequence[T]) -> list[T]:
