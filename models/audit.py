@@ -29,6 +29,11 @@ def acting(actor: str, origin: str) -> Iterator[None]:
         _acting.reset(token)
 
 
+def who() -> tuple[str, str]:
+    """Who acts, and from where."""
+    return _acting.get() or (_login(), f"{socket.gethostname()}/{os.getpid()}")
+
+
 def note(
     connection: Connection,
     action: str,
@@ -38,7 +43,7 @@ def note(
     after: object = None,
 ) -> None:
     """Add an entry; `before` and `after` are anything JSON holds, but no personal data."""
-    actor, origin = _acting.get() or (_login(), f"{socket.gethostname()}/{os.getpid()}")
+    actor, origin = who()
     connection.execute(
         sa.insert(audit).values(
             actor=actor,

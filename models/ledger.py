@@ -19,11 +19,11 @@ VERIFICATION, RECONCILIATION, FINISH = "verification", "reconciliation", "finish
 # (from, to): when it happens
 RUN_TRANSITIONS = {
     ("preparing", "running"): "its first batches are in the ledger",
-    ("preparing", "paused"): "an operator pauses it",
+    ("preparing", "paused"): "an operator pauses it, or its error budget is spent",
     ("preparing", "cancelled"): "an operator cancels it",
     ("preparing", "failed"): "a batch failed for good",
-    ("running", "paused"): "an operator pauses it",
-    ("paused", "running"): "an operator resumes it",
+    ("running", "paused"): "an operator pauses it, or its error budget is spent",
+    ("paused", "running"): "an operator resumes it, or retries what spent its error budget",
     ("running", "completed"): "the last stage closed, nothing set aside, nothing different",
     ("running", "completed_with_quarantine"): "the same, but rows are set aside",
     ("running", "failed"): "a batch failed for good, or a difference was found",
@@ -58,7 +58,7 @@ BATCH_TRANSITIONS = {
     ("running", "failed"): "it cannot be done, not even row by row",
     ("running", "split"): "it took its worker down too often: smaller batches stand for it",
     ("running", "quarantined"): "the same, and it was one row: that is set aside",
-    ("failed", "pending"): "an operator retries it",
+    ("failed", "pending"): "an operator retries it, or resumes its run",
 }
 
 metadata = sa.MetaData(schema=SCHEMA)

@@ -123,6 +123,9 @@ class RunReport(BaseModel):
     state: str | None = None
     throttled: bool = False
     throttled_by: str | None = None
+    # While it is paused: who did that (an operator, or `error budget`), and when.
+    paused_by: str | None = None
+    paused_at: str | None = None
     users: Standing = Field(default_factory=Standing)
     subscriptions: Standing = Field(default_factory=Standing)
     projects: Standing = Field(default_factory=Standing)
@@ -133,6 +136,8 @@ class RunReport(BaseModel):
     stages: list[Stage] = Field(default_factory=list)
     quarantine: dict[str, int] = Field(default_factory=dict)
     differences: dict[str, int] = Field(default_factory=dict)
+    # Batches that failed, by stage and error.
+    failures: dict[str, int] = Field(default_factory=dict)
     # What a rollback kept, by table, column and kind.
     conflicts: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0
@@ -146,7 +151,12 @@ class RunReport(BaseModel):
 
     @property
     def exit_status(self) -> int:
-        """What a command ends with: 0 done or open, 3 rows set aside, 4 differences, 1 failed."""
+        """What a command ends with: 0 done or open, 3 rows set aside, 4 differences, 1 failed.
+
+        A run that its error budget has paused waits for somebody to mend what it names.
+        """
+        if self.state == "paused" and self.error:
+            return 1
         if self.state == "failed":
             return 4 if self.verification.differences or self.reconciliation.discrepancies else 1
         if self.state == "rolled_back":

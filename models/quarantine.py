@@ -48,3 +48,16 @@ def set_aside(
             "attempts": attempts,
         },
     )
+
+
+def are_rejected(connection: Connection, entity: str, keys: Sequence[str]) -> bool:
+    """Whether all these rows were refused by the database before, and are set aside for it."""
+    found = connection.scalar(
+        text(
+            "SELECT count(*) FROM migration.quarantine q WHERE q.entity = :entity"
+            " AND q.legacy_key = ANY(:keys) AND q.reason = 'rejected'"
+            " AND q.state IN ('open', 'accepted')"
+        ),
+        {"entity": entity, "keys": list(keys)},
+    )
+    return bool(found == len(keys))

@@ -99,6 +99,12 @@ class Settings(BaseSettings):
         description="Users or projects a batch, from 1 to 100000; `auto` sizes each batch by what"
         " the last ones took, to about two seconds.",
     )
+    error_budget: int = Field(
+        5,
+        alias="MIGRATION_ERROR_BUDGET",
+        ge=1,
+        description="Batches that fail with one and the same error, after which a run pauses.",
+    )
     credit_grants: Annotated[dict[str, Decimal], NoDecode] = Field(
         DEFAULT_GRANTS,
         alias="MIGRATION_CREDIT_GRANTS",

@@ -16,7 +16,7 @@ from models.ledger import batches, differences, move_batches, move_run, quaranti
 from models.settings import Settings
 from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
 from models.steps.base import Context, Counts, add, only_written
-from producer import enqueue, report, retried
+from producer import budget, enqueue, report, retried
 
 # Keys a batch when rows are tried again: they are few, and scattered over the table.
 RETRY_KEYS = 500
@@ -24,11 +24,12 @@ RETRY_KEYS = 500
 
 def pause(engine: Engine, run_id: str | None) -> str:
     """Let no further batch start; those under way end. Returns the run's id."""
-    return _move(engine, run_id, "pause", "paused")
+    by, at = " from ".join(audit.who()), sa.func.clock_timestamp()
+    return _move(engine, run_id, "pause", "paused", paused_by=by, paused_at=at)
 
 
 def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
-    """Go on with a paused or cancelled run."""
+    """Go on with a paused or cancelled run; its failed batches are tried again."""
     with transaction(engine) as connection:
         run = report.find_run(connection, run_id)
         if run.state not in ("paused", "cancelled"):
@@ -37,41 +38,41 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
                 hint="See: producer status",
             )
         _require_no_other(connection, run.id)
-        move_run(connection, run.id, "running")
+        _resume(connection, run)
         audit.note(connection, "resume", run.id, before={"state": run.state})
         if run.state == "cancelled":
             _reopen_capture(connection, run)
-        # The messages of the batches that wait were spent on finding the run paused.
-        connection.execute(
-            sa.update(batches)
-            .where(batches.c.run_id == run.id, batches.c.state == "pending")
-            .values(published_at=None)
-        )
     enqueue.advance(engine, settings, run.id)
     return str(run.id)
 
 
 def cancel(engine: Engine, run_id: str | None) -> str:
     """Stop a run for good, unless it is resumed; what it wrote stays and is consistent."""
-    return _move(engine, run_id, "cancel", "cancelled")
+    return _move(engine, run_id, "cancel", "cancelled", paused_by=None, paused_at=None, error=None)
 
 
 def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
     """Try failed batches and open quarantine rows again, then verify, reconcile and finish.
 
-    Only those: a row set aside because of its owner comes with the owner. Raises NotAllowed for a
-    run that is not over.
+    Only those: a row set aside because of its owner comes with the owner. A run that its error
+    budget has paused goes on with its failed batches from where it is. Raises NotAllowed for any
+    other that is not over.
     """
+    with transaction(engine) as connection:
+        run = report.find_run(connection, run_id)
+        if is_spent := run.paused_by == budget.PAUSED_BY:
+            enqueue.require_same_tables(run, settings)
+            _resume(connection, run)
+            audit.note(connection, "retry", run.id, before={"state": run.state})
+    if is_spent:
+        enqueue.advance(engine, settings, run.id)
+        return str(run.id)
     with transaction(engine) as connection:
         run = _reopen(connection, run_id, "retry")
         enqueue.require_same_tables(run, settings)
         _reopen_capture(connection, run)
         context = Context.read(connection, settings, run)
-        connection.execute(
-            move_batches("pending", error=None, lapses=0, hand_backs=0, published_at=None).where(
-                batches.c.run_id == run.id, batches.c.state == "failed"
-            )
-        )
+        _reopen_failed(connection, run.id)
         for keys in retried.read(context):
             _insert_keys(connection, run.id, keys)
         with_batches = sa.select(batches.c.stage).where(
@@ -166,10 +167,29 @@ def accept(engine: Engine, settings: Settings, run_id: str | None, keys: Iterabl
     return accepted
 
 
-def _move(engine: Engine, run_id: str | None, action: str, state: str) -> str:
+def _resume(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
+    move_run(connection, run.id, "running", paused_by=None, paused_at=None, error=None)
+    _reopen_failed(connection, run.id)
+    # The messages of the batches that wait were spent on finding the run paused.
+    connection.execute(
+        sa.update(batches)
+        .where(batches.c.run_id == run.id, batches.c.state == "pending")
+        .values(published_at=None)
+    )
+
+
+def _reopen_failed(connection: Connection, run_id: object) -> None:
+    connection.execute(
+        move_batches("pending", error=None, lapses=0, hand_backs=0, published_at=None).where(
+            batches.c.run_id == run_id, batches.c.state == "failed"
+        )
+    )
+
+
+def _move(engine: Engine, run_id: str | None, action: str, state: str, **values: object) -> str:
     with transaction(engine) as connection:
         run = report.find_run(connection, run_id)
-        left = move_run(connection, run.id, state)
+        left = move_run(connection, run.id, state, **values)
         audit.note(connection, action, run.id, before={"state": left}, after={"state": state})
         return str(run.id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date, datetime
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -70,6 +71,28 @@ def span(left: TimeLeft) -> str:
     unit, divisor = ("s", 1) if high < 180 else ("min", 60)
     first, last = f"{low / divisor:.0f}", f"{high / divisor:.0f}"
     return f"{last} {unit}" if first == last else f"{first} to {last} {unit}"
+
+
+def paused(found: RunReport) -> str:
+    """Who paused the run and when, and how it is resumed."""
+    parts = [f"Run {found.run_id} is paused"]
+    if found.paused_by:
+        parts.append(f"by {found.paused_by}")
+    if found.paused_at:
+        moment = datetime.fromisoformat(found.paused_at).astimezone()
+        parts.append(f"at {moment:%H:%M}" if moment.date() == date.today() else f"on {moment:%x}")
+    return f"{' '.join(parts)}. Resume it with: producer resume {found.run_id}"
+
+
+def failures(console: Console, found: RunReport, before: RunReport | None) -> None:
+    """Batches that failed since the last look, by their cause: in red, and in a pipe as well."""
+    known = before.failures if before else {}
+    for cause, count in found.failures.items():
+        more = count - known.get(cause, 0)
+        if more > 0:
+            which = "1 batch" if more == 1 else f"{more:,} batches"
+            so_far = "" if more == count else f" ({count:,} so far)"
+            console.print(Text(f"Failed: {which}{so_far}, {cause}", "red"), soft_wrap=True)
 
 
 def news(console: Console, found: RunReport, before: RunReport | None) -> None:

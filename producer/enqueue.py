@@ -28,7 +28,7 @@ from models.steps import (
     stages_before,
 )
 from models.steps.base import Context, Step
-from producer import partition, retried, windows
+from producer import budget, partition, retried, windows
 from producer.queue import Message, publish_window
 
 # One is worked on while the next one waits, so that nobody waits for the last batch of a window.
@@ -140,6 +140,8 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     if run is None or run.state not in ledger.WORKED_ON:
         return []
     require_same_tables(run, settings)
+    if budget.enforce(connection, settings, run_id):
+        return []
     is_undo = run.state == "rolling_back"
     of_undo = stages.c.position >= ledger.UNDO_POSITION
     rows = connection.execute(

@@ -62,7 +62,13 @@ def _servers(seen: Seen) -> Iterator[Finding]:
 def _run(seen: Seen) -> Iterator[Finding]:
     run = seen.after.run
     said = {
-        "paused": ("is paused: no further batch starts", "Go on with it: producer resume"),
+        "paused": (
+            f"is paused by {run.paused_by or 'an operator'}: no further batch starts"
+            + (f". {run.error}" if run.error else ""),
+            "Mend what the message names, then: producer resume"
+            if run.error
+            else "Go on with it: producer resume",
+        ),
         "cancelled": ("is cancelled", "Go on with it: producer resume"),
         "failed": (f"failed: {run.error}", "Mend what it names, then: producer retry --wait"),
         "completed": ("is completed: it waits for nothing", ""),

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from models.messages import Check, Diagnosis, Plan, RunReport, Speed
 from producer import display
@@ -14,7 +15,6 @@ from producer import display
 _NEXT = {
     "preparing": "Watch it: producer status --watch",
     "running": "Watch it: producer status --watch",
-    "paused": "Go on with it: producer resume",
     "completed": "Nothing is left to do.",
     "completed_with_quarantine": (
         "See the rows set aside: producer quarantine. Mend them in the legacy tables, or accept"
@@ -66,8 +66,13 @@ def summary(console: Console, found: RunReport) -> None:
             parts = ", ".join(f"{count:,} {name}" for name, count in sorted(groups.items()))
             console.print(f"{title}: {parts}")
     if found.error:
-        console.print(f"[red]{found.error.message}[/]")
-    console.print(_NEXT.get(found.state or "", ""))
+        console.print(Text(found.error.message, "red"))
+    if found.state == "paused" and found.error:
+        console.print(f"{found.error.hint}")
+    elif found.state == "paused":
+        console.print(display.paused(found), markup=False)
+    else:
+        console.print(_NEXT.get(found.state or "", ""))
 
 
 def stages(console: Console, found: RunReport) -> None:

@@ -14,6 +14,7 @@ from models.errors import UnknownRun
 from models.ledger import (
     OPEN_STATES,
     SCHEMA,
+    batches,
     conflicts,
     differences,
     quarantine,
@@ -29,7 +30,7 @@ from models.messages import (
     Verification,
 )
 from models.steps import RECONCILIATION, VERIFICATION, undo_stage_names
-from producer import live, progress, timing
+from producer import budget, live, progress, timing
 
 
 def find_run(connection: Connection, run_id: str | None) -> Any:
@@ -171,12 +172,23 @@ def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunRe
         state=run.state,
         throttled=bool(throttled),
         throttled_by=throttled,
+        paused_by=run.paused_by,
+        paused_at=run.paused_at and run.paused_at.isoformat(timespec="seconds"),
         stages=found,
         quarantine=_groups(
             connection,
             sa.select(quarantine.c.reason, sa.func.count())
             .where(quarantine.c.run_id == run.id, quarantine.c.state == "open")
             .group_by(quarantine.c.reason),
+        ),
+        failures=_groups(
+            connection,
+            sa.select(
+                batches.c.stage + ": " + sa.func.coalesce(batches.c.error, "unknown"),
+                sa.func.count(),
+            )
+            .where(batches.c.run_id == run.id, batches.c.state == "failed")
+            .group_by(sa.text("1")),
         ),
         seconds=round(
             progress.undo_seconds(connection, run.id) if is_undone else float(seconds), 3
@@ -193,6 +205,12 @@ def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunRe
         report.time_left = timing.left(found, users, report.live)
     if report.time_left:
         report.eta_seconds = report.time_left.likely
+    if run.paused_by == budget.PAUSED_BY:
+        report.error = ErrorReport(
+            kind="error_budget",
+            message=str(run.error),
+            hint="Mend what the message names, then: producer retry --wait (or: producer resume)",
+        )
     if run.state == "failed":
         report.error = ErrorReport(
             kind="differences" if report.exit_status == 4 else "batch_failed",

@@ -10,6 +10,7 @@ import functools
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 import sqlalchemy as sa
@@ -20,12 +21,12 @@ from sqlalchemy.exc import DBAPIError
 from models import claims
 from models.claims import Claim
 from models.database import as_ours, classify, transaction
-from models.errors import LeaseLost, MigrationError, Misconfigured, Stopped, Transient
-from models.ledger import quarantine, runs
+from models.errors import LeaseLost, MigrationError, Stopped, Transient
+from models.ledger import runs
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
 from models.steps.base import Context, Counts, Step
-from producer import enqueue, poison
+from producer import budget, enqueue, poison
 from worker import bisect, settle, stopping
 from worker.watch import Watch
 
@@ -41,8 +42,6 @@ SET LOCAL max_parallel_workers_per_gather = 0
 # Nobody waits for the disk: a crash of the server loses the last commits whole, rows and ledger
 # alike, and what is lost is claimed again. Closing a stage waits, and so for all that is before it.
 UNHURRIED = "SET LOCAL synchronous_commit = off"
-# Where the database refuses this many rows and not one of the batch passes, it is not the rows.
-WHOLESALE = 20
 log = structlog.get_logger("migration.batch")
 _catalogs: dict[tuple[object, ...], Context] = {}
 
@@ -79,11 +78,11 @@ def run(
         return _give_up(engine, claim, claims.hand_back, error.message)
     except MigrationError as error:
         logger.error("batch failed", error=error.message)
-        return _give_up(engine, claim, claims.fail, error.message)
+        return _fail(engine, settings, claim, error.message)
     except Exception as bug:
         # The task's boundary: a mistake of ours fails the batch at once and by name.
         logger.exception("batch failed")
-        return _give_up(engine, claim, claims.fail, f"a bug: {type(bug).__name__}")
+        return _fail(engine, settings, claim, f"a bug: {type(bug).__name__}")
     logger.info("batch done", seconds=round(time.monotonic() - started, 3), counts=counts)
     return {"outcome": "done"}
 
@@ -103,6 +102,15 @@ def _give_up(
         log.warning("batch left alone", batch=claim.batch_id, error=classify(failure).message)
         return {"outcome": "lost"}
     return {"outcome": "failed"}
+
+
+def _fail(engine: Engine, settings: Settings, claim: Claim, error: str) -> dict[str, str]:
+    """Fail the batch, and pause the run if it is one too many."""
+    outcome = _give_up(engine, claim, claims.fail, error)
+    # Whatever stands in the way now, the next `advance` looks as well.
+    with suppress(DBAPIError), transaction(engine) as connection:
+        budget.enforce(connection, settings, claim.run_id)
+    return outcome
 
 
 def _with_retries(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> Counts:
@@ -135,28 +143,9 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         else:
             take = settle.take_up if step.is_late else bisect.apply
             counts = take(context, step, claim.scope)
-            _refuse_wholesale(context, step, claim, counts)
             poison.follow(connection, context, claim)
         claims.complete(connection, claim, counts)
     return counts
-
-
-def _refuse_wholesale(context: Context, step: Step, claim: Claim, counts: Counts) -> None:
-    """Raise when the database refuses a large batch row by row: that is no matter of bad rows."""
-    seen = counts.get(f"{step.entity}s", {"total": 0, "quarantined": 0})
-    # Who takes up changes does not count the rows that pass.
-    total = max(seen["total"], len(claim.scope.keys or ()))
-    if total > seen["quarantined"] or seen["quarantined"] < WHOLESALE:
-        return
-    refused = context.connection.execute(
-        sa.select(sa.func.count(), sa.func.min(quarantine.c.message)).where(
-            quarantine.c.batch_id == context.batch_id,
-            quarantine.c.entity == step.entity,
-            quarantine.c.reason == "rejected",
-        )
-    ).one()
-    if refused[0] >= WHOLESALE:
-        raise Misconfigured(f"Every row of the batch was refused. {refused[1]}")
 
 
 def _apply_outside(

@@ -5,14 +5,16 @@ Bad rows are set aside one by one, in O(bad · log n) statements; what is too bi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from models.database import STATEMENT_TIMEOUT_MS, as_ours
-from models.errors import BadRow, MigrationError, TooBig
-from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE
+from models.deferred import CHECK_NOW, DEFER_AGAIN
+from models.errors import BadRow, MigrationError, Misconfigured, TooBig
+from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, are_rejected
 from models.steps.base import Context, Counts, Scope, Step, add
-from worker import verify
+from worker import refusals, verify
 
 # A batch takes about two seconds. Once it has failed for its size, its parts have this much in
 # proportion to their rows: the whole minute at each halving would be half an hour for one row.
@@ -30,7 +32,7 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
         if step.source(context) is None:
             raise
         keys = step.keys_in(context, scope)
-        trial.expected = len(keys)
+        trial.keys = keys
         # No key: the application deleted the row meanwhile.
         counts = trial.halve(scope, keys, error) if keys else {}
     if trial.set_aside():
@@ -68,30 +70,44 @@ class _Trial:
         self._context, self._step = context, step
         self._has_failed = False
         self._rejected: list[tuple[str, Sequence[str], str, MigrationError]] = []
-        # Rows of the whole batch: a part of them has that part of the time.
-        self.expected = 0
+        # The whole batch once it has failed: a part of its rows has that part of the time.
+        self.keys: Sequence[str] = ()
+        # The dependents of the row that is tried.
+        self._dependents: Sequence[str] = ()
+        self._refusals = {kind: refusals.Refusals(kind) for kind in (step.entity, step.part_entity)}
         # Sent because the batch failed as a whole.
         self.statements = 0
-        context.connection.exec_driver_sql("SAVEPOINT passed")
+        # Deferred: where a transaction has several trials, the one before has checked at once.
+        context.connection.exec_driver_sql(f"{DEFER_AGAIN}; SAVEPOINT passed")
 
     def run(self, scope: Scope, rows: int = 0) -> Counts:
         """One attempt; an attempt that fails is undone before the next one begins."""
-        if self.expected:
-            share = PARTS_TIMEOUT_MS * rows // self.expected
+        if self.keys:
+            share = PARTS_TIMEOUT_MS * rows // len(self.keys)
             self._go_on(f"SET LOCAL statement_timeout = {max(SHORTEST_TIMEOUT_MS, share)}")
+        before = refusals.writes(self._context) if self.keys else None
         self._has_failed = True
         self.statements += 1
         with as_ours():
             counts = self._step.apply(self._context, scope)
+            self._context.connection.exec_driver_sql(CHECK_NOW)
         self._has_failed = False
+        if before is not None:
+            self._note(refusals.writes(self._context) - before)
         return counts
+
+    def _note(self, written: Counter[str]) -> None:
+        """Note which kinds of rows the database takes."""
+        step = self._step
+        self._refusals[step.entity].any_written |= bool(written)
+        self._refusals[step.part_entity].any_written |= written[step.part_table] > 0
 
     def undo(self) -> None:
         """Undo a failed attempt, so that the transaction can be used."""
         self._go_on("")
 
     def _go_on(self, then: str) -> None:
-        passed = "RELEASE SAVEPOINT passed; SAVEPOINT passed"
+        passed = f"RELEASE SAVEPOINT passed; {DEFER_AGAIN}; SAVEPOINT passed"
         mark = "ROLLBACK TO SAVEPOINT passed" if self._has_failed else passed
         self._context.connection.exec_driver_sql(f"{mark}; {then}")
         self._has_failed = False
@@ -132,7 +148,7 @@ class _Trial:
             self.undo()
         hanging = step.part_keys_in(context, scope)
         self.statements += 1
-        parts = hanging if scope.parts is None else scope.parts
+        self._dependents = parts = hanging if scope.parts is None else scope.parts
         if parts:
             try:
                 counts = self.run(scope.with_parts([]), 1)
@@ -146,7 +162,7 @@ class _Trial:
                 return self.run(scope, 1)
             except (BadRow, TooBig) as alone:
                 error = alone
-        self._rejected.append((step.entity, scope.keys or (), "rejected", error))
+        self._refuse(step.entity, scope.keys or (), error, lambda: self._rows_after(scope))
         counts = {f"{step.entity}s": {"total": 1, "quarantined": 1}}
         if hanging:
             self._rejected.append((step.part_entity, hanging, OWNER_QUARANTINED, error))
@@ -160,13 +176,65 @@ class _Trial:
             try:
                 counts = self.run(scope.with_parts(parts), 1)
             except (BadRow, TooBig) as alone:
-                self._rejected.append((self._step.part_entity, parts, "rejected", alone))
+                self._refuse(
+                    self._step.part_entity,
+                    parts,
+                    alone,
+                    lambda: self._parts_after(scope, parts[0]) + self._rows_after(scope),
+                )
                 return {f"{self._step.part_entity}s": {"total": 1, "quarantined": 1}}
         else:
             counts = self._both(
                 parts, error, scope.with_parts, lambda half, why: self._parts(scope, half, why)
             )
         return {what: value for what, value in counts.items() if what != name}
+
+    def _rows_after(self, scope: Scope) -> list[Scope]:
+        """The rows of the batch that come after the scope's own."""
+        (key,) = scope.keys or ()
+        later = self.keys[self.keys.index(key) + 1 :]
+        return [replace(scope, keys=(other,), parts=None) for other in later]
+
+    def _parts_after(self, scope: Scope, part: str) -> list[Scope]:
+        """The dependents of the row that is tried that come after this one."""
+        later = self._dependents[self._dependents.index(part) + 1 :]
+        return [scope.with_parts([other]) for other in later]
+
+    def _refuse(
+        self,
+        kind: str,
+        keys: Sequence[str],
+        error: MigrationError,
+        rest: Callable[[], Sequence[Scope]],
+    ) -> None:
+        """One row that is refused alone, unless all are: then the batch fails, by the cause.
+
+        A retry tries the bad rows only: that those are refused again says nothing of the others.
+        """
+        if self._has_failed:
+            self.undo()
+        found = self._refusals[kind]
+        is_news = not are_rejected(self._context.connection, kind, keys)
+        if is_news and found.note(error) and self._refuses_all(found, rest()):
+            raise Misconfigured(f"The database refuses every {kind} of the batch: {error.message}")
+        self._rejected.append((kind, keys, "rejected", error))
+
+    def _refuses_all(self, found: refusals.Refusals, rest: Sequence[Scope]) -> bool:
+        """Try a sample of the rows that are left, and undo it; whether all of it is refused."""
+        is_refused = not rest
+        for scope in refusals.spread(rest):
+            is_part = found.entity != self._step.entity
+            try:
+                self.run(scope if is_part else scope.with_parts([]), 1)
+            except (BadRow, TooBig):
+                is_refused = True
+            else:
+                # To be undone like a failed one: its turn comes later.
+                self._has_failed = True
+            self.undo()
+            if found.any_written:
+                return False
+        return is_refused
 
     def set_aside(self) -> bool:
         """Quarantine what was refused, and say whether anything was.

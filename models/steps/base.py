@@ -220,6 +220,8 @@ class Step:
     entity: ClassVar[str] = ""
     # The entity of the rows that hang on those (see `dependents`).
     part_entity: ClassVar[str] = ""
+    # The target table with a row for each of those.
+    part_table: ClassVar[str] = ""
     # False: `apply` runs outside a transaction (CREATE INDEX CONCURRENTLY) and must be idempotent.
     transactional: ClassVar[bool] = True
     # Applied after the verification: each batch verifies its own rows at once (see `recheck`).

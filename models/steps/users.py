@@ -245,6 +245,7 @@ class Users(Step):
     queue = "migration.users"
     entity = "user"
     part_entity = "subscription"
+    part_table = "ai_tools"
 
     def source(self, context: Context) -> Table:
         return context.legacy.users

@@ -80,3 +80,34 @@ def test_a_balance_that_cannot_hold_the_grant_costs_one_user(product: Product) -
     assert ended.status == 3, ended.err
     assert rows[user]["reason"] == "rejected" and "22003" in rows[user]["message"]
     assert ended.json["reconciliation"]["discrepancies"] == 0
+
+
+def test_a_table_that_refuses_all_rows_pauses_the_run_and_says_so_as_it_happens(
+    product: Product,
+) -> None:
+    product.environment["MIGRATION_BATCH_SIZE"] = "30"
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 600)
+    product.run("schema", "upgrade")
+    with product.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN RAISE EXCEPTION 'a secret'; END $$;"
+            " CREATE TRIGGER refuse BEFORE INSERT ON ai_suites FOR EACH ROW"
+            " EXECUTE FUNCTION refuse()"
+        )
+    with product.worker():
+        ended = product.run("enqueue-all", "--wait", "--json", MIGRATION_ERROR_BUDGET="3")
+        assert (ended.status, ended.json["state"]) == (1, "paused"), ended.err
+        assert ended.json["error"]["kind"] == "error_budget"
+        assert ended.json["paused_by"] == "error budget"
+        assert "Failed: " in ended.err and "secret" not in ended.err + ended.out
+        assert "producer retry --wait" in ended.err
+        # Whoever joins it now is told the same.
+        again = product.run("status", "--watch", "--json")
+        assert (again.status, again.json["error"]) == (1, ended.json["error"])
+        with product.engine.begin() as connection:
+            connection.exec_driver_sql("DROP FUNCTION refuse() CASCADE")
+        mended = product.run("retry", "--wait", "--json")
+    assert mended.status == 3, mended.err
+    assert "rejected" not in mended.json["quarantine"]

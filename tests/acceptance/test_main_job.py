@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import signal
+import subprocess
 from decimal import Decimal
 
 import pytest
@@ -205,12 +208,40 @@ def test_a_paused_run_starts_nothing_until_it_is_resumed(
         assert product.run("pause", "--json").json["state"] == "paused"
         until(lambda: batches(product, "running") == 0)
         done = batches(product, "done")
-        joined = product.run("enqueue-all", "--wait", "--json")
-        assert (joined.json["state"], batches(product, "done")) == ("paused", done)
+        commands = (("enqueue-all", "--wait", "--json"), ("status", "--watch", "--json"))
+        waiting = [product.start(*command) for command in commands]
+        for process in waiting:
+            line = said(process, "is paused by")
+            assert re.search(r"by \S+ from \S+ at \d\d:\d\d\. .*producer resume", line), line
+            assert "Ctrl-C" in line
+        assert (batches(product, "done"), *(each.poll() for each in waiting)) == (done, None, None)
         product.run("resume", "--json")
-        ended = product.run("status", "--watch", "--json")
-    assert ended.status == 3
+        for process in waiting:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 3, err
+            assert json.loads(out)["paused_by"] is None
     assert_right(product, before)
+
+
+def said(process: subprocess.Popen[str], words: str) -> str:
+    """The next line on stderr that holds these words."""
+    assert process.stderr
+    for line in process.stderr:
+        if words in line:
+            return line
+    raise AssertionError(f"the command ended without: {words}")
+
+
+def test_a_run_that_is_cancelled_in_a_pause_ends_the_wait(
+    product: Product, before: oracle.Snapshot
+) -> None:
+    waiting = product.start("enqueue-all", "--wait", "--json")
+    said(waiting, "Run ")
+    product.run("pause", "--json")
+    said(waiting, "is paused by")
+    product.run("cancel", "--yes", "--json")
+    out, err = waiting.communicate(timeout=120)
+    assert (waiting.returncode, json.loads(out)["state"]) == (1, "cancelled"), err
 
 
 def test_sigterm_lets_a_worker_finish_its_batch(product: Product, before: oracle.Snapshot) -> None:

@@ -110,15 +110,15 @@ class LedgerModel(Workers):
     @precondition(lambda self: self.place.open_run())
     @rule()
     def cancel(self) -> None:
-        self.operate(lambda: control.cancel(self.engine, None), OPEN_STATES)
+        self.operate(lambda: control.cancel(self.engine, None), (*OPEN_STATES, "spent"))
 
     @rule(pick=ANY)
     def resume(self, pick: int) -> None:
-        self.of_any(pick, control.resume, ("paused", "cancelled"))
+        self.of_any(pick, control.resume, ("paused", "spent", "cancelled"))
 
     @rule(pick=ANY)
     def retry(self, pick: int) -> None:
-        self.of_any(pick, control.retry, END)
+        self.of_any(pick, control.retry, (*END, "spent"))
         self.place.watch.check(is_retry=True)
 
     @precondition(lambda self: self.place.run_ids())
@@ -158,7 +158,9 @@ class LedgerModel(Workers):
     ) -> None:
         """Assert that a command works in these states of the run, and only in these."""
         if known := self.place.run_ids():
-            state = report.read(self.engine, run_id or known[-1]).state
+            found = report.read(self.engine, run_id or known[-1])
+            # Paused by its error budget.
+            state = "spent" if found.state == "paused" and found.error else found.state
             try:
                 command()
             except NotAllowed:

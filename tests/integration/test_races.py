@@ -98,7 +98,7 @@ def test_a_table_that_refuses_every_row_fails_the_batch_and_quarantines_nobody(
     change(engine, "ALTER TABLE ai_suites ADD CHECK (name = 'impossible')")
     failed = whole_run(engine, settings)
     assert (failed.state, failed.exit_status) == ("failed", 1)
-    assert failed.error and "Every row of the batch was refused" in failed.error.message
+    assert failed.error and "The database refuses every user of the batch" in failed.error.message
     refused = "SELECT count(*) FROM migration.quarantine WHERE reason <> 'owner_missing'"
     assert scalar(engine, refused) == 0
 
