@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from models.ledger import WORKED_ON, batches
 from models.messages import RunReport
 from models.settings import Settings
 from producer import enqueue, report, schema
+from tests.wait import until
 from worker import batch
 
 
@@ -63,10 +65,31 @@ def whole_run(engine: Engine, settings: Settings, **options: Any) -> RunReport:
     return go_on(engine, settings, start(engine, settings), **options)
 
 
+@dataclass
+class Spent:
+    """What a piece of work asked of the database."""
+
+    statements: int = 0
+    rows: int = 0
+
+
+@contextmanager
+def spent(engine: Engine) -> Iterator[Spent]:
+    """Count the statements that the block sends through the engine, and the rows they return."""
+    found = Spent()
+
+    def count(_: Any, cursor: Any, *__: Any) -> None:
+        found.statements += 1
+        found.rows += cursor.rowcount if cursor.description else 0
+
+    event.listen(engine, "after_cursor_execute", count)
+    try:
+        yield found
+    finally:
+        event.remove(engine, "after_cursor_execute", count)
+
+
 def wait_for_lock(engine: Engine) -> None:
     """Wait until some session waits for a row that another one holds."""
-    end = time.monotonic() + 30
     query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    while not scalar(engine, query):
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: scalar(engine, query), "nobody waits for a lock")

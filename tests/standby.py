@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from sqlalchemy import Engine, text
 from models import database as databases
 from producer.local import directories
 from producer.local.programs import postgres_bin_dir, reachable
+from tests.wait import until
 
 PORT = 5433
 
@@ -69,10 +69,7 @@ def is_streaming(primary: Engine) -> bool:
 
 def wait_until_streaming(primary: Engine) -> None:
     """Wait until the standby follows the primary."""
-    end = time.monotonic() + 60
-    while not is_streaming(primary):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    until(lambda: is_streaming(primary), "the standby does not follow")
 
 
 def _run(place: directories.Place, program: Path, *arguments: str) -> None:

@@ -16,45 +16,46 @@ from models.steps import RECONCILIATION, VERIFICATION
 from models.steps.base import Context, Counts, Scope, Step, entities
 from models.steps.verification import read_account
 
-_STORE = (
-    "INSERT INTO migration.differences"
-    " (run_id, stage, batch_id, kind, entity, legacy_key, target_table, detail)"
-    " SELECT :run_id, :stage, :batch_id, found.* FROM ({statement}) AS found"
-    " ON CONFLICT DO NOTHING"
-)
-
 # By the row's own key, or by its owner: a tool that has lost its subscription still has a suite.
-_EXCUSE = """
-WITH found AS MATERIALIZED (
-  SELECT d.id, d.entity, d.legacy_key, d.target_table FROM migration.differences d
-  WHERE d.run_id = :run_id AND d.stage = :stage AND d.batch_id = :batch_id
-),
+# One statement, so that what differs and what waits are of one snapshot: where another batch takes
+# a change up at this moment, either both its rows and its change are as before, or neither.
+_STORE = """
+WITH found (kind, entity, legacy_key, target_table, detail) AS MATERIALIZED ({statement}),
 owned AS (
-  SELECT f.id, f.entity, f.legacy_key AS owner_key FROM found f WHERE f.entity = 'user'
-  UNION SELECT f.id, f.entity, s.user_id::text
+  SELECT f.entity, f.legacy_key, f.target_table, f.legacy_key AS owner_key
+  FROM found f WHERE f.entity = 'user'
+  UNION SELECT f.entity, f.legacy_key, f.target_table, s.user_id::text
   FROM found f JOIN {subscriptions} s ON s.id = {subscription_key}
   WHERE f.entity = 'subscription'
-  UNION SELECT f.id, f.entity, p.user_id::text
+  UNION SELECT f.entity, f.legacy_key, f.target_table, p.user_id::text
   FROM found f JOIN {projects} p ON p.id = {project_key} WHERE f.entity = 'project'
-  UNION SELECT f.id, f.entity, h.user_id::text
+  UNION SELECT f.entity, f.legacy_key, f.target_table, h.user_id::text
   FROM found f JOIN {ai_tools} t ON t.id = f.legacy_key JOIN {ai_suites} h ON h.id = t.suite_id
   WHERE f.target_table = 'ai_tools'
-  UNION SELECT f.id, f.entity, a.user_id::text
+  UNION SELECT f.entity, f.legacy_key, f.target_table, a.user_id::text
   FROM found f JOIN {tool_assignments} a ON a.tool_id = f.legacy_key
   WHERE f.target_table = 'tool_assignments'
-  UNION SELECT f.id, f.entity, l.user_id::text
+  UNION SELECT f.entity, f.legacy_key, f.target_table, l.user_id::text
   FROM found f JOIN {tool_usage_logs} l ON l.id = f.legacy_key
-)
-DELETE FROM migration.differences d
-WHERE d.id IN (
-  SELECT o.id FROM owned o JOIN migration.changes c ON c.owner_key = o.owner_key
+),
+excused AS (
+  SELECT o.entity, o.legacy_key, o.target_table
+  FROM owned o JOIN migration.changes c ON c.owner_key = o.owner_key
   WHERE c.entity = 'user' OR c.entity = 'subscription' AND o.entity <> 'project'
   UNION ALL
-  SELECT f.id FROM found f JOIN migration.changes c
+  SELECT f.entity, f.legacy_key, f.target_table FROM found f JOIN migration.changes c
     ON c.entity = f.entity AND c.legacy_key = f.legacy_key
   UNION ALL
-  SELECT f.id FROM found f JOIN migration.changes c
-    ON c.entity = 'project' AND f.entity = 'project' AND f.legacy_key = {tool_of_project})
+  SELECT f.entity, f.legacy_key, f.target_table FROM found f JOIN migration.changes c
+    ON c.entity = 'project' AND f.entity = 'project' AND f.legacy_key = {tool_of_project}
+)
+INSERT INTO migration.differences
+  (run_id, stage, batch_id, kind, entity, legacy_key, target_table, detail)
+SELECT :run_id, :stage, :batch_id, f.* FROM found f
+WHERE NOT EXISTS (
+  SELECT FROM excused x WHERE x.entity = f.entity AND x.legacy_key = f.legacy_key
+    AND x.target_table = f.target_table)
+ON CONFLICT DO NOTHING
 """
 
 
@@ -81,21 +82,18 @@ def recheck(context: Context, step: Step, scope: Scope) -> Counts:
 
 
 def _store(context: Context, stage: str, statements: Iterable[str], scope: Scope) -> int:
-    connection = context.connection
+    legacy = context.legacy
+    base = legacy.projects.columns["id"].base
+    key = f"(CASE WHEN c.entity = 'project' THEN CAST(c.legacy_key AS {key_cast(base)}) END)"
+    names = {
+        "tool_of_project": keys.id_of(keys.PROJECT_TOOL, key, base),
+        "project_key": key_from_text("f.legacy_key", base),
+        "subscription_key": key_from_text("f.legacy_key", legacy.subscriptions.columns["id"].base),
+    }
     parameters = context.parameters | {"stage": stage} | scope.parameters
-    found = sum(
-        connection.execute(text(_STORE.replace("{statement}", statement)), parameters).rowcount
+    return sum(
+        context.connection.execute(
+            text(context.render(_STORE, statement=statement, **names)), parameters
+        ).rowcount
         for statement in statements
     )
-    if found and connection.scalar(text("SELECT EXISTS (SELECT FROM migration.changes)")):
-        legacy = context.legacy
-        base = legacy.projects.columns["id"].base
-        key = f"(CASE WHEN c.entity = 'project' THEN CAST(c.legacy_key AS {key_cast(base)}) END)"
-        excuse = context.render(
-            _EXCUSE,
-            tool_of_project=keys.id_of(keys.PROJECT_TOOL, key, base),
-            project_key=key_from_text("f.legacy_key", base),
-            subscription_key=key_from_text("f.legacy_key", legacy.subscriptions.columns["id"].base),
-        )
-        found -= connection.execute(text(excuse), parameters).rowcount
-    return found

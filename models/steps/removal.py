@@ -20,25 +20,27 @@ _STILL_OURS = """(t.updated_at IS NOT DISTINCT FROM t.created_at OR EXISTS (
       SELECT FROM {tool_usage_logs} l WHERE l.id = e.usage_id AND l.session_id = :own_run))"""
 
 # Another batch may be moving a tool to its new owner at this moment: then it is not ours any more.
+# Locked by a statement of its own, so that the next one sees all that the other batch has written.
+_LOCK_DOOMED = """
+WITH candidate AS MATERIALIZED ({doomed})
+SELECT t.id FROM {ai_tools} t JOIN candidate c
+  ON c.id = t.id AND c.suite_id IS NOT DISTINCT FROM t.suite_id
+ORDER BY t.id FOR UPDATE OF t
+"""
+
 _TOOLS = """
-WITH candidate AS MATERIALIZED ({doomed}),
-doomed AS MATERIALIZED (
-  SELECT t.id FROM {ai_tools} t JOIN candidate c
-    ON c.id = t.id AND c.suite_id IS NOT DISTINCT FROM t.suite_id
-  ORDER BY t.id FOR UPDATE OF t
-),
-listing AS (
-  DELETE FROM {marketplace_listings} m USING doomed d WHERE m.tool_id = d.id
+WITH listing AS (
+  DELETE FROM {marketplace_listings} m WHERE m.tool_id = ANY(CAST(:keys AS text[]))
 ),
 usage_log AS (
-  DELETE FROM {tool_usage_logs} l USING doomed d WHERE l.tool_id = d.id
+  DELETE FROM {tool_usage_logs} l WHERE l.tool_id = ANY(CAST(:keys AS text[]))
   RETURNING l.session_id IS NOT DISTINCT FROM :run_id AND l.action = 'migration' AS is_ours
 ),
 assignment AS (
-  DELETE FROM {tool_assignments} a USING doomed d WHERE a.tool_id = d.id RETURNING 1
+  DELETE FROM {tool_assignments} a WHERE a.tool_id = ANY(CAST(:keys AS text[])) RETURNING 1
 ),
 tool AS (
-  DELETE FROM {ai_tools} t USING doomed d WHERE t.id = d.id RETURNING 1
+  DELETE FROM {ai_tools} t WHERE t.id = ANY(CAST(:keys AS text[])) RETURNING 1
 )
 SELECT -(SELECT count(*) FROM usage_log WHERE is_ours) AS tool_usage_logs,
   -(SELECT count(*) FROM assignment) AS tool_assignments,
@@ -90,8 +92,10 @@ SELECT -(SELECT count(*) FROM usage_log WHERE is_ours) AS tool_usage_logs,
 
 def remove_tools(context: Context, doomed: str, scope: Scope, /, **names: str) -> Counts:
     """Delete the tools whose ids `doomed` selects, and what hangs on them; counts are negative."""
-    statement = _TOOLS.replace("{doomed}", doomed)
-    return {"rows": dict(context.execute(statement, scope, **names).one()._mapping)}
+    lock = _LOCK_DOOMED.replace("{doomed}", doomed)
+    if not (found := context.execute(lock, scope, **names).scalars().all()):
+        return {"rows": {}}
+    return {"rows": dict(context.execute(_TOOLS, scope.only(found)).one()._mapping)}
 
 
 def remove_deleted_users(context: Context, scope: Scope) -> list[Counts]:

@@ -109,13 +109,13 @@ subscription AS MATERIALIZED (
     END AS reason
   FROM read_subscription s
 ),
-tool AS (
+{moved}tool AS (
   INSERT INTO {ai_tools} (id, name, tool_type, version, configuration, pricing_tier, credits_cost,
     is_active, requires_approval, created_at, updated_at, suite_id)
   SELECT s.tool_id, s.gpt_id, 'gpt', s.version,
     CASE WHEN jsonb_typeof(s.preferences) = 'null' THEN '{{}}' ELSE s.preferences
     END::{tool_json}, CAST('free' AS {tool_tier}), 0, s.is_active, false, now(), now(), s.suite_id
-  FROM subscription s WHERE s.reason IS NULL
+  FROM subscription s WHERE s.reason IS NULL {once_locked}
   {unless_there_is_id}
   RETURNING 1
 ),
@@ -309,6 +309,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "unless_there_is_id": scope.unless_there("id"),
         "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
         "unless_there_is_image": scope.unless_there("entity, legacy_key, run_id"),
+        **users_changes.locks(context, is_later=is_later(context, scope)),
         "own_image": users_changes.OWN_IMAGE,
         "still_ours": is_still_ours(context),
         "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),

@@ -30,6 +30,17 @@ SELECT count(*) FROM (
   ORDER BY t.id FOR UPDATE OF t) AS locked
 """
 
+# Those that moved since then, locked by the statement that reads their subscriptions, before it
+# looks for a tool: else the old owner's batch removes that tool between the statement's parts, and
+# the statement writes the assignment and the usage log of a tool that is gone.
+_MOVED = """moved AS MATERIALIZED (
+  SELECT t.id FROM subscription s JOIN {ai_tools} t ON t.id = s.tool_id
+  JOIN {ai_suites} home ON home.id = t.suite_id
+  WHERE s.reason IS NULL AND home.user_id <> s.user_id
+  ORDER BY t.id FOR UPDATE OF t
+),
+"""
+
 # Of the user `u`, from this run. OFFSET keeps the planner from starting with all images, which it
 # takes for few while the new table has no statistics.
 OWN_IMAGE = """
@@ -106,16 +117,20 @@ SELECT -(SELECT count(*) FROM suite) AS ai_suites,
   -(SELECT coalesce(sum(amount), 0) FROM credit WHERE reason = 'migration_grant') AS credits_granted
 """
 
-# After `users.py` has written what is missing: suites exist, tools and assignments too.
+# After `users.py` has written what is missing: suites exist, tools and assignments too. What a
+# subscription that is set aside had elsewhere is left whole, for the old owner's batch to remove.
 _REFRESH = """
 WITH expected AS MATERIALIZED (
-  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, s.gpt_id::text AS name,
-    {version} AS version, {is_active} AS is_active, {preferences} AS preferences,
-    own.id AS suite_id
-  FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id AND {subscriptions_scope}
-  JOIN LATERAL ({oldest_suite}) AS own ON true
-  WHERE {scope} AND {parts} AND btrim(coalesce(u.email::text, ''), :blanks) <> ''
-    AND btrim(coalesce(s.gpt_id::text, ''), :blanks) <> ''
+  SELECT * FROM (
+    SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, s.gpt_id::text AS name,
+      {version} AS version, {is_active} AS is_active, {preferences} AS preferences,
+      own.id AS suite_id
+    FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id AND {subscriptions_scope}
+    JOIN LATERAL ({oldest_suite}) AS own ON true
+    WHERE {scope} AND {parts} AND btrim(coalesce(u.email::text, ''), :blanks) <> ''
+      AND btrim(coalesce(s.gpt_id::text, ''), :blanks) <> ''
+    OFFSET 0
+  ) AS s WHERE jsonb_typeof(s.preferences) IN ('object', 'null')
 ),
 tool AS (
   UPDATE {ai_tools} t SET name = e.name, version = e.version, is_active = e.is_active,
@@ -124,7 +139,6 @@ tool AS (
     suite_id = CASE WHEN home.user_id = e.user_id THEN t.suite_id ELSE e.suite_id END
   FROM expected e, {ai_suites} home
   WHERE t.id = e.tool_id AND home.id = t.suite_id
-    AND jsonb_typeof(e.preferences) IN ('object', 'null')
     AND {still_ours}
     AND (home.user_id <> e.user_id OR t.name <> e.name
       OR t.version IS DISTINCT FROM e.version OR t.is_active IS DISTINCT FROM e.is_active
@@ -210,6 +224,16 @@ _SURPLUS = """
   WHERE {scope} AND {is_project_tool} AND {untouched} AND t.id = {project_tool}
     AND NOT EXISTS (SELECT FROM {projects} p WHERE p.id = {project_key})
 """
+
+
+def locks(context: Context, *, is_later: bool) -> dict[str, str]:
+    """Expressions that lock moved tools before any of them is looked for; empty in a first run."""
+    if not is_later:
+        return {"moved": "", "once_locked": ""}
+    return {
+        "moved": context.render(_MOVED),
+        "once_locked": "AND (SELECT count(*) FROM moved) >= 0",
+    }
 
 
 def before(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,14 +136,6 @@ def _product(database: str, redis_url: str, folder: Path) -> Iterator[Product]:
         yield Product(environment, folder, engine)
     finally:
         engine.dispose()
-
-
-def until(condition: Callable[[], object], seconds: float = 60) -> None:
-    """Wait until the condition holds; fails after `seconds`."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "the condition never held"
-        time.sleep(0.05)
 
 
 def count(product: Product, query: str) -> int:

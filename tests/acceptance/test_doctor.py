@@ -17,8 +17,9 @@ from models.messages import Diagnosis
 from models.settings import load
 from producer.local import directories, processes
 from tests import variants
-from tests.acceptance.conftest import Ended, Product, count, until
+from tests.acceptance.conftest import Ended, Product, count
 from tests.conftest import address
+from tests.wait import until
 from worker import batch
 
 QUEUE = "migration:migration."

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.acceptance.conftest import Product, until
+from tests.acceptance.conftest import Product
+from tests.wait import until
 
 PASSWORD = "flower-Secret/3"
 LOGIN = ("operator", PASSWORD)

@@ -8,8 +8,9 @@ import pytest
 from sqlalchemy import text
 
 from tests import variants
-from tests.acceptance.conftest import Product, until
+from tests.acceptance.conftest import Product
 from tests.integration.test_probing import closed_port, serving
+from tests.wait import until
 
 
 @pytest.fixture

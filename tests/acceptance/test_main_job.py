@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from models.settings import DEFAULT_GRANTS, parse_grants
 from tests import oracle, variants
-from tests.acceptance.conftest import Product, batches, count, kill_group, until
+from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches, count, kill_group
+from tests.wait import until
 
 USERS = 300
 NAMES = oracle.Names()
@@ -71,7 +72,7 @@ def test_two_producers_at_the_same_moment_share_one_run(
 ) -> None:
     with product.worker():
         pair = [product.start("enqueue-all", "--wait", "--json") for _ in range(2)]
-        ended = [process.communicate(timeout=120) for process in pair]
+        ended = [process.communicate(timeout=COMMAND_SECONDS) for process in pair]
     assert [process.returncode for process in pair] == [3, 3], ended
     assert count(product, "SELECT count(*) FROM migration.runs") == 1
     assert "joined" in ended[0][1] + ended[1][1]
@@ -88,7 +89,7 @@ def test_a_worker_killed_halfway_costs_time_and_nothing_else(
         kill_group(first)
     done = batches(product, "done")
     with product.worker():
-        out, err = waiting.communicate(timeout=120)
+        out, err = waiting.communicate(timeout=COMMAND_SECONDS)
     assert waiting.returncode == 3, err
     assert 10 <= done < batches(product, "done"), out
     assert_right(product, before)
@@ -193,7 +194,7 @@ def test_without_a_worker_the_command_says_so_and_goes_on_waiting(
         line = waiting.stderr.readline()
         assert line, "the command ended without a word about the workers"
     with product.worker():
-        _, err = waiting.communicate(timeout=120)
+        _, err = waiting.communicate(timeout=COMMAND_SECONDS)
     assert waiting.returncode == 3, err
     assert_right(product, before)
 
@@ -253,6 +254,6 @@ def test_sigterm_lets_a_worker_finish_its_batch(product: Product, before: oracle
         first.wait(30)
     assert batches(product, "running") == 0
     with product.worker():
-        waiting.communicate(timeout=120)
+        waiting.communicate(timeout=COMMAND_SECONDS)
     assert waiting.returncode == 3
     assert_right(product, before)

@@ -17,8 +17,9 @@ import redis
 from sqlalchemy import text
 
 from tests import forgeries, genuine, oracle, variants
-from tests.acceptance.conftest import Product, batches, until
+from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches
 from tests.acceptance.test_main_job import NAMES, USERS, assert_right
+from tests.wait import until
 
 DURING, AFTERWARDS, HUGE = 5_000, 5_000, 5
 KEYS = [f"migration:{name}" for name in genuine.QUEUES]
@@ -125,7 +126,7 @@ def test_ten_thousand_bad_messages_change_nothing(product: Product, server: Serv
         server.push(random, [*first, *huge, *harmless(random, product, run_id)])
         # The flood came while there was work to do, or this test says less than it seems to.
         assert waiting.poll() is None
-        out, err = waiting.communicate(timeout=120)
+        out, err = waiting.communicate(timeout=COMMAND_SECONDS)
         assert waiting.returncode == 3, err
         until(server.is_empty)
         assert json.loads(out)["differences"] == {}
@@ -139,7 +140,7 @@ def test_ten_thousand_bad_messages_change_nothing(product: Product, server: Serv
         assert worker.poll() is None
         assert psutil.Process(worker.pid).children() == children
         with product.celery("inspect", "ping") as ping:
-            assert ping.wait(timeout=30) == 0
+            assert ping.wait(timeout=COMMAND_SECONDS) == 0
     written = log.read_text()
     lines = refused(written)
     assert len(lines) == DURING + AFTERWARDS

@@ -10,8 +10,9 @@ import httpx
 import redis
 
 from producer import sample
-from tests.acceptance.conftest import Product, until
+from tests.acceptance.conftest import Product
 from tests.integration.test_probing import closed_port
+from tests.wait import until
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from sqlalchemy import text
 
 from tests import oracle, variants
-from tests.acceptance.conftest import Product, batches, count, kill_group, until
+from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches, count, kill_group
+from tests.wait import until
 
 NAMES = oracle.Names()
 UNDONE = "SELECT count(*) FROM migration.batches WHERE step = 'undo_users' AND state = 'done'"
@@ -32,7 +33,7 @@ def test_a_rollback_asks_and_goes_on_after_a_kill_to_the_state_before(product: P
     joined = product.run("enqueue-all", "--json")
     assert "is being rolled back" in joined.json["error"]["message"]
     with product.worker():
-        _, err = waiting.communicate(timeout=120)
+        _, err = waiting.communicate(timeout=COMMAND_SECONDS)
     assert waiting.returncode == 0, err
     status = product.run("status", "--json")
     assert (status.status, status.json["state"]) == (0, "rolled_back")

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests import variants
-from tests.acceptance.conftest import Product
+from tests.acceptance.conftest import COMMAND_SECONDS, Product
 
 Serve = Callable[..., "Served"]
 
@@ -62,7 +62,7 @@ def test_without_a_password_it_makes_one_and_says_it_to_the_terminal_alone(
         assert served.log_in(password[:-1]).status_code == 403
         assert served.log_in(password).status_code == 303
         served.process.send_signal(signal.SIGINT)
-        out, err = served.process.communicate(timeout=20)
+        out, err = served.process.communicate(timeout=COMMAND_SECONDS)
     assert password not in out + err
     with serving(product) as served:
         assert served.read().split()[-1] != password
@@ -72,7 +72,7 @@ def test_a_password_that_is_set_is_never_said(product: Product) -> None:
     with serving(product, MIGRATION_CONSOLE_PASSWORD="correct horse") as served:
         assert served.log_in("correct horse").status_code == 303
         served.process.send_signal(signal.SIGINT)
-        out, err = served.process.communicate(timeout=20)
+        out, err = served.process.communicate(timeout=COMMAND_SECONDS)
     assert "correct horse" not in served.said + out + err
     assert "Traceback" not in err
 

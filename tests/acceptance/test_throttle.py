@@ -9,9 +9,11 @@ import pytest
 from sqlalchemy import Engine, text
 
 from producer import local, sample
-from tests.acceptance.conftest import Product, batches, count, until
+from producer.reconciler import LOST_SECONDS
+from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches, count
 from tests.driving import scalar
 from tests.standby import is_streaming, say, standby
+from tests.wait import PATIENCE_SECONDS, until
 
 LIMIT_SECONDS = 2
 SMALL = {"MIGRATION_BATCH_SIZE": "25"}
@@ -28,7 +30,6 @@ def test_a_standby_that_falls_behind_stops_the_dispatching_until_it_has_caught_u
         run = product.start("enqueue-all", "--wait", "--json", **SMALL)
         until(lambda: batches(product, "done") > 20)
         say(replica, "SELECT pg_wal_replay_pause()")
-        paused = _now(product.engine)
         until(lambda: product.run("status", "--json").json["throttled"])
         held = product.run("status", "--json").json
         assert "replication lag" in held["throttled_by"] and held["state"] == "running"
@@ -36,21 +37,15 @@ def test_a_standby_that_falls_behind_stops_the_dispatching_until_it_has_caught_u
         assert "replication lag" in found["throttled"]["message"] and "no_worker" not in found
         # Both of the worker's processes wait, for longer than a message may lie unclaimed.
         until(lambda: batches(product, "running") == 0)
-        stopped = scalar(product.engine, "SELECT max(started_at) FROM migration.batches")
-        until(lambda: (_now(product.engine) - stopped).total_seconds() > 12)
+        begun = "SELECT count(*) FROM migration.batches WHERE started_at IS NOT NULL"
+        stopped, so_far = _now(product.engine), count(product, begun)
+        until(lambda: (_now(product.engine) - stopped).total_seconds() > LOST_SECONDS + 2)
+        assert count(product, begun) == so_far
         say(replica, "SELECT pg_wal_replay_resume()")
-        resumed = _now(product.engine)
-        out, err = run.communicate(timeout=150)
+        out, err = run.communicate(timeout=COMMAND_SECONDS)
     ended = json.loads(out)
     assert (run.returncode, ended["state"]) == (3, "completed_with_quarantine")
     assert "Throttled: replication lag" in err and "No worker" not in err
-    to_stop = (stopped - paused).total_seconds() - LIMIT_SECONDS
-    again = "SELECT min(started_at) FROM migration.batches WHERE started_at > :after"
-    with product.engine.connect() as connection:
-        first = connection.scalar(text(again), {"after": stopped})
-    to_go_on = (first - resumed).total_seconds()
-    print(f"stopped {to_stop:.1f} s after the limit, went on {to_go_on:.1f} s after the standby")
-    assert to_stop <= 5 and 0 < to_go_on <= 10
     # Nobody took it for dead: nothing was claimed twice, split or given back.
     assert count(product, "SELECT count(*) FROM migration.batches WHERE attempt > 1") == 0
     assert count(product, "SELECT max(lapses) FROM migration.batches") == 0
@@ -69,7 +64,7 @@ def test_a_long_transaction_of_somebody_else_holds_the_run_back_until_it_ends(
             until(lambda: batches(product, "pending") and _is_held(product))
             assert batches(product, "done") == 0
             other.rollback()
-            out, _ = run.communicate(timeout=120)
+            out, _ = run.communicate(timeout=COMMAND_SECONDS)
     assert json.loads(out)["state"] == "completed_with_quarantine"
 
 
@@ -86,10 +81,10 @@ def test_a_worker_that_is_told_to_stop_while_it_waits_gives_its_message_back(
             run = product.start("enqueue-all", "--wait", "--json")
             until(lambda: batches(product, "pending") and _is_held(product))
             worker.terminate()
-            assert worker.wait(timeout=30) == 0
+            assert worker.wait(PATIENCE_SECONDS) == 0
         other.rollback()
         with product.worker(**limits):
-            out, _ = run.communicate(timeout=120)
+            out, _ = run.communicate(timeout=COMMAND_SECONDS)
     assert json.loads(out)["state"] == "completed_with_quarantine"
     assert count(product, "SELECT count(*) FROM migration.batches WHERE attempt > 1") == 0
 
@@ -124,7 +119,7 @@ def test_a_signal_that_cannot_be_read_counts_as_the_setting_says(
                 held = product.run("status", "--json").json["throttled_by"]
                 assert held == "the oldest transaction of others cannot be read"
                 assert product.run("cancel", "--yes").status == 0
-            run.communicate(timeout=120)
+            run.communicate(timeout=COMMAND_SECONDS)
             assert (batches(product, "done") > 0) is goes
     finally:
         with product.engine.begin() as connection:

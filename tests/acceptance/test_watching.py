@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import variants
-from tests.acceptance.conftest import Product
+from tests.acceptance.conftest import COMMAND_SECONDS, Product
 
 USERS = 400
 
@@ -59,7 +59,7 @@ def test_at_a_terminal_it_shows_stages_and_workers_in_80_columns(opened: Product
             | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "80", "LINES": "50"},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=terminal,
         )  # fmt: skip
-        assert watch.wait(120) == 3
+        assert watch.wait(COMMAND_SECONDS) == 3
     os.close(terminal)
     reader.join(10)
     text = shown.decode()

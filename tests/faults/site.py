@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models import database as databases
 from models.ledger import OPEN_STATES
+from tests import wait
 from tests.faults.world import Lane, NotInjected, Stopped
 
 BATCH_SIZE, CHILDREN = 30, 2
@@ -179,17 +179,16 @@ class Site:
 
     def comes(self, condition: Callable[[], object], seconds: float) -> bool:
         """Whether the condition comes to hold within that time; servers may be away meanwhile."""
-        deadline = time.monotonic() + seconds
-        while True:
+
+        def holds() -> bool:
             if self.lane.is_stopping.is_set():
                 raise Stopped
             self.look_after()
             with suppress(DBAPIError, redis.RedisError):
-                if condition():
-                    return True
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
+                return bool(condition())
+            return False
+
+        return wait.comes(holds, seconds)
 
     def hold(self, seconds: float) -> None:
         """Let the fault last."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import statistics
-import time
 
 import pytest
 from flask.testing import FlaskClient
@@ -15,11 +13,12 @@ from models.settings import Settings
 from producer import console, enqueue, report
 from producer import schema as schema_step
 from tests import large_ledger
-from tests.driving import change, scalar, start, whole_run
+from tests.driving import change, scalar, spent, start, whole_run
 
 USERS = 60
 PASSWORD = "correct horse"
-SLOWEST_SECONDS = 0.2
+# Of an answer, whatever the size of the run.
+MOST_STATEMENTS, MOST_ROWS = 40, 200
 LOOPBACK = ["127.0.0.1", "localhost"]
 
 
@@ -181,7 +180,7 @@ def test_before_the_first_run_it_says_how_to_start_one(ada: FlaskClient) -> None
 
 
 @pytest.mark.parametrize("kind", ["running", "completed_with_quarantine", "failed"])
-def test_it_answers_in_200_ms_with_a_million_users_in_ten_thousand_batches(
+def test_with_a_million_users_in_ten_thousand_batches_a_page_asks_for_little(
     engine: Engine, settings: Settings, ada: FlaskClient, kind: str
 ) -> None:
     schema_step.upgrade(engine, settings)
@@ -190,16 +189,8 @@ def test_it_answers_in_200_ms_with_a_million_users_in_ten_thousand_batches(
     count = scalar(engine, "SELECT count(*) FROM migration.batches")
     assert count >= large_ledger.BATCHES
     run = f"/runs/{large_ledger.RUN}"
-    took = {path: seconds(ada, path) for path in ("/", run, f"{run}/progress")}
-    print({path: f"{1000 * found:.0f} ms" for path, found in took.items()})
-    assert max(took.values()) < SLOWEST_SECONDS, took
-
-
-def seconds(client: FlaskClient, path: str) -> float:
-    """The median of seven answers, after one to warm up."""
-    times = []
-    for _ in range(8):
-        begun = time.perf_counter()
-        assert client.get(path).status_code == 200
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])
+    for path in ("/", run, f"{run}/progress"):
+        with spent(engine) as found:
+            assert ada.get(path).status_code == 200
+        assert found.statements <= MOST_STATEMENTS, path
+        assert found.rows <= MOST_ROWS, path

@@ -30,9 +30,9 @@ from producer.local.processes import (
     is_gone,
     owner_of,
     parents_among,
-    until,
 )
 from producer.local.programs import reachable, valkey_program
+from tests.wait import comes
 
 NAMELESS_UID = 54321
 STARTER = """
@@ -121,7 +121,7 @@ def test_servers_outlive_the_command_that_started_them(home: Path) -> None:
 def test_a_start_that_is_killed_half_way_is_taken_up_by_the_next(home: Path) -> None:
     starter = start_in_another_process(home)
     cluster = home / "servers" / "postgres"
-    assert until(cluster.exists, 30)
+    assert comes(cluster.exists)
     starter.kill()
     starter.communicate()
     assert run_sql(local.start(home), "SELECT 1") == [(1,)]
@@ -150,7 +150,7 @@ def test_after_a_reboot_another_process_may_have_the_old_number(home: Path) -> N
     servers = local.start(home)
     remember(servers)
     end(processes(home, "postgres") + processes(home, "valkey-server"), signal.SIGKILL, patience=10)
-    assert until(lambda: not find_servers(tag(home), "postgres"), 30)
+    assert comes(lambda: not find_servers(tag(home), "postgres"))
     place = directories.find(home)
     assert place is not None
     postmaster = place.postgres / "data" / "postmaster.pid"

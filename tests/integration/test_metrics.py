@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import closing
 
 import pytest
@@ -14,7 +13,7 @@ from sqlalchemy import Engine
 from models import claims
 from models.settings import Settings
 from producer import enqueue, local, metrics, reconciler, report
-from tests.driving import change, go_on, scalar, start
+from tests.driving import change, go_on, scalar, spent, start
 
 USERS, BATCH_SIZE = 600, 50
 Samples = dict[tuple[str, ...], float]
@@ -85,11 +84,11 @@ def test_what_waits_what_ran_out_and_what_was_set_right_is_counted(
 ) -> None:
     run_id = start(engine, settings)
     enqueue.advance(engine, settings, run_id)
-    change(engine, "UPDATE migration.batches SET published_at = now() - interval '90 s'")
+    change(engine, "UPDATE migration.batches SET published_at = now() - interval '1 day'")
     waiting = scrape(engine)
     queue = "migration.control"
     assert waiting["migration_queue_batches", queue] == 1
-    assert waiting["migration_queue_oldest_seconds", queue] == pytest.approx(90, abs=20)
+    assert waiting["migration_queue_oldest_seconds", queue] == pytest.approx(86_400, rel=0.1)
     batch_id = scalar(engine, "SELECT id FROM migration.batches")
     with engine.begin() as connection:
         assert claims.claim(connection, run_id, batch_id, "dead")
@@ -131,10 +130,12 @@ def test_a_retry_forgets_lapses_but_no_counter_goes_back(
     assert scrape(engine)["migration_batch_expiries_total", "users"] == 2
 
 
-def test_with_ten_thousand_batches_a_scrape_takes_less_than_a_tenth_of_a_second(
-    engine: Engine, settings: Settings, record_property: pytest.FixtureRequest
+def test_with_ten_thousand_batches_a_scrape_sends_and_reads_no_more_than_with_none(
+    engine: Engine, settings: Settings
 ) -> None:
     run_id = start(engine, settings)
+    with spent(engine) as few:
+        scrape(engine)
     change(
         engine,
         "INSERT INTO migration.batches (run_id, stage, step, window, rows, state, attempt,"
@@ -148,12 +149,9 @@ def test_with_ten_thousand_batches_a_scrape_takes_less_than_a_tenth_of_a_second(
         "ANALYZE migration.batches",
     )
     assert report.read(engine, run_id).rows.ai_tools == 3_000_000
-    taken = []
-    for _ in range(10):
-        started = time.monotonic()
+    with spent(engine) as many:
         seen = scrape(engine)
-        taken.append(time.monotonic() - started)
     assert seen["migration_batches", "users", "done"] == 10_000
-    print(f"seconds a scrape: {min(taken):.3f} to {max(taken):.3f}")
-    # The best of ten: others use this machine, too.
-    assert min(taken) < 0.1
+    assert many.statements == few.statements
+    # The database counts: what it sends is a row a stage, or a state.
+    assert many.rows < few.rows + 20

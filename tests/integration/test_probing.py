@@ -5,9 +5,8 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -16,19 +15,27 @@ import trustme
 from models.settings import load
 from producer import health, performance
 from producer.probing import Answer, ask_all
+from tests.wait import PATIENCE_SECONDS
 
 LIMIT = 1.0
+# So many requests answer each other: none is answered before all are there.
+MEETING = 5
 
 
 class Endpoints(BaseHTTPRequestHandler):
     """One path each for what an endpoint may do to its caller."""
 
     released: threading.Event
+    meeting: threading.Barrier
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/hangs":
-            self.released.wait(30)
+            self.released.wait()
+        elif path == "/meets":
+            with suppress(threading.BrokenBarrierError):
+                self.meeting.wait(PATIENCE_SECONDS)
+                self._answer(200)
         elif path == "/drips":
             self.send_response(200)
             self.end_headers()
@@ -59,7 +66,8 @@ class Endpoints(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(context: ssl.SSLContext | None = None) -> Iterator[str]:
-    handler = type("Handler", (Endpoints,), {"released": threading.Event()})
+    held = {"released": threading.Event(), "meeting": threading.Barrier(MEETING)}
+    handler = type("Handler", (Endpoints,), held)
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     # A client that leaves in the middle is what is tested here.
@@ -73,6 +81,7 @@ def serving(context: ssl.SSLContext | None = None) -> Iterator[str]:
         yield f"{scheme}://127.0.0.1:{server.server_address[1]}"
     finally:
         handler.released.set()
+        handler.meeting.abort()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -108,18 +117,16 @@ def ask(url: str) -> Answer:
     ],
 )
 def test_what_an_endpoint_does_is_named(address: str, path: str, said: str) -> None:
-    started = time.monotonic()
     answer = ask(f"{address}{path}?key=secret")
     assert (answer.said, answer.is_right) == (said, path == "/fine")
     assert "secret" not in f"{answer.label}{answer.said}"
-    assert time.monotonic() - started < LIMIT + 1
 
 
 def test_all_are_asked_at_once_and_none_waits_for_another(address: str) -> None:
-    started = time.monotonic()
-    found = ask_all([f"{address}/hangs"] * 5 + [f"{address}/fine"], LIMIT)
-    assert time.monotonic() - started < LIMIT + 1
-    assert [answer.is_right for answer in found] == [False] * 5 + [True]
+    found = ask_all([f"{address}/meets"] * MEETING, PATIENCE_SECONDS)
+    assert [answer.said for answer in found] == ["200 OK"] * MEETING
+    found = ask_all([f"{address}/hangs"] * 5 + [f"{address}/meets"], LIMIT)
+    assert not any(answer.is_right for answer in found)
 
 
 def test_a_certificate_that_nobody_vouches_for_is_named() -> None:
@@ -136,14 +143,16 @@ def test_a_port_that_nobody_listens_on_is_named() -> None:
 
 
 def test_speed_is_judged_by_the_slowest_answer_and_not_asked_for_again_after_an_error(
-    address: str, servers: object
+    address: str, servers: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(performance, "URL_LIMIT_SECONDS", PATIENCE_SECONDS)
+    monkeypatch.setattr(performance, "GIVE_UP_SECONDS", PATIENCE_SECONDS)
     settings = load().model_copy(
         update={"api_urls": tuple(f"{address}/{path}" for path in ("fine", "slow", "fails"))}
     )
     fine, slow, fails = performance._urls(settings)
     assert (fine.verdict, fine.repetitions) == ("ok", performance.REPETITIONS)
-    assert slow.verdict == "ok" and 0.5 <= slow.median <= slow.p95 <= slow.maximum < 1.0
+    assert slow.verdict == "ok" and 0.5 <= slow.median <= slow.p95 <= slow.maximum
     assert (fails.verdict, fails.trouble) == ("failed", "500 Internal Server Error")
     assert fails.repetitions == 1
 

@@ -1,4 +1,4 @@
-"""Long runs under harm: `python -m tests.soak NAME [--users N]`; JSON on stdout."""
+"""Long runs under harm: `python -m tests.soak NAME [--users N | --runs N]`; JSON on stdout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 
 import click
 
-from tests.soak import chaos, eta, keep, live, poison, undo, watched
+from tests.soak import chaos, eta, keep, live, poison, shake, undo, watched
 from tests.soak.site import open_site
 
 RUNS = {
@@ -22,14 +22,19 @@ RUNS = {
 
 
 @click.command()
-@click.argument("names", nargs=-1, type=click.Choice(list(RUNS)))
+@click.argument("names", nargs=-1, type=click.Choice([*RUNS, "shake"]))
 @click.option("--users", type=click.IntRange(1000), help="Instead of the run's own number.")
-def main(names: tuple[str, ...], users: int | None) -> None:
+@click.option("--runs", type=click.IntRange(1), default=shake.RUNS, help="Of shake.")
+@click.option("--first", type=click.IntRange(0), default=0, help="The first seed of shake.")
+def main(names: tuple[str, ...], users: int | None, runs: int, first: int) -> None:
     """Run them one after the other, all of them unless some are named."""
-    for name in names or RUNS:
-        run, usual = RUNS[name]
+    for name in names or (*RUNS, "shake"):
         with open_site() as site:
-            found = run(site, users or usual)
+            if name == "shake":
+                found = shake.run(site, runs, first)
+            else:
+                run, usual = RUNS[name]
+                found = run(site, users or usual)
         click.echo(json.dumps({"run": name, "python": platform.python_version()} | found, indent=2))
 
 

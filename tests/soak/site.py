@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from sqlalchemy import Engine, text
 from models import database as databases
 from models.settings import DEFAULT_GRANTS, parse_grants
 from producer import local, sample
-from tests import oracle
+from tests import oracle, wait
 
 GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
 
@@ -133,8 +134,11 @@ def rows(engine: Engine, query: str, **values: Any) -> list[Any]:
 def finish(producer: psutil.Popen, meanwhile: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Wait for a waiting command; its JSON object, with its exit status and seconds."""
     started = time.monotonic()
-    while producer.poll() is None:
+
+    def is_over() -> bool:
         meanwhile()
-        time.sleep(0.05)
+        return producer.poll() is not None
+
+    wait.comes(is_over, math.inf)
     found: dict[str, Any] = json.loads(producer.stdout.read())
     return found | {"exit_status": producer.returncode, "wall": time.monotonic() - started}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from producer.local import directories
 from tests.acceptance.conftest import product
 from tests.system import packages, secured
 from tests.system import servers as tls
+from tests.wait import until
 
 __all__ = ["pooler", "product"]
 
@@ -109,16 +109,9 @@ pidfile = {folder}/pid
     started = place.owner.run(*program, "-d", folder / "pgbouncer.ini")
     assert started.returncode == 0, started.stderr
     try:
-        _wait_for(place.sockets / f".s.PGSQL.{PORT}")
+        until((place.sockets / f".s.PGSQL.{PORT}").exists, "pgbouncer does not listen")
         yield Pooler(place.sockets)
     finally:
         os.kill(int((folder / "pid").read_text()), signal.SIGTERM)
         print((folder / "log").read_text()[-3000:])
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _wait_for(socket: Path) -> None:
-    end = time.monotonic() + 20
-    while not socket.exists():
-        assert time.monotonic() < end, "pgbouncer does not listen"
-        time.sleep(0.05)

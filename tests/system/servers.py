@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import trustme
 from producer.local import directories
 from producer.local.directories import Place
 from tests.system import packages
+from tests.wait import until
 
 # With what may not stand in an address as it is.
 PASSWORD = "s3cret/Word+1"
@@ -166,9 +166,9 @@ def _free_port() -> int:
 
 
 def _wait_for(port: int, log: Path) -> None:
-    end = time.monotonic() + 20
-    while True:
+    def listens() -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        assert time.monotonic() < end, log.read_text() if log.exists() else "no log"
-        time.sleep(0.05)
+            return True
+        return False
+
+    until(listens, lambda: log.read_text() if log.exists() else "no log")

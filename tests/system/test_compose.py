@@ -23,9 +23,10 @@ import yaml
 
 from deploy.make_secrets import write
 from producer import sample
-from tests.acceptance.conftest import Product, kill_group, until
+from tests.acceptance.conftest import Product, kill_group
 from tests.integration.test_probing import closed_port
 from tests.system import packages
+from tests.wait import until
 
 ROOT = Path(__file__).parents[2]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
@@ -146,7 +147,7 @@ def test_a_run_goes_through_the_services_of_the_file_and_each_is_found_healthy(
             # A check that cannot fail says nothing; a worker's waits ten seconds for an answer.
             assert name in ANOTHERS or not machine.is_healthy(name), name
             started[name] = running.enter_context(machine.service(name))
-            until(lambda name=name: machine.is_healthy(name), 90)
+            until(lambda name=name: machine.is_healthy(name))
         ended = subprocess.run(
             [*SERVICES["producer"]["entrypoint"], *SERVICES["producer"]["command"], "--json"],
             env=machine.environment("producer"),

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from producer import sample
-from tests.acceptance.conftest import Product, count, until
+from tests.acceptance.conftest import Product, count
 from tests.acceptance.test_flower import flower
 from tests.integration.test_probing import closed_port
 from tests.system import packages
 from tests.system.browsing import Browser, open_browser
+from tests.wait import until
 
 # The rows of whatever table is there, once Flower has filled it in.
 ROWS = "return [...document.querySelectorAll('table tbody tr')].map(row => row.innerText)"
@@ -32,10 +33,10 @@ def table(browser: Browser, address: str, word: str) -> list[str]:
     def loaded() -> bool:
         browser.driver.get(address)
         with suppress(AssertionError):
-            until(filled, 5)
+            until(filled, seconds=5)
         return bool(found)
 
-    until(loaded, 60)
+    until(loaded)
     return found
 
 
@@ -74,7 +75,7 @@ def test_flower_shows_what_waits_what_was_done_by_whom_and_what_came_of_it(
         assert len(table(browser, broker, "migration.")) == 5
         with product.worker("--hostname=one@here"):
             over = "SELECT count(*) FROM migration.runs WHERE state LIKE 'completed%'"
-            until(lambda: count(product, over), 180)
+            until(lambda: count(product, over), seconds=300)
             assert table(browser, f"{client.base_url}/workers", "one@here")
             (first,) = table(browser, f"{tasks}?name=migration.organization", "migration.")
             assert run_id in first and "one@here" in first

@@ -7,8 +7,9 @@ import json
 from models.settings import DEFAULT_GRANTS, parse_grants
 from producer import sample
 from tests import oracle
-from tests.acceptance.conftest import Product, batches, kill_group, until
+from tests.acceptance.conftest import Product, batches, kill_group
 from tests.system.conftest import POOL_SIZE, Pooler
+from tests.wait import until
 
 SMALL = {"MIGRATION_BATCH_SIZE": "50"}
 

@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 
 from producer import sample
-from tests.acceptance.conftest import Product, until
+from tests.acceptance.conftest import Product
 from tests.acceptance.test_metrics import answers, exporting
 from tests.integration.test_probing import closed_port
 from tests.system import packages
+from tests.wait import until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 # These show something only where something is wrong.

@@ -13,11 +13,12 @@ from psycopg2 import errors
 
 from models.settings import DEFAULT_GRANTS, parse_grants
 from tests import oracle
-from tests.acceptance.conftest import Product, batches, count, kill_group, until
+from tests.acceptance.conftest import Product, batches, count, kill_group
 from tests.acceptance.test_flower import LOGIN, flower
 from tests.application import Application, Traffic
 from tests.system.secured import DATA_QUEUES, PRODUCER, WORKER, Site
 from tests.system.servers import ADMINISTRATOR, REDIS_USER, redis_address
+from tests.wait import until
 
 SMALL = {"MIGRATION_BATCH_SIZE": "50"}
 # Many commands after each other, each of which starts Python and three TLS connections.
