@@ -116,9 +116,7 @@ def _repeated(given: list[tuple[str, str]]) -> Parameters:
     if any(split) and not ports:
         ports = [match[2] if match else "" for match in split]
         names = [match[1] if match else host for match, host in zip(split, names, strict=True)]
-    return {
-        key: ",".join(parts) for key, parts in (("host", names), ("port", ports)) if any(parts)
-    }
+    return {key: ",".join(parts) for key, parts in (("host", names), ("port", ports)) if any(parts)}
 
 
 def _environment() -> Parameters:
@@ -135,7 +133,9 @@ def _service(given: Parameters) -> Parameters:
         return {}
     own = os.environ.get("PGSERVICEFILE")
     places = [Path(own) if own else Path.home() / ".pg_service.conf"]
-    places.append(Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common")) / "pg_service.conf")
+    places.append(
+        Path(os.environ.get("PGSYSCONFDIR", "/etc/postgresql-common")) / "pg_service.conf"
+    )
     for place in places:
         try:
             lines = place.read_text(encoding="utf-8").splitlines()

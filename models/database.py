@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from models import addresses
 from models.errors import (
     BadRow,
     Incompatible,
@@ -69,6 +70,13 @@ def create(url: str, *, application: str = "migration") -> Engine:
             "keepalives_interval": 5,
             "keepalives_count": 3,
         },
+    )
+
+
+def name_of(engine: Engine) -> str:
+    """Which database an engine works on, `user@host:port/database`, without a password."""
+    return addresses.describe(
+        engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
     )
 
 

@@ -38,9 +38,15 @@ console = Console(stderr=True, highlight=False)
 
 
 def command(
-    group: click.Group, name: str, *, blank: dict[str, Any] | None = None
+    group: click.Group,
+    name: str,
+    *,
+    blank: dict[str, Any] | None = None,
+    says_database: bool = True,
 ) -> Callable[[Command], Command]:
     """A command with --json and --debug, whose errors end as a message and an exit status.
+
+    It says first which database it works on, unless it settles that itself.
 
     The function returns what --json prints, or a pair of that and the exit status; after an error
     that is `blank` (a run's report with nothing in it, unless said) with the error in it.
@@ -54,6 +60,8 @@ def command(
         def run(*args: Any, as_json: bool, debug: bool, **values: Any) -> None:
             status = 0
             try:
+                if says_database:
+                    _say_database()
                 result = function(*args, **values)
                 if isinstance(result, tuple):
                     result, status = result
@@ -108,10 +116,27 @@ def _as_ours(failure: Exception) -> MigrationError:
     )
 
 
+_database: list[str] = []
+
+
+def _say_database() -> None:
+    from models import database
+    from producer import connect
+
+    _database.append(database.name_of(connect.engine()))
+    console.print(f"Database: {_database[-1]}", soft_wrap=True, markup=False)
+
+
 def _json(result: Any) -> str:
-    if isinstance(result, BaseModel):
-        return result.model_dump_json()
-    return json.dumps(result if result is not None else {}, default=str)
+    """The one object on stdout; `database` is null where it is not known."""
+    values = result.model_dump(mode="json") if isinstance(result, BaseModel) else result or {}
+    return json.dumps({"database": _database[-1] if _database else None, **values}, default=str)
+
+
+class Declined(MigrationError):
+    """A question was answered with no."""
+
+    kind = "declined"
 
 
 RUN = click.argument("run", required=False, metavar="[RUN]")
@@ -413,29 +438,44 @@ def performance() -> Any:
     return _checked(Speeds(speeds=found), found)
 
 
-@command(cli, "rollback")
+@command(cli, "rollback", blank=RunReport().model_dump() | {"rolled_back": [], "standing": []})
 @RUN
 @WAIT
 @click.option("--force", is_flag=True, help="Undo what was changed since, too.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
-    """Undo what a run wrote; what somebody changed since, or uses, is kept and listed."""
+    """Undo what every run wrote, newest first, or RUN; keeps and lists what was changed since."""
     from producer import connect, output, report
     from producer import rollback as undo
 
-    engine = _engine()
-    what = f"run {report.read(engine, run).run_id}" if run else "the newest run"
-    _confirm(f"Roll back {what}{', also what was changed since' if force else ''}?", yes)
-    run_id = undo.start(engine, connect.settings().base, run, force=force)
-    ended = _end(run_id, wait)
-    kept = report.first_conflicts(engine, run_id)
-    if kept:
-        output.rows(console, kept, "")
-        console.print(
-            "All of them are in the table migration.conflicts. To undo them, too:"
-            f" producer rollback {run_id} --force --wait"
-        )
-    return ended
+    engine, settings = _engine(), connect.settings().base
+    chosen = undo.targets(engine, run, force=force)
+    named = ", ".join(f"run {each.id} ({each.users:,} users)" for each in chosen)
+    _confirm(f"Roll back {named}{', also what was changed since' if force else ''}?", yes)
+    undone, status, has_kept = [], 0, False
+    for each in chosen if wait else chosen[:1]:
+        run_id = undo.start(engine, settings, each.id, force=force)
+        ended = _end(run_id, wait)
+        found: RunReport = ended[0] if wait else ended
+        kept = report.first_conflicts(engine, run_id)
+        if kept:
+            has_kept = True
+            output.rows(console, kept, "")
+            console.print(
+                "All of them are in the table migration.conflicts. To undo them, too:"
+                f" producer rollback {run_id} --force --wait"
+            )
+        if found.state != "rolled_back":
+            status = 1 if found.state == "failed" else 0
+            break
+        undone.append(run_id)
+    left = undo.left(engine)
+    for each in left:
+        console.print(f"Run {each.id} ({each.users:,} users) is not rolled back.")
+    if left:
+        console.print(f"Next: {undo.next_command(left[0], force)}")
+    answer = found.model_dump() | {"rolled_back": undone, "standing": [each.id for each in left]}
+    return answer, status or (3 if left or has_kept else 0)
 
 
 @command(cli, "forget", blank={"run_id": None, "dropped": 0})
@@ -479,13 +519,14 @@ def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) ->
     return {"rows": rows, "accepted": accepted, "error": None}
 
 
-@command(cli, "demo")
+@command(cli, "demo", says_database=False)
 @click.option("--users", type=click.IntRange(1), default=5_000, show_default=True)
 def demo(users: int) -> Any:
     """The whole migration on embedded servers and generated data, from nothing to its end."""
     from producer import demo as show
 
     found = show.run(users, console)
+    _say_database()
     # A demonstration has dirty rows on purpose: rows set aside are its right end.
     return found, 0 if found.exit_status == 3 else found.exit_status
 
@@ -566,7 +607,7 @@ def show_schema() -> Any:
     return {**found, "error": None}
 
 
-@command(servers, "stop", blank={"stopped": False})
+@command(servers, "stop", blank={"stopped": False}, says_database=False)
 def stop() -> Any:
     """Stop the embedded servers of MIGRATION_HOME; their data stay."""
     from models.settings import load
@@ -637,4 +678,11 @@ def _confirm(question: str, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise Misconfigured(f"{question} There is no terminal to ask.", hint="Add --yes.")
-    click.confirm(question, abort=True, err=True)
+    try:
+        agreed = click.confirm(f"{question} (database {_database[-1]})", err=True)
+    except click.Abort:
+        # Ctrl-C, or the end of the input.
+        console.print()
+        agreed = False
+    if not agreed:
+        raise Declined("Nothing was changed.")
