@@ -75,8 +75,12 @@ def create(url: str, *, application: str = "migration") -> Engine:
 
 def name_of(engine: Engine) -> str:
     """Which database an engine works on, `user@host:port/database`, without a password."""
-    return addresses.describe(
-        engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+    place = engine.get_execution_options().get("place")
+    return str(
+        place
+        or addresses.describe(
+            engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
+        )
     )
 
 

@@ -42,7 +42,8 @@ class Settings(BaseSettings):
         None,
         alias="DATABASE_URL",
         description="The dashboard's PostgreSQL, 12 or newer: `postgresql://` or `postgres://`."
-        " Together with a Redis, or neither: then embedded servers are started.",
+        " Together with a Redis. With neither, `demo` starts embedded servers of its own, and other"
+        " commands use those that `MIGRATION_HOME` holds already, if any.",
     )
     redis_url: SecretStr | None = Field(
         None,
@@ -289,5 +290,7 @@ def load() -> Settings:
             f"{where}: {reason}" if where else reason,
             hint="Set both DATABASE_URL and REDIS_URL, or neither to use the embedded servers."
             if not where
+            else f"Correct the environment variable {where}."
+            if where in SECRETS
             else f"Correct the environment variable {where}, or unset it to use its default.",
         ) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -155,7 +156,7 @@ def main() -> None:
             click.echo(_json(_failed("usage", wrong.format_message(), "See: producer --help")))
         sys.exit(wrong.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        console.print("Stopped waiting. A run that is open goes on: producer status --watch")
+        console.print("Stopped. An open run continues without this command: producer status")
         sys.exit(130)
 
 
@@ -344,10 +345,18 @@ def resume(run: str | None) -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cancel(run: str | None, yes: bool) -> Any:
     """Stop a run; what it wrote stays, is consistent, and `resume` goes on with it."""
-    from producer import control
+    from producer import control, report
 
-    _confirm("Cancel the run?", yes)
-    return _end(control.cancel(_engine(), run), False)
+    _require_terminal("Cancel the run?", yes)
+    engine = _engine()
+    found = report.read(engine, run)
+    control.require_move(found, "cancelled")
+    _confirm(
+        f"Cancel run {found.run_id} ({found.state}, {found.users.migrated:,} of"
+        f" {found.users.total:,} users migrated)?",
+        yes,
+    )
+    return _end(control.cancel(engine, found.run_id), False)
 
 
 @command(cli, "check", blank=Checks().model_dump())
@@ -360,6 +369,14 @@ def check() -> Any:
     return _checked(Checks(checks=found), found)
 
 
+ALL_REDIS = click.option(
+    "--all-redis-databases",
+    "all_redis",
+    is_flag=True,
+    help="Every database of the Redis servers, not only those that the settings name.",
+)
+
+
 @command(cli, "backup", blank={"folder": None, "manifest": None})
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
@@ -367,37 +384,51 @@ def check() -> Any:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The dashboard's configuration files; ./config where it is there.",
 )
-def backup(folder: Path, config: Path | None) -> Any:
+@ALL_REDIS
+def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
     """Database, Redis and configuration files into a new folder, with checksums of all."""
     from producer import backup as saving
     from producer import connect
 
+    started = time.monotonic()
     engine, settings = _engine(), connect.settings()
     if config is None and Path("config").is_dir():
         config = Path("config")
     manifest = saving.make(
-        engine, settings.database_url, settings.redis_url, folder, config, console.print
+        engine,
+        settings.database_url,
+        settings.redis_urls,
+        folder,
+        config,
+        console.print,
+        all_redis=all_redis,
     )
-    console.print(f"{folder} is complete. Put it back: producer restore {folder}")
+    size = sum(manifest["bytes"].values()) / 1_000_000
+    console.print(
+        f"{folder} is complete: {size:,.1f} MB in {time.monotonic() - started:.1f} s."
+        f" Configuration files: {config.absolute() if config else 'none (see --config)'}."
+        f" Put it back: producer restore {folder}",
+        soft_wrap=True,
+    )
     return {"folder": str(folder.absolute()), "manifest": manifest, "error": None}
 
 
 @command(cli, "restore", blank={"folder": None, "manifest": None})
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--yes", is_flag=True, help="Do not ask before something is replaced.")
-def restore(folder: Path, yes: bool) -> Any:
+@ALL_REDIS
+def restore(folder: Path, yes: bool, all_redis: bool) -> Any:
     """Put a backup back, after its checksums are verified, and prove that it is all there."""
     from producer import connect
     from producer import restore as restoring
 
     engine, settings = connect.engine(), connect.settings()
-    restoring.verify(folder)
-    there = restoring.what_is_there(engine, settings.redis_url)
-    if there:
-        _confirm(f"Replace {there}?", yes)
-    manifest = restoring.put_back(
-        engine, settings.database_url, settings.redis_url, folder, console.print
-    )
+    plan = restoring.plan(engine, settings.redis_urls, folder, all_redis=all_redis)
+    if "config" in plan.manifest and Path(plan.manifest["config"]).exists():
+        plan.replaced.append(f"the files in {plan.manifest['config']}")
+    if plan.replaced:
+        _confirm(f"Replace {'; '.join(plan.replaced)}?", yes)
+    manifest = restoring.put_back(engine, settings.database_url, plan, folder, console.print)
     console.print("Restored, and equal to the backup row by row and key by key.")
     return {"folder": str(folder.absolute()), "manifest": manifest, "error": None}
 
@@ -586,7 +617,7 @@ def downgrade(yes: bool) -> Any:
     lost = dropping.would_lose(engine, settings)
     full = [{"would be lost": name, "rows": count} for name, count in lost.items() if count]
     output.rows(console, full, "Nothing would be lost.")
-    _confirm("Drop the target schema and the ledger?", yes)
+    _confirm("Drop the target schema and the ledger, with what is listed above?", yes)
     dropped = dropping.downgrade(engine, settings)
     console.print(f"{len(dropped)} objects dropped" if dropped else "There was nothing to drop.")
     return {
@@ -673,13 +704,18 @@ def _wait(run_id: str) -> tuple[RunReport, int]:
     return found, found.exit_status
 
 
+def _require_terminal(question: str, yes: bool) -> None:
+    if not yes and not sys.stdin.isatty():
+        raise Misconfigured(f"{question} There is no terminal to ask.", hint="Add --yes.")
+
+
 def _confirm(question: str, yes: bool) -> None:
     if yes:
         return
-    if not sys.stdin.isatty():
-        raise Misconfigured(f"{question} There is no terminal to ask.", hint="Add --yes.")
+    question = f"Database {_database[-1]}: {question[0].lower()}{question[1:]}"
+    _require_terminal(question, yes)
     try:
-        agreed = click.confirm(f"{question} (database {_database[-1]})", err=True)
+        agreed = click.confirm(question, err=True)
     except click.Abort:
         # Ctrl-C, or the end of the input.
         console.print()
