@@ -46,7 +46,7 @@ SELECT found.*, pg_identify_object(class, object, 0) AS identity FROM (
 JOIN pg_namespace n ON n.oid = found.schema
 WHERE object >= 16384 AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = class AND d.objid = object
-    AND d.deptype IN ('e', 'i'))
+    AND d.objsubid = 0 AND d.deptype IN ('e', 'i'))
 """
 # What lives in no schema, whether it stays in a restore (nothing that is dropped is needed by
 # it), and by whom it can be dropped or changed.
