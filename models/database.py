@@ -85,15 +85,19 @@ def create(url: str, *, application: str = "migration") -> Engine:
     )
 
 
+def name_of(engine: Engine) -> str:
+    """Which database an engine works on, `user@host:port/database`, without a password."""
+    return str(engine.get_execution_options()["place"])
+
+
 def check_reachable(engine: Engine) -> int:
     """Connect once; returns `server_version_num`. Raises Unreachable or Incompatible."""
     try:
         with engine.connect() as connection:
             version = int(connection.scalar(text("SHOW server_version_num")) or 0)
     except DBAPIError as failure:
-        place = engine.get_execution_options().get("place", "")
         raise Unreachable(
-            f"The database cannot be reached: {refusals.of_connecting(failure.orig)} ({place})",
+            f"The database cannot be reached: {refusals.of_connecting(failure.orig)} ({name_of(engine)})",
             hint="Check DATABASE_URL: host, port, database, user and password.",
         ) from None
     require_version(version)

@@ -53,7 +53,8 @@ class Settings(BaseSettings):
         " with libpq's parameters, several hosts"
         " (`//u@a:5432,b:5432/d?target_session_attrs=read-write`) or a `service`; what it lacks"
         " comes from libpq's environment (`PGHOST`, `PGPASSFILE`, ...)."
-        " Together with a Redis, or neither: then embedded servers are started.",
+        " Together with a Redis. With neither, `demo` starts embedded servers of its own, and other"
+        " commands use those that `MIGRATION_HOME` holds already, if any.",
     )
     redis_url: SecretStr | None = Field(
         None,

@@ -26,18 +26,20 @@ from models.catalog import quote
 from models.database import check_reachable, transaction
 from models.errors import Misconfigured
 from models.ledger import SCHEMA, runs
-from producer import clients, keyspace
+from producer import clients, keyspace, restorable
 
 MANIFEST, SUMS, DATABASE, REDIS, CONFIG = (
     "manifest.json", "SHA256SUMS", "database", "redis.jsonl", "config",
 )  # fmt: skip
-FORMAT = 1
+FORMAT = 2
 JOBS = 2
 Say = Callable[[str], None]
 
 _TABLES = text("""
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'r' AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+  AND NOT EXISTS (SELECT FROM pg_depend d
+    WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY n.nspname, c.relname
 """)
 _SEQUENCES = text("""
@@ -52,11 +54,20 @@ _AS_TEXT = (
 
 
 def make(
-    engine: Engine, database_url: str, redis_url: str, folder: Path, config: Path | None, say: Say
+    engine: Engine,
+    database_url: str,
+    redis_urls: dict[str, str],
+    folder: Path,
+    config: Path | None,
+    say: Say,
+    *,
+    all_redis: bool = False,
 ) -> dict[str, Any]:
     """Write a backup to a folder that is not there yet, or empty; returns its manifest.
 
-    Raises Misconfigured for a folder that holds something, or without a fitting pg_dump.
+    Saves the Redis databases that the settings name, with `all_redis` all of those servers. Raises
+    Misconfigured for a folder that holds something, or without a fitting pg_dump, and NotRestorable
+    where the role could not put the database back.
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -66,14 +77,13 @@ def make(
         manifest: dict[str, Any] = {"format": FORMAT, "created_at": _now(), "run": _run(engine)}
         say("Dumping the database")
         manifest |= _dump_database(engine, database_url, place, programs)
-        say("Saving the keys of Redis")
-        manifest["redis"] = keyspace.save(redis_url, place / REDIS)
+        manifest |= _save_redis(redis_urls, place / REDIS, all_redis, say)
         if config is not None:
             say(f"Copying {config}")
             manifest["config"] = str(config.absolute())
             shutil.copytree(config, place / CONFIG)
         say("Writing the manifest")
-        manifest["redis_version"] = keyspace.version(redis_url)
+        manifest["redis_version"] = keyspace.version(redis_urls["redis"])
         manifest["bytes"] = {
             path.relative_to(place).as_posix(): path.stat().st_size
             for path in place.rglob("*")
@@ -148,6 +158,7 @@ def _dump_database(
         connection.begin(),
     ):
         connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+        restorable.require(connection)
         snapshot = connection.scalar(text("SELECT pg_export_snapshot()"))
         found = describe(connection)
         programs.run(
@@ -156,6 +167,31 @@ def _dump_database(
         )  # fmt: skip
         server = connection.scalar(text("SHOW server_version"))
     return {**found, "server_version": server, "client_version": programs.major}
+
+
+def _save_redis(urls: dict[str, str], path: Path, all_redis: bool, say: Say) -> dict[str, Any]:
+    """Save the keys; a database is known by a number of its own and by who of the settings uses it.
+
+    One that no setting names is known by the setting whose server it is on.
+    """
+    sources = {
+        str(n): place
+        for n, place in enumerate(keyspace.places(urls, whole_servers=all_redis), start=1)
+    }
+    for place in sources.values():
+        say(f"Saving {place.keys():,} keys of {place}")
+    digests = keyspace.save(sources, path)
+    databases = {
+        name: {
+            "server": keyspace.server_of(place.url),
+            "server_of": next(role for role, url in urls.items() if url == place.url),
+            "database": place.number,
+            "roles": list(place.roles),
+            "keys": len(digests[name]),
+        }
+        for name, place in sources.items()
+    }
+    return {"redis": digests, "redis_databases": databases, "all_redis_databases": all_redis}
 
 
 def describe(connection: Connection) -> dict[str, Any]:

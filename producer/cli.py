@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,9 +40,15 @@ console = Console(stderr=True, highlight=False)
 
 
 def command(
-    group: click.Group, name: str, *, blank: dict[str, Any] | None = None
+    group: click.Group,
+    name: str,
+    *,
+    blank: dict[str, Any] | None = None,
+    says_database: bool = True,
 ) -> Callable[[Command], Command]:
     """A command with --json and --debug, whose errors end as a message and an exit status.
+
+    It says first which database it works on, unless it settles that itself.
 
     The function returns what --json prints, or a pair of that and the exit status; after an error
     that is `blank` (a run's report with nothing in it, unless said) with the error in it.
@@ -57,6 +64,8 @@ def command(
             try:
                 # Before any question: a wrong setting is refused by its name.
                 load()
+                if says_database:
+                    _say_database()
                 result = function(*args, **values)
                 if isinstance(result, tuple):
                     result, status = result
@@ -108,10 +117,27 @@ def _as_ours(failure: Exception) -> MigrationError:
     )
 
 
+_database: list[str] = []
+
+
+def _say_database() -> None:
+    from models import database
+    from producer import connect
+
+    _database.append(database.name_of(connect.engine()))
+    console.print(f"Database: {_database[-1]}", soft_wrap=True, markup=False)
+
+
 def _json(result: Any) -> str:
-    if isinstance(result, BaseModel):
-        return result.model_dump_json()
-    return json.dumps(result if result is not None else {}, default=str)
+    """The one object on stdout; `database` is null where it is not known."""
+    values = result.model_dump(mode="json") if isinstance(result, BaseModel) else result or {}
+    return json.dumps({"database": _database[-1] if _database else None, **values}, default=str)
+
+
+class Declined(MigrationError):
+    """A question was answered with no."""
+
+    kind = "declined"
 
 
 RUN = click.argument("run", required=False, metavar="[RUN]")
@@ -136,7 +162,7 @@ def main() -> None:
             click.echo(_json(_failed("usage", wrong.format_message(), "See: producer --help")))
         sys.exit(wrong.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        console.print("Stopped waiting. A run that is open goes on: producer status --watch")
+        console.print("Stopped. An open run continues without this command: producer status")
         sys.exit(130)
 
 
@@ -325,10 +351,18 @@ def resume(run: str | None) -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cancel(run: str | None, yes: bool) -> Any:
     """Stop a run; what it wrote stays, is consistent, and `resume` goes on with it."""
-    from producer import control
+    from producer import control, report
 
-    _confirm("Cancel the run?", yes)
-    return _end(control.cancel(_engine(), run), False)
+    _require_terminal("Cancel the run?", yes)
+    engine = _engine()
+    found = report.read(engine, run)
+    control.require_move(found, "cancelled")
+    _confirm(
+        f"Cancel run {found.run_id} ({found.state}, {found.users.migrated:,} of"
+        f" {found.users.total:,} users migrated)?",
+        yes,
+    )
+    return _end(control.cancel(engine, found.run_id), False)
 
 
 @command(cli, "check", blank=Checks().model_dump())
@@ -341,6 +375,14 @@ def check() -> Any:
     return _checked(Checks(checks=found), found)
 
 
+ALL_REDIS = click.option(
+    "--all-redis-databases",
+    "all_redis",
+    is_flag=True,
+    help="Every database of the Redis servers, not only those that the settings name.",
+)
+
+
 @command(cli, "backup", blank={"folder": None, "manifest": None})
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
@@ -348,37 +390,51 @@ def check() -> Any:
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="The dashboard's configuration files; ./config where it is there.",
 )
-def backup(folder: Path, config: Path | None) -> Any:
+@ALL_REDIS
+def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
     """Database, Redis and configuration files into a new folder, with checksums of all."""
     from producer import backup as saving
     from producer import connect
 
+    started = time.monotonic()
     engine, settings = _engine(), connect.settings()
     if config is None and Path("config").is_dir():
         config = Path("config")
     manifest = saving.make(
-        engine, settings.database_url, settings.redis_url, folder, config, console.print
+        engine,
+        settings.database_url,
+        settings.redis_urls,
+        folder,
+        config,
+        console.print,
+        all_redis=all_redis,
     )
-    console.print(f"{folder} is complete. Put it back: producer restore {folder}")
+    size = sum(manifest["bytes"].values()) / 1_000_000
+    console.print(
+        f"{folder} is complete: {size:,.1f} MB in {time.monotonic() - started:.1f} s."
+        f" Configuration files: {config.absolute() if config else 'none (see --config)'}."
+        f" Put it back: producer restore {folder}",
+        soft_wrap=True,
+    )
     return {"folder": str(folder.absolute()), "manifest": manifest, "error": None}
 
 
 @command(cli, "restore", blank={"folder": None, "manifest": None})
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--yes", is_flag=True, help="Do not ask before something is replaced.")
-def restore(folder: Path, yes: bool) -> Any:
+@ALL_REDIS
+def restore(folder: Path, yes: bool, all_redis: bool) -> Any:
     """Put a backup back, after its checksums are verified, and prove that it is all there."""
     from producer import connect
     from producer import restore as restoring
 
     engine, settings = connect.engine(), connect.settings()
-    restoring.verify(folder)
-    there = restoring.what_is_there(engine, settings.redis_url)
-    if there:
-        _confirm(f"Replace {there}?", yes)
-    manifest = restoring.put_back(
-        engine, settings.database_url, settings.redis_url, folder, console.print
-    )
+    plan = restoring.plan(engine, settings.redis_urls, folder, all_redis=all_redis)
+    if "config" in plan.manifest and Path(plan.manifest["config"]).exists():
+        plan.replaced.append(f"the files in {plan.manifest['config']}")
+    if plan.replaced:
+        _confirm(f"Replace {'; '.join(plan.replaced)}?", yes)
+    manifest = restoring.put_back(engine, settings.database_url, plan, folder, console.print)
     console.print("Restored, and equal to the backup row by row and key by key.")
     return {"folder": str(folder.absolute()), "manifest": manifest, "error": None}
 
@@ -419,29 +475,44 @@ def performance() -> Any:
     return _checked(Speeds(speeds=found), found)
 
 
-@command(cli, "rollback")
+@command(cli, "rollback", blank=RunReport().model_dump() | {"rolled_back": [], "standing": []})
 @RUN
 @WAIT
 @click.option("--force", is_flag=True, help="Undo what was changed since, too.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
-    """Undo what a run wrote; what somebody changed since, or uses, is kept and listed."""
+    """Undo what every run wrote, newest first, or RUN; keeps and lists what was changed since."""
     from producer import connect, output, report
     from producer import rollback as undo
 
-    engine = _ready()
-    what = f"run {report.read(engine, run).run_id}" if run else "the newest run"
-    _confirm(f"Roll back {what}{', also what was changed since' if force else ''}?", yes)
-    run_id = undo.start(engine, connect.settings().base, run, force=force)
-    ended = _end(run_id, wait)
-    kept = report.first_conflicts(engine, run_id)
-    if kept:
-        output.rows(console, kept, "")
-        console.print(
-            "All of them are in the table migration.conflicts. To undo them, too:"
-            f" producer rollback {run_id} --force --wait"
-        )
-    return ended
+    engine, settings = _ready(), connect.settings().base
+    chosen = undo.targets(engine, run, force=force)
+    named = ", ".join(f"run {each.id} ({each.users:,} users)" for each in chosen)
+    _confirm(f"Roll back {named}{', also what was changed since' if force else ''}?", yes)
+    undone, status, has_kept = [], 0, False
+    for each in chosen if wait else chosen[:1]:
+        run_id = undo.start(engine, settings, each.id, force=force)
+        ended = _end(run_id, wait)
+        found: RunReport = ended[0] if wait else ended
+        kept = report.first_conflicts(engine, run_id)
+        if kept:
+            has_kept = True
+            output.rows(console, kept, "")
+            console.print(
+                "All of them are in the table migration.conflicts. To undo them, too:"
+                f" producer rollback {run_id} --force --wait"
+            )
+        if found.state != "rolled_back":
+            status = 1 if found.state == "failed" else 0
+            break
+        undone.append(run_id)
+    left = undo.left(engine)
+    for each in left:
+        console.print(f"Run {each.id} ({each.users:,} users) is not rolled back.")
+    if left:
+        console.print(f"Next: {undo.next_command(left[0], force)}")
+    answer = found.model_dump() | {"rolled_back": undone, "standing": [each.id for each in left]}
+    return answer, status or (3 if left or has_kept else 0)
 
 
 @command(cli, "forget", blank={"run_id": None, "dropped": 0})
@@ -485,13 +556,14 @@ def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) ->
     return {"rows": rows, "accepted": accepted, "error": None}
 
 
-@command(cli, "demo")
+@command(cli, "demo", says_database=False)
 @click.option("--users", type=click.IntRange(1), default=5_000, show_default=True)
 def demo(users: int) -> Any:
     """The whole migration on embedded servers and generated data, from nothing to its end."""
     from producer import demo as show
 
     found = show.run(users, console)
+    _say_database()
     # A demonstration has dirty rows on purpose: rows set aside are its right end.
     return found, 0 if found.exit_status == 3 else found.exit_status
 
@@ -551,7 +623,7 @@ def downgrade(yes: bool) -> Any:
     lost = dropping.would_lose(engine, settings)
     full = [{"would be lost": name, "rows": count} for name, count in lost.items() if count]
     output.rows(console, full, "Nothing would be lost.")
-    _confirm("Drop the target schema and the ledger?", yes)
+    _confirm("Drop the target schema and the ledger, with what is listed above?", yes)
     dropped = dropping.downgrade(engine, settings)
     console.print(f"{len(dropped)} objects dropped" if dropped else "There was nothing to drop.")
     return {
@@ -572,7 +644,7 @@ def show_schema() -> Any:
     return {**found, "error": None}
 
 
-@command(servers, "stop", blank={"stopped": False})
+@command(servers, "stop", blank={"stopped": False}, says_database=False)
 def stop() -> Any:
     """Stop the embedded servers of MIGRATION_HOME; their data stay."""
     from producer import local
@@ -646,9 +718,21 @@ def _wait(run_id: str) -> tuple[RunReport, int]:
     return found, found.exit_status
 
 
+def _require_terminal(question: str, yes: bool) -> None:
+    if not yes and not sys.stdin.isatty():
+        raise Misconfigured(f"{question} There is no terminal to ask.", hint="Add --yes.")
+
+
 def _confirm(question: str, yes: bool) -> None:
     if yes:
         return
-    if not sys.stdin.isatty():
-        raise Misconfigured(f"{question} There is no terminal to ask.", hint="Add --yes.")
-    click.confirm(question, abort=True, err=True)
+    question = f"Database {_database[-1]}: {question[0].lower()}{question[1:]}"
+    _require_terminal(question, yes)
+    try:
+        agreed = click.confirm(question, err=True)
+    except click.Abort:
+        # Ctrl-C, or the end of the input.
+        console.print()
+        agreed = False
+    if not agreed:
+        raise Declined("Nothing was changed.")

@@ -11,7 +11,7 @@ import redis
 from sqlalchemy import Engine
 
 from models import database
-from models.errors import MigrationError, NotAllowed, Unreachable
+from models.errors import MigrationError, Misconfigured, NotAllowed, Unreachable
 from models.settings import Settings, load
 from producer import local, refusals
 
@@ -27,13 +27,24 @@ class Connected:
     celery_result_backend: str
     servers: dict[str, str]
     """Broker and result backend as redis-py writes them, by the variables that name them."""
+    redis_urls: dict[str, str]
+    """What REDIS_URL (`redis`), the `broker` and the `results` name, as redis-py writes it."""
 
 
 @cache
 def settings() -> Connected:
-    """Read the environment once, and start the embedded servers where it names none."""
+    """Read the environment once; where it names no server, start the embedded ones if they exist.
+
+    Raises Misconfigured otherwise, and then no folder and no server was made.
+    """
     base = load()
     if base.database_url is None:
+        if not local.exist(base.home.absolute()):
+            raise Misconfigured(
+                "DATABASE_URL is not set",
+                hint="Set DATABASE_URL and REDIS_URL. Embedded servers, as producer demo starts"
+                f" them, were looked for in MIGRATION_HOME ({base.home}); there are none.",
+            )
         servers = local.start(base.home.absolute())
         database_url, redis_url = servers.database_url, servers.redis_url
         broker = backend = redis_url
@@ -54,6 +65,7 @@ def settings() -> Connected:
         celery_url(broker),
         result_url(backend),
         dict(zip(names, (broker, backend), strict=True)),
+        {"redis": redis_url, "broker": broker, "results": backend},
     )
 
 

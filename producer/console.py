@@ -37,7 +37,7 @@ from werkzeug.exceptions import HTTPException, SecurityError
 from werkzeug.wrappers import Response as AnyResponse
 
 from models import audit
-from models.database import classify, transaction
+from models.database import classify, name_of, transaction
 from models.errors import MigrationError, UnknownRun
 from models.ledger import COMPLETED_STATES, WORKED_ON, batches
 from models.settings import Settings
@@ -91,7 +91,11 @@ def create(engine: Engine, settings: Settings, password: str, *, hosts: list[str
     app.jinja_loader = PackageLoader("producer", "pages")
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
     app.jinja_env.filters |= document.FILTERS
-    app.jinja_env.globals |= {"display": display, "STATES": document.STATES}
+    app.jinja_env.globals |= {
+        "display": display,
+        "STATES": document.STATES,
+        "database": name_of(engine),
+    }
     CSRFProtect(app)
     _guard(app)
     _log_in_and_out(app, password)

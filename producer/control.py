@@ -13,6 +13,7 @@ from models.claims import MAX_LAPSES
 from models.database import transaction
 from models.errors import Misconfigured, NotAllowed
 from models.ledger import batches, differences, move_batches, move_run, quarantine, runs, stages
+from models.messages import RunReport
 from models.settings import Settings
 from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
 from models.steps.base import Context, Counts, add, only_written
@@ -49,6 +50,15 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
 def cancel(engine: Engine, run_id: str | None) -> str:
     """Stop a run for good, unless it is resumed; what it wrote stays and is consistent."""
     return _move(engine, run_id, "cancel", "cancelled", paused_by=None, paused_at=None, error=None)
+
+
+def require_move(found: RunReport, to: str) -> None:
+    """Raise NotAllowed where a run's state does not allow the other one."""
+    if (found.state, to) not in ledger.RUN_TRANSITIONS:
+        raise NotAllowed(
+            f"Run {found.run_id} is {found.state}: it cannot become {to}",
+            hint="See: producer status",
+        )
 
 
 def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:

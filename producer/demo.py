@@ -17,12 +17,20 @@ from rich.console import Console
 from sqlalchemy import text
 
 from models import database
+from models.errors import MigrationError
 from models.messages import RunReport
 from models.settings import load
 from producer import local, output, sample
 
 _ADDRESSES = ("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
 _STOP_SECONDS = 20
+
+
+class Interrupted(MigrationError):
+    """Ctrl-C: nothing of the demonstration runs any longer."""
+
+    kind = "interrupted"
+    exit_status = 130
 
 
 def run(users: int, console: Console) -> RunReport:
@@ -44,6 +52,11 @@ def run(users: int, console: Console) -> RunReport:
             sample.load(connection, users)
         engine.dispose()
         found, report = _migrate(home, console)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "The demonstration was stopped, with its workers and servers",
+            hint="Start it again from nothing: producer demo",
+        ) from None
     finally:
         local.stop(home)
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Where to look next:")

@@ -17,6 +17,7 @@ from models.database import LOCK_TIMEOUT_MS, retry_locks, sqlstate, transaction
 from models.errors import NotAllowed
 from models.ledger import SCHEMA, audit, runs, schema_objects
 from models.settings import Settings
+from producer import standing
 from producer.schema import LOCK
 
 _DEPENDENT_OBJECTS = "2BP01"
@@ -25,12 +26,12 @@ _DEPENDENT_OBJECTS = "2BP01"
 def would_lose(engine: Engine, settings: Settings) -> dict[str, int]:
     """Rows of tables and values of columns that would go, by name; empty before an upgrade.
 
-    Raises NotAllowed while a run stands that is not rolled back.
+    Raises NotAllowed while a run is open or its rows are not rolled back.
     """
     with transaction(engine, statement_timeout_ms=0) as connection:
         if not _is_upgraded(connection):
             return {}
-        _require_rolled_back(connection)
+        standing.require_none(connection)
         tables = target.read(connection, legacy.read(connection, settings)).tables
         found: dict[str, int] = {}
         for kind, table, name in _ours(connection):
@@ -70,7 +71,7 @@ def _downgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
         if not _is_upgraded(connection):
             return []
-        _require_rolled_back(connection)
+        standing.require_none(connection)
         found = target.read(connection, legacy.read(connection, settings))
         ours = _ours(connection)
         for statement in _statements(found, ours):
@@ -127,20 +128,6 @@ def _ours(connection: Connection) -> list[tuple[str, str, str]]:
 
 def _is_upgraded(connection: Connection) -> bool:
     return connection.scalar(sa.select(sa.func.to_regclass(f"{SCHEMA}.schema_objects"))) is not None
-
-
-def _require_rolled_back(connection: Connection) -> None:
-    standing = connection.scalar(
-        sa.select(runs.c.id)
-        .where(runs.c.state != "rolled_back")
-        .order_by(runs.c.id.desc())
-        .limit(1)
-    )
-    if standing:
-        raise NotAllowed(
-            f"Run {standing} stands: its rows would be lost",
-            hint=f"Roll it back first: producer rollback {standing} --wait",
-        )
 
 
 def _count(connection: Connection, table: Table, condition: str) -> int:

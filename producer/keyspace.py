@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from models.errors import MigrationError
 from producer.refusals import of_redis
 
 KEYS_A_SCAN = 1_000
+REDIS_PORT = 6379
 
 
 class NotRestored(MigrationError):
@@ -37,6 +39,52 @@ def connected(url: str, database: int | None = None) -> Iterator[redis.Redis]:
         client.close()
 
 
+@dataclass(frozen=True)
+class Place:
+    """One database of a Redis server, and which settings name it: `redis`, `broker`, `results`."""
+
+    url: str
+    number: int
+    roles: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"Redis {server_of(self.url)} database {self.number}"
+
+    def is_same(self, other: Place) -> bool:
+        """True for the same database, whichever address leads to it."""
+        mine, its = server_of(self.url), server_of(other.url)
+        return (mine, self.number) == (its, other.number)
+
+    def keys(self) -> int:
+        """How many keys it holds."""
+        with connected(self.url, self.number) as client:
+            return int(client.dbsize())
+
+
+def server_of(url: str) -> str:
+    """`host:port`, or the path of a Unix socket, without a password."""
+    options = redis.Redis.from_url(url).connection_pool.connection_kwargs
+    return str(
+        options.get("path")
+        or f"{options.get('host', 'localhost')}:{options.get('port', REDIS_PORT)}"
+    )
+
+
+def places(urls: dict[str, str], *, whole_servers: bool = False) -> list[Place]:
+    """The databases that the settings name, each once; with `whole_servers` all that hold keys."""
+    found: dict[tuple[str, int], Place] = {}
+    for role, url in urls.items():
+        with connected(url) as client:
+            number = int(client.connection_pool.connection_kwargs.get("db") or 0)
+            server = str(client.info("server").get("run_id") or server_of(url))
+            others = databases(url) if whole_servers else []
+        named = found.get((server, number), Place(url, number))
+        found[server, number] = Place(named.url, number, (*named.roles, role))
+        for other in others:
+            found.setdefault((server, other), Place(url, other))
+    return sorted(found.values(), key=lambda place: not place.roles)
+
+
 def version(url: str) -> str:
     """What the server says that it is, and its version."""
     with connected(url) as client:
@@ -50,16 +98,17 @@ def databases(url: str) -> list[int]:
         return sorted(int(name.removeprefix("db")) for name in client.info("keyspace"))
 
 
-def save(url: str, path: Path) -> dict[str, dict[str, str]]:
-    """Write all keys, a JSON line each; returns a digest by database and key (base64).
+def save(sources: dict[str, Place], path: Path) -> dict[str, dict[str, str]]:
+    """Write all keys of some databases, a JSON line each.
 
-    A key that changes meanwhile is as it was at one moment of its own.
+    Returns a digest by the source's name and key (base64). A key that changes meanwhile is as it
+    was at one moment of its own.
     """
     digests: dict[str, dict[str, str]] = {}
     with path.open("w", encoding="ascii") as out:
-        for number in databases(url):
-            with connected(url, number) as client:
-                mine = digests.setdefault(str(number), {})
+        for place, source in sources.items():
+            with connected(source.url, source.number) as client:
+                mine = digests.setdefault(place, {})
                 for key in client.scan_iter(count=KEYS_A_SCAN):
                     dumped = _dump(client, key)
                     if dumped is None:
@@ -68,7 +117,7 @@ def save(url: str, path: Path) -> dict[str, dict[str, str]]:
                     name = base64.b64encode(key).decode()
                     mine[name] = digest
                     line = {
-                        "database": number,
+                        "place": place,
                         "key": name,
                         "expires_at_ms": expires_at,
                         "value": base64.b64encode(value).decode(),
@@ -77,47 +126,51 @@ def save(url: str, path: Path) -> dict[str, dict[str, str]]:
     return digests
 
 
-def load(url: str, path: Path) -> dict[str, set[str]]:
-    """Put all keys back; what was there goes. Returns those without an end, by database.
+def load(path: Path, targets: dict[str, Place], emptied: Iterable[Place]) -> dict[Place, set[str]]:
+    """Put keys back into the target of their place; `emptied` lose first what they hold.
 
-    Safe to repeat. A key whose time has come since is not put back.
+    What has no target is left out. Returns the keys without an end. Safe to repeat. A key whose
+    time has come since is not put back.
     """
-    for number in databases(url):
-        with connected(url, number) as client:
+    for place in emptied:
+        with connected(place.url, place.number) as client:
             client.flushdb()
-    lasting: dict[str, set[str]] = {}
-    with path.open(encoding="ascii") as lines:
+    lasting: dict[Place, set[str]] = {}
+    with ExitStack() as stack, path.open(encoding="ascii") as lines:
+        clients = {
+            place: stack.enter_context(connected(place.url, place.number))
+            for place in set(targets.values())
+        }
         for line in lines:
             entry = json.loads(line)
-            with connected(url, entry["database"]) as client:
-                key, value = (base64.b64decode(entry[name]) for name in ("key", "value"))
-                expires_at = entry["expires_at_ms"]
-                if expires_at and expires_at <= _now_ms(client):
-                    continue
-                try:
-                    client.restore(
-                        key, expires_at or 0, value, replace=True, absttl=bool(expires_at)
-                    )
-                except redis.ResponseError as failure:
-                    raise NotRestored(
-                        f"Redis refuses a key of database {entry['database']}: {of_redis(failure)}",
-                        hint="A newer server wrote it: restore into the same version, or newer.",
-                    ) from None
-                if not expires_at:
-                    lasting.setdefault(str(entry["database"]), set()).add(entry["key"])
+            # Version 0.1 named the number of the database only.
+            target = targets.get(str(entry.get("place", entry.get("database"))))
+            if target is None:
+                continue
+            client = clients[target]
+            key, value = (base64.b64decode(entry[name]) for name in ("key", "value"))
+            expires_at = entry["expires_at_ms"]
+            if expires_at and expires_at <= _now_ms(client):
+                continue
+            try:
+                client.restore(key, expires_at or 0, value, replace=True, absttl=bool(expires_at))
+            except redis.ResponseError as failure:
+                raise NotRestored(
+                    f"{target} refuses a key: {of_redis(failure)}",
+                    hint="A newer server wrote it: restore into the same version, or newer.",
+                ) from None
+            if not expires_at:
+                lasting.setdefault(target, set()).add(entry["key"])
     return lasting
 
 
-def digests(url: str) -> dict[str, dict[str, str]]:
-    """A digest of each key's type and content, by database and key (base64)."""
-    found: dict[str, dict[str, str]] = {}
-    for number in databases(url):
-        with connected(url, number) as client:
-            found[str(number)] = {
-                base64.b64encode(key).decode(): _digest(client, key)
-                for key in client.scan_iter(count=KEYS_A_SCAN)
-            }
-    return found
+def digests(place: Place) -> dict[str, str]:
+    """A digest of each key's type and content, by key (base64)."""
+    with connected(place.url, place.number) as client:
+        return {
+            base64.b64encode(key).decode(): _digest(client, key)
+            for key in client.scan_iter(count=KEYS_A_SCAN)
+        }
 
 
 def _dump(client: redis.Redis, key: bytes) -> tuple[bytes, int | None, str] | None:

@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
+from models import database
 from models import legacy as legacy_tables
 from models import target as target_tables
 from models.database import transaction
@@ -104,6 +105,7 @@ class Event:
 class Record:
     """A run, from its outcome to its settings."""
 
+    database: str
     report: RunReport
     started_at: datetime | None
     finished_at: datetime | None
@@ -126,6 +128,7 @@ def read(engine: Engine, settings: Settings, run_id: str | None) -> Record:
     with transaction(engine) as connection:
         run = connection.execute(sa.select(runs).where(runs.c.id == found.run_id)).one()
         return Record(
+            database=database.name_of(engine),
             report=found,
             started_at=run.started_at,
             finished_at=run.finished_at,

@@ -1,4 +1,8 @@
-"""Undoing a run: who may be undone, and the stages of it; the batches are `models.steps.undo*`."""
+"""Undoing runs: which ones, in which order, and the stages of each.
+
+The batches are in `models.steps.undo*`. A run that wrote nothing is passed over: it counts as
+rolled back without a stage of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +17,58 @@ from models.errors import NotAllowed
 from models.ledger import batches, before_images, conflicts, move_batches, move_run, runs, stages
 from models.settings import Settings
 from models.steps import undo_stage_names
-from producer import enqueue, report
+from models.steps.undo import forget_findings
+from producer import enqueue, report, standing
+from producer.standing import Standing
 
 FORGET_AT_ONCE = 10_000
 
 
-def start(engine: Engine, settings: Settings, run_id: str | None, *, force: bool) -> str:
-    """Begin to undo a run, or go on with it; returns its id. The newest one not rolled back.
+def targets(engine: Engine, run_id: str | None, *, force: bool) -> list[Standing]:
+    """The runs that a rollback undoes, newest first: RUN, or every run whose rows are still there.
 
-    Raises NotAllowed for a run that is open, that a later run stands on, or whose before-images
-    were dropped. By `force`, one that kept conflicts is undone once more.
+    With `force`, also those that kept conflicts. Raises UnknownRun without any run, and NotAllowed
+    where the first of them cannot be rolled back.
     """
     with transaction(engine) as connection:
-        run = _find(connection, run_id, force)
+        newest = report.find_run(connection, run_id)
+        found = _targets(connection, force)
+        if run_id is None and not found:
+            _require_allowed(connection, newest, force)
+        if run_id is not None:
+            found = [run for run in found if run.id == newest.id] or [
+                Standing(newest.id, newest.state, False, False, bool(newest.forgotten_at), 0)
+            ]
+        _require_allowed(connection, report.find_run(connection, found[0].id), force)
+        # What is older than a run that cannot be undone has to stay.
+        forgotten = [n for n, run in enumerate(found) if run.is_forgotten]
+        return found[: forgotten[0]] if forgotten else found
+
+
+def _targets(connection: Connection, force: bool) -> list[Standing]:
+    """In their order. Where no run wrote rows: the oldest, which may have left its triggers."""
+    found = standing.read(connection)
+    chosen = [
+        run
+        for run in found
+        if run.has_rows or run.state == "rolling_back" or (force and run.state == "rolled_back")
+    ]
+    rest = [run for run in found if run.state != "rolled_back"]
+    return chosen or rest[-1:]
+
+
+def start(engine: Engine, settings: Settings, run_id: str | None, *, force: bool) -> str:
+    """Begin to undo a run, or resume that; returns its id. By default the newest with rows.
+
+    Raises NotAllowed while a run is open, for a run that a later one wrote after, and where the
+    before-images were dropped. By `force`, one that kept conflicts is undone once more.
+    """
+    with transaction(engine) as connection:
+        if run_id is None:
+            report.find_run(connection, None)
+            run_id = next((run.id for run in _targets(connection, force)), None)
+        run = report.find_run(connection, run_id)
+        _require_allowed(connection, run, force)
         enqueue.require_same_tables(run, settings)
         audit.note(
             connection,
@@ -35,6 +78,7 @@ def start(engine: Engine, settings: Settings, run_id: str | None, *, force: bool
             after={"forced": force or (run.forced and run.state == "rolling_back")},
         )
         if run.state != "rolling_back":
+            _pass_over(connection, run.id)
             _open(connection, run, force)
         elif force:
             connection.execute(sa.update(runs).where(runs.c.id == run.id).values(forced=True))
@@ -42,33 +86,65 @@ def start(engine: Engine, settings: Settings, run_id: str | None, *, force: bool
     return str(run.id)
 
 
-def _find(connection: Connection, run_id: str | None, force: bool) -> Any:
-    run = report.find_run(connection, run_id)
-    standing = sa.select(runs.c.id).where(runs.c.state != "rolled_back")
-    newest = connection.scalar(standing.order_by(runs.c.id.desc()).limit(1))
-    if run_id is None and newest is not None:
-        run = report.find_run(connection, newest)
-    if run.state in ledger.OPEN_STATES:
-        raise NotAllowed(
-            f"Run {run.id} is {run.state}: only a run that is over can be rolled back",
-            hint=f"Stop it first: producer cancel {run.id}",
-        )
+def left(engine: Engine) -> list[Standing]:
+    """The runs whose rows are still in the database, newest first."""
+    with transaction(engine) as connection:
+        return standing.with_rows(connection)
+
+
+def next_command(run: Standing, force: bool) -> str:
+    """What to type to roll back a run that is left."""
+    if run.is_forgotten:
+        return "producer restore DIR (its before-images were dropped: only a backup has them)"
+    return f"producer rollback {run.id} --wait" + (" --force" if force else "")
+
+
+def _require_allowed(connection: Connection, run: Any, force: bool) -> None:
+    found = standing.read(connection)
+    for other in found:
+        if other.state in ledger.OPEN_STATES:
+            raise NotAllowed(
+                f"Run {other.id} is {other.state}: only a run that is over can be rolled back",
+                hint=f"Stop it first: producer cancel {other.id}",
+            )
+        if other.state == "rolling_back" and other.id != run.id:
+            raise NotAllowed(
+                f"Run {other.id} is being rolled back",
+                hint="Wait for its end: producer rollback --wait",
+            )
     if run.forgotten_at:
-        raise NotAllowed(f"Run {run.id} cannot be rolled back: its before-images were dropped")
-    if newest is not None and newest > run.id:
         raise NotAllowed(
-            f"Run {newest} stands on run {run.id}", hint=f"First: producer rollback {newest} --wait"
+            f"Run {run.id} cannot be rolled back: its before-images were dropped",
+            hint="Only a backup from before it can bring the old state back: producer restore DIR",
+        )
+    later = [other.id for other in found if other.has_rows and other.id > run.id]
+    if later:
+        raise NotAllowed(
+            f"Run {later[0]} wrote rows after run {run.id}",
+            hint=f"First: producer rollback {later[0]} --wait",
         )
     if run.state == "rolled_back":
-        kept = connection.scalar(
-            sa.select(conflicts.c.run_id).where(conflicts.c.run_id == run.id).limit(1)
-        )
+        kept = any(other.id == run.id for other in found)
         if not (force and kept):
             raise NotAllowed(
                 f"Run {run.id} is rolled back already",
                 hint="What it kept is undone by --force." if kept else "Nothing is left to undo.",
             )
-    return run
+
+
+def _pass_over(connection: Connection, run_id: str) -> None:
+    """Close the runs that wrote nothing; the older ones when no other run has rows."""
+    found = [run for run in standing.read(connection) if run.id != run_id]
+    is_last = not any(run.has_rows for run in found)
+    for run in found:
+        if run.state == "rolled_back" or run.has_rows or not (is_last or run.id > run_id):
+            continue
+        move_run(connection, run.id, "rolling_back", error=None)
+        forget_findings(connection, run.id)
+        move_run(connection, run.id, "rolled_back")
+        audit.note(
+            connection, "rollback", run.id, before={"state": run.state}, after={"wrote": "nothing"}
+        )
 
 
 def _open(connection: Connection, run: Any, force: bool) -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psycopg2
@@ -37,13 +37,16 @@ def _settle() -> Path:
     """A MIGRATION_HOME of the session's own, and none of the caller's settings.
 
     A developer's DATABASE_URL may lead to a database that matters. Before the tests are collected:
-    some modules read the settings when they are imported, and start servers where there are none.
+    some modules read the settings when they are imported, and use the servers of this home.
     """
     for name in list(os.environ):
         if name.startswith(_OURS):
             del os.environ[name]
     home = Path(tempfile.mkdtemp(prefix="migration-tests-")) / ".migration"
     os.environ["MIGRATION_HOME"] = str(home)
+    # A test that needs them says what is missing.
+    with suppress(Misconfigured):
+        local.start(home)
     return home
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from models.catalog import quote
 from models.declared import USER_DEFAULTS
@@ -73,14 +73,17 @@ _FORGET = """
 DELETE FROM migration.before_images b WHERE b.run_id = :run_id AND (
   b.entity = 'user' AND NOT EXISTS (SELECT FROM {users} u WHERE u.id::text = b.legacy_key)
   OR b.entity = 'project'
-    AND NOT EXISTS (SELECT FROM {projects} p WHERE p.id::text = b.legacy_key));
+    AND NOT EXISTS (SELECT FROM {projects} p WHERE p.id::text = b.legacy_key))
+"""
+# The rows that it quarantined belong to the run before it.
+_FORGET_FINDINGS = text("""
 DELETE FROM migration.differences d WHERE d.run_id = :run_id;
 UPDATE migration.quarantine q SET run_id = earlier.id
 FROM (SELECT max(r.id) AS id FROM migration.runs r
       WHERE r.id < :run_id AND r.state <> 'rolled_back') AS earlier
 WHERE q.run_id = :run_id AND earlier.id IS NOT NULL;
 DELETE FROM migration.quarantine q WHERE q.run_id = :run_id
-"""
+""")
 
 # Only what this run created itself, by its own count.
 _ORGANIZATION = """
@@ -133,6 +136,11 @@ def note_refused(context: Context, table: str, keys: Sequence[str]) -> None:
     )
 
 
+def forget_findings(connection: Connection, run_id: str) -> None:
+    """Drop a run's differences, and its quarantine where no earlier run takes that over."""
+    connection.execute(_FORGET_FINDINGS, {"run_id": run_id})
+
+
 class Loosen(Step):
     """Takes back what would refuse the values of before, and builds the indexes of the undo."""
 
@@ -178,6 +186,7 @@ class UndoRest(Step):
         rest = context.execute(_GONE_REST, scope).one()
         made = context.execute(_ORGANIZATION, scope, note=NOTE).one()
         context.execute(_FORGET, scope)
+        forget_findings(context.connection, context.run_id)
         rows = {"ai_suites": rest.ai_suites, "tool_usage_logs": rest.tool_usage_logs}
         for name, count in removed["rows"].items():
             rows[name] = rows.get(name, 0) + count

@@ -4,6 +4,7 @@ DATABASE_URL nor REDIS_URL is set. They outlive the command that started them un
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,11 @@ def start(home: Path) -> Servers:
         postgres.run_postgres(bin_dir, place)
         redis.run_redis(valkey, place)
     return _servers(place)
+
+
+def exist(home: Path) -> bool:
+    """True where `home` holds an embedded cluster that was initialised before."""
+    return os.path.exists(home / "servers" / "postgres" / "data" / "PG_VERSION")
 
 
 def running(home: Path) -> Servers | None:

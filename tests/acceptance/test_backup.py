@@ -75,7 +75,8 @@ def ends(product: Product) -> dict[bytes, bool]:
 def state(product: Product) -> dict[str, Any]:
     with product.engine.connect() as connection, connection.begin():
         found = backup.describe(connection)
-    return found | {"redis": keyspace.digests(product.environment["REDIS_URL"])}
+    places = keyspace.places({"redis": product.environment["REDIS_URL"]}, whole_servers=True)
+    return found | {"redis": {place.number: keyspace.digests(place) for place in places}}
 
 
 def harm(product: Product) -> None:
@@ -108,15 +109,104 @@ def test_a_backup_comes_back_row_by_row_and_key_by_key(school: Product) -> None:
     harm(school)
     refused = school.run("restore", "safe", "--json")
     assert (refused.status, refused.json["error"]["kind"]) == (2, "misconfigured")
-    assert "tables" in refused.json["error"]["message"]
+    for word in ("public.users (200 rows)", "keys of Redis", "database 0", "config"):
+        assert word in refused.json["error"]["message"]
+    assert refused.json["database"] in refused.json["error"]["message"]
     restored = school.run("restore", "safe", "--yes", "--json")
     assert restored.status == 0, restored.err
     assert state(school) == before
     assert ends(school) == lasting
     assert (school.folder / "config" / "app.yml").read_text() == "answer: 42\n"
+    # The size, and the configuration that was saved, are said.
+    assert " MB in " in made.err and str(school.folder / "config") in made.err
     # It is a database like any other again.
     with school.worker():
         assert school.run("enqueue-all", "--wait").status == 3
+
+
+def put(school: Product, database: int, key: str, value: str) -> None:
+    with keyspace.connected(school.environment["REDIS_URL"], database) as client:
+        client.set(key, value)
+
+
+def keys(school: Product, database: int) -> set[bytes]:
+    with keyspace.connected(school.environment["REDIS_URL"], database) as client:
+        return set(client.keys())
+
+
+def test_only_the_redis_databases_that_the_settings_name_are_touched(school: Product) -> None:
+    url = school.environment["REDIS_URL"]
+    school.environment |= {"REDIS_URL": url.replace("db=0", "db=4")}
+    school.environment |= {"CELERY_BROKER_URL": url.replace("db=0", "db=5")}
+    put(school, 4, "mine", "x")
+    put(school, 5, "message", "x")
+    made = school.run("backup", "safe", "--json")
+    saved = made.json["manifest"]["redis_databases"].values()
+    assert [(each["database"], each["roles"], each["keys"]) for each in saved] == [
+        (4, ["redis", "results"], 1),
+        (5, ["broker"], 1),
+    ]
+    assert "database 5" in made.err
+    for database in (0, 3, 4, 5, 6):
+        put(school, database, "later", "x")
+    others = {database: keys(school, database) for database in (0, 3, 6)}
+    restored = school.run("restore", "safe", "--yes")
+    assert restored.status == 0, restored.err
+    assert (keys(school, 4), keys(school, 5)) == ({b"mine"}, {b"message"})
+    # Into other databases, as a rehearsal on a copy does: what was the broker's is the broker's.
+    school.environment |= {"REDIS_URL": url.replace("db=0", "db=7")}
+    school.environment |= {"CELERY_BROKER_URL": url.replace("db=0", "db=8")}
+    assert school.run("restore", "safe", "--yes", "--all-redis-databases").status == 0
+    assert (keys(school, 7), keys(school, 8)) == ({b"mine"}, {b"message"})
+    assert (keys(school, 4), keys(school, 5)) == ({b"mine"}, {b"message"})
+    assert {database: keys(school, database) for database in others} == others
+
+
+def test_all_databases_of_a_redis_are_a_choice_and_each_is_listed(school: Product) -> None:
+    before = state(school)
+    assert set(before["redis"]) == {0, 3}
+    made = school.run("backup", "safe", "--all-redis-databases", "--json")
+    assert made.status == 0, made.err
+    put(school, 3, "later", "x")
+    put(school, 6, "later", "x")
+    asked = school.run("restore", "safe", "--all-redis-databases", "--json")
+    for words in ("2 keys of Redis", "database 3", "1 keys of Redis", "database 6"):
+        assert words in asked.json["error"]["message"]
+    some = school.run("restore", "safe", "--yes")
+    assert some.status == 0 and "Left out" in some.err and "database 3" in some.err
+    assert keys(school, 3) == {b"elsewhere", b"later"}
+    assert school.run("restore", "safe", "--yes", "--all-redis-databases").status == 0
+    assert state(school) == before
+
+
+def as_version_0_1(folder: Path) -> None:
+    """Make a backup what version 0.1 wrote: all databases of the server, by their numbers."""
+    manifest = json.loads((folder / backup.MANIFEST).read_text())
+    numbers = {name: str(of["database"]) for name, of in manifest["redis_databases"].items()}
+    lines = [json.loads(line) for line in (folder / backup.REDIS).read_text().splitlines()]
+    for line in lines:
+        line["database"] = int(numbers[line.pop("place")])
+    (folder / backup.REDIS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    manifest["redis"] = {numbers[name]: of for name, of in manifest["redis"].items()}
+    for name in ("redis_databases", "all_redis_databases"):
+        del manifest[name]
+    (folder / backup.MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
+    sums = "".join(f"{digest}  {name}\n" for name, digest in backup.hashes(folder).items())
+    (folder / backup.SUMS).write_text(sums)
+
+
+def test_a_backup_of_version_0_1_gives_back_the_configured_database_only(school: Product) -> None:
+    before = state(school)
+    assert school.run("backup", "safe", "--all-redis-databases").status == 0
+    as_version_0_1(school.folder / "safe")
+    put(school, 0, "later", "x")
+    put(school, 3, "later", "x")
+    some = school.run("restore", "safe", "--yes")
+    assert some.status == 0, some.err
+    assert "Left out" in some.err and "database 3" in some.err
+    assert b"later" not in keys(school, 0) and keys(school, 3) == {b"elsewhere", b"later"}
+    assert school.run("restore", "safe", "--yes", "--all-redis-databases").status == 0
+    assert state(school) == before
 
 
 def test_a_flipped_byte_in_any_file_is_caught_before_anything_is_touched(school: Product) -> None:
@@ -210,14 +300,15 @@ def test_no_password_is_on_a_command_line_or_in_the_backup(school: Product) -> N
 
 def test_a_key_that_redis_refuses_is_said(own_redis: directories.Place, tmp_path: Path) -> None:
     line = {
-        "database": 0,
+        "place": "1",
         "key": base64.b64encode(b"key").decode(),
         "expires_at_ms": None,
         "value": base64.b64encode(b"no dump").decode(),
     }
     (tmp_path / "keys").write_text(json.dumps(line) + "\n")
-    with pytest.raises(keyspace.NotRestored, match="refuses a key of database 0"):
-        keyspace.load(address(own_redis), tmp_path / "keys")
+    place = keyspace.Place(address(own_redis), 0)
+    with pytest.raises(keyspace.NotRestored, match="database 0 refuses a key"):
+        keyspace.load(tmp_path / "keys", {"1": place}, [place])
 
 
 def test_a_server_newer_than_every_client_is_refused_by_name() -> None:

@@ -64,3 +64,47 @@ def test_what_is_kept_is_said_with_the_command_that_undoes_it(product: Product) 
     # The newest run is rolled back; it is named by default, since nothing else is left to undo.
     assert (forced.status, forced.json["conflicts"]) == (0, {})
     assert count(product, "SELECT count(*) FROM ai_suites") == 0
+
+
+def test_a_rollback_without_a_run_undoes_all_of_them_and_says_what_is_left(
+    product: Product,
+) -> None:
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 60)
+    with product.worker():
+        first = product.run("enqueue-all", "--wait", "--json").json["run_id"]
+        with product.engine.begin() as connection:
+            connection.execute(
+                text(
+                    "INSERT INTO gpt_subscriptions (id, user_id, gpt_id, status)"
+                    " SELECT 'zz', min(user_id), 'later', 'active' FROM ai_suites"
+                )
+            )
+        second = product.run("enqueue-all", "--wait", "--json").json["run_id"]
+        product.run("enqueue-all", "--wait")
+        # One of two: whatever is left is no success.
+        one = product.run("rollback", second, "--wait", "--yes", "--json")
+        assert (one.status, one.json["state"]) == (3, "rolled_back")
+        assert (one.json["rolled_back"], one.json["standing"]) == ([second], [first])
+        assert f"producer rollback {first} --wait" in one.err
+        again = product.run("enqueue-all", "--wait", "--json").json["run_id"]
+        ended = product.run("rollback", "--wait", "--yes", "--json")
+    assert (ended.status, ended.json["run_id"], ended.json["state"]) == (0, first, "rolled_back")
+    assert (ended.json["rolled_back"], ended.json["standing"]) == ([again, first], [])
+    assert "/test_" in ended.json["database"] and ended.json["database"] in ended.err
+    assert count(product, "SELECT count(*) FROM ai_suites") == 0
+    assert product.run("schema", "downgrade", "--yes").status == 0
+    nothing = product.run("rollback", "--yes", "--json")
+    assert (nothing.json["rolled_back"], nothing.json["standing"]) == ([], [])
+
+
+def test_a_rollback_that_nobody_waits_for_is_no_success_yet(product: Product) -> None:
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 60)
+    with product.worker():
+        run = product.run("enqueue-all", "--wait", "--json").json["run_id"]
+    started = product.run("rollback", "--yes", "--json")
+    assert (started.status, started.json["state"]) == (3, "rolling_back")
+    assert started.json["standing"] == [run]
+    with product.worker():
+        assert product.run("rollback", "--wait", "--yes").status == 0

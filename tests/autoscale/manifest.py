@@ -1,4 +1,4 @@
-"""What the manifests say about scaling: read out of `deploy/kubernetes.yaml`, nothing repeated."""
+"""What the manifests in `deploy` say about scaling and the start, nothing repeated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
-MANIFESTS = Path(__file__).parents[2] / "deploy/kubernetes.yaml"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+# What is installed, and what starts the migration.
+MANIFESTS, START = DEPLOY / "kubernetes.yaml", DEPLOY / "start.yaml"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Scaled:
 @cache
 def documents() -> list[dict[str, Any]]:
     """All objects of the manifests."""
-    return [found for found in yaml.safe_load_all(MANIFESTS.read_text()) if found]
+    files = (MANIFESTS, START)
+    return [found for file in files for found in yaml.safe_load_all(file.read_text()) if found]
 
 
 def of_kind(kind: str) -> dict[str, dict[str, Any]]:

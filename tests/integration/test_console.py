@@ -9,6 +9,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine
 from werkzeug.test import TestResponse
 
+from models import database as databases
 from models.settings import Settings
 from producer import console, enqueue, report
 from producer import schema as schema_step
@@ -174,8 +175,11 @@ def test_what_the_ledger_holds_is_text_and_never_html(
     assert "&lt;img src=x" in page and "<img" not in page
 
 
-def test_before_the_first_run_it_says_how_to_start_one(ada: FlaskClient) -> None:
-    assert "No run yet" in ada.get("/").text
+def test_before_the_first_run_it_says_how_to_start_one(ada: FlaskClient, engine: Engine) -> None:
+    page = ada.get("/").text
+    assert "No run yet" in page
+    # Which database it is about is in the header.
+    assert databases.name_of(engine) in page
     assert ada.get("/runs/2026").status_code == 404
 
 

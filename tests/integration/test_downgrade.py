@@ -8,9 +8,9 @@ from sqlalchemy import Engine, text
 from models import database as databases
 from models.errors import NotAllowed
 from models.settings import Settings
-from producer import downgrade, rollback, schema
+from producer import control, downgrade, rollback, schema
 from tests import variants
-from tests.driving import change, go_on, whole_run
+from tests.driving import change, go_on, start, whole_run
 
 USERS = 60
 
@@ -52,9 +52,9 @@ def test_after_a_rollback_the_schema_comes_back_as_it_was(
     before = catalog(engine)
     assert downgrade.downgrade(engine, settings) == []
     run_id = whole_run(engine, settings).run_id
-    with pytest.raises(NotAllowed, match=f"Run {run_id} stands"):
+    with pytest.raises(NotAllowed, match=f"Run {run_id} is not rolled back"):
         downgrade.would_lose(engine, settings)
-    with pytest.raises(NotAllowed, match=f"Run {run_id} stands"):
+    with pytest.raises(NotAllowed, match=f"Run {run_id} is not rolled back"):
         downgrade.downgrade(engine, settings)
     go_on(engine, settings, rollback.start(engine, settings, None, force=False))
     lost = downgrade.would_lose(engine, settings)
@@ -65,6 +65,18 @@ def test_after_a_rollback_the_schema_comes_back_as_it_was(
     # And once more from the beginning.
     assert whole_run(engine, settings).verification.differences == 0
     engine.dispose()
+
+
+def test_a_run_that_wrote_nothing_is_not_in_the_way_and_an_open_one_is(
+    engine: Engine, settings: Settings
+) -> None:
+    before = catalog(engine)
+    run_id = start(engine, settings)
+    with pytest.raises(NotAllowed, match=f"Run {run_id} is preparing"):
+        downgrade.downgrade(engine, settings)
+    control.cancel(engine, run_id)
+    assert downgrade.downgrade(engine, settings)
+    assert catalog(engine) == before
 
 
 def test_what_would_be_lost_is_counted(engine: Engine, settings: Settings) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from models import audit
-from models.database import transaction
+from models.database import name_of, transaction
 from models.settings import Settings
 from producer import control, document, reconciler, record
 from tests.driving import change, go_on, scalar, start
@@ -43,6 +43,7 @@ def test_it_tells_everything_that_the_ledger_knows(
     found = record.read(engine, settings, run_id)
     text = document.render(found)
     said = " ".join(re.sub(r"<[^>]*>", " ", text).split())
+    assert name_of(engine) in said
     assert found.report.quarantine
     for reason in found.reasons:
         assert reason.keys and all(key in said for key in reason.keys)

@@ -240,7 +240,7 @@ def test_the_newest_run_goes_first_and_takes_nothing_of_the_one_before(
     between = shot(engine)
     second = whole_run(engine, settings)
     assert second.rows.ai_suites == 1 and second.rows.ai_tools == 3
-    with pytest.raises(NotAllowed, match=f"Run {second.run_id} stands on") as refused:
+    with pytest.raises(NotAllowed, match=f"Run {second.run_id} wrote rows after") as refused:
         rollback.start(engine, settings, first.run_id, force=False)
     assert str(second.run_id) in refused.value.hint
     found = undo(engine, settings)
@@ -249,6 +249,58 @@ def test_the_newest_run_goes_first_and_takes_nothing_of_the_one_before(
     assert shot(engine) == between
     assert undo(engine, settings).run_id == first.run_id
     assert scalar(engine, "SELECT count(*) FROM ai_tools") == 0
+
+
+def test_runs_that_wrote_nothing_are_passed_over_whatever_their_state(
+    engine: Engine, settings: Settings
+) -> None:
+    schema.upgrade(engine, settings)
+    before = shot(engine)
+    empty = start(engine, settings)
+    control.cancel(engine, empty)
+    first = whole_run(engine, settings)
+    second = whole_run(engine, settings)
+    third = start(engine, settings)
+    control.cancel(engine, third)
+    assert set(second.rows.model_dump().values()) == {0}
+    chosen = rollback.targets(engine, None, force=False)
+    assert [(run.id, run.users > 0) for run in chosen] == [(first.run_id, True)]
+    assert [run.id for run in rollback.left(engine)] == [first.run_id]
+    # By name as well: nothing that was written later is in the way.
+    rollback.start(engine, settings, first.run_id, force=False)
+    found = go_on(engine, settings, str(first.run_id))
+    assert (found.state, found.conflicts) == ("rolled_back", {})
+    assert rollback.left(engine) == []
+    states = {row["run_id"]: row["state"] for row in report.history(engine)}
+    assert set(states.values()) == {"rolled_back"} and len(states) == 4
+    assert report.read(engine, None).users.migrated == 0
+    assert shot(engine) == before
+    assert scalar(engine, "SELECT count(*) FROM migration.quarantine") == 0
+    with pytest.raises(NotAllowed, match="rolled back already"):
+        rollback.targets(engine, None, force=False)
+    with pytest.raises(NotAllowed):
+        control.resume(engine, settings, third)
+
+
+def test_all_runs_with_rows_are_targets_newest_first_up_to_one_without_images(
+    engine: Engine, settings: Settings
+) -> None:
+    ids = [str(whole_run(engine, settings).run_id)]
+    for number in range(2):
+        change(
+            engine,
+            "INSERT INTO gpt_subscriptions (id, user_id, gpt_id, status)"
+            f" SELECT 'zz{number}', min(id), 'later', 'active' FROM users",
+        )
+        ids.append(str(whole_run(engine, settings).run_id))
+    assert [run.id for run in rollback.targets(engine, None, force=False)] == ids[::-1]
+    rollback.forget(engine, ids[1])
+    assert [run.id for run in rollback.targets(engine, None, force=False)] == ids[2:]
+    assert undo(engine, settings).run_id == ids[2]
+    with pytest.raises(NotAllowed, match="were dropped") as refused:
+        rollback.targets(engine, None, force=False)
+    assert "restore" in refused.value.hint
+    assert [run.id for run in rollback.left(engine)] == ids[1::-1]
 
 
 def test_a_value_that_the_database_refuses_is_kept_and_listed(

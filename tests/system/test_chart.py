@@ -41,11 +41,22 @@ def test_the_manifests_are_what_helm_makes_of_the_chart(helm: Path) -> None:
     assert rendered.returncode == 0, rendered.stderr
     written = (DEPLOY / "kubernetes.yaml").read_text()
     assert written == rendered.stdout, "run: helm template migration deploy/chart"
+    job = ("--set", "producer.enabled=true", "--show-only", "templates/producer.yaml")
+    start = run(helm, "template", "migration", "chart", *job).stdout
+    assert (DEPLOY / "start.yaml").read_text() == start, "run: helm template " + " ".join(job)
+
+
+def test_an_upgrade_starts_nothing_and_the_notes_say_how_to_start(helm: Path) -> None:
+    upgraded = run(helm, "template", "migration", "chart", "--is-upgrade").stdout
+    assert "kind: Job" not in upgraded
+    installed = run(helm, "install", "migration", "chart", "--dry-run=client").stdout
+    assert "no migration has been started" in installed and "starts it NOW" not in installed
+    assert "--set producer.enabled=true --show-only templates/producer.yaml" in installed
 
 
 def test_other_values_reach_the_manifests(helm: Path) -> None:
     values = ("workers.users.replicas=9", "workers.users.concurrency=3", "secret.name=mine")
-    switches = ("metrics.enabled=false", "networkPolicy.enabled=false", "producer.enabled=false")
+    switches = ("metrics.enabled=false", "networkPolicy.enabled=false")
     settings = "settings.MIGRATION_THROTTLE=lag=5"
     sets = [part for value in (*values, *switches) for part in ("--set", value)]
     found = run(helm, "template", "other", "chart", *sets, "--set-string", settings).stdout

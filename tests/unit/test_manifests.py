@@ -6,10 +6,11 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 from cloudcoil.models.keda import v1alpha1
 
 from producer.queue import QUEUES
-from tests.autoscale.manifest import documents, of_kind, scaled
+from tests.autoscale.manifest import DEPLOY, MANIFESTS, START, documents, of_kind, scaled
 from worker.stopping import GRACE_SECONDS
 from worker.tasks import BATCH_TASKS, HARD_LIMIT_SECONDS
 
@@ -33,6 +34,26 @@ def test_every_object_is_valid_by_the_apis_schema(version: str) -> None:
     wrong = {**next(iter(of_kind("Job").values())), "spec": {"backofLimit": 1}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, version, strict=True)
+
+
+def test_what_is_installed_starts_nothing_and_the_start_is_one_job() -> None:
+    installed = [found["kind"] for found in yaml.safe_load_all(MANIFESTS.read_text()) if found]
+    assert not {"Job", "CronJob", "Pod"} & set(installed)
+    (job,) = [found for found in yaml.safe_load_all(START.read_text()) if found]
+    assert (job["kind"], job["metadata"]["name"]) == ("Job", "migration-producer")
+    values = yaml.safe_load((DEPLOY / "chart/values.yaml").read_text())
+    assert values["producer"]["enabled"] is False
+    template = (DEPLOY / "chart/templates/producer.yaml").read_text()
+    # The job of a revision of its own would start with every upgrade of the release.
+    assert "Release.Revision" not in template
+
+
+def test_the_notes_after_an_install_list_the_steps_in_their_order() -> None:
+    notes = (DEPLOY / "chart/templates/NOTES.txt").read_text()
+    steps = ("schema upgrade", "producer check", "producer plan", "producer backup", "--show-only",
+             "status --watch")  # fmt: skip
+    places = [notes.index(step) for step in steps]
+    assert places == sorted(places)
 
 
 def test_every_object_of_keda_is_valid_by_its_crd_and_has_no_field_that_it_does_not_know() -> None:
