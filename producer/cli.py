@@ -163,14 +163,17 @@ def servers() -> None:
 def enqueue_all(wait: bool) -> Any:
     """Prepare the schema, open a run and fan out its batches; joins a run that is open."""
     from models import database
-    from producer import connect, enqueue, report, tracing
+    from producer import connect, enqueue, preflight, report, tracing
     from producer import schema as schema_step
 
     engine, settings = connect.engine(), connect.settings().base
     tracing.require(settings)
     database.check_reachable(engine)
     connect.check_redis()
+    is_proved = preflight.require(engine, settings)
     schema_step.upgrade(engine, settings)
+    if not is_proved:
+        preflight.require(engine, settings, is_upgraded=True)
     run_id, is_new = enqueue.open_run(engine, settings)
     console.print(f"Run {run_id}" + ("" if is_new else " is open already: joined"))
     # The one that opened it is the root of its trace.
