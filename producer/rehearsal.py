@@ -122,11 +122,20 @@ def make_copies(
     """Empty copies of the legacy tables; the settings that name them."""
     connection.exec_driver_sql(f"CREATE SCHEMA {COPIES}")
     for role, name in NAMES.items():
-        original = getattr(found, role).sql
-        connection.exec_driver_sql(f"CREATE TABLE {COPIES}.{name} (LIKE {original} INCLUDING ALL)")
+        copy_table(connection, getattr(found, role), name)
     return settings.model_copy(
         update={f"{role}_table": f"{COPIES}.{name}" for role, name in NAMES.items()}
     )
+
+
+def copy_table(connection: Connection, original: Table, name: str) -> None:
+    """An empty copy with all that belongs to the table alone: no foreign keys, no triggers."""
+    copy = f"{COPIES}.{name}"
+    connection.exec_driver_sql(f"CREATE TABLE {copy} (LIKE {original.sql} INCLUDING ALL)")
+    # Not copied, and a publication of all tables publishes the copy too.
+    has_key = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = :oid AND indisprimary)"
+    if not connection.scalar(text(has_key), {"oid": original.oid}):
+        connection.exec_driver_sql(f"ALTER TABLE {copy} REPLICA IDENTITY FULL")
 
 
 def _copy(

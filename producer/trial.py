@@ -171,10 +171,7 @@ def _copy(
     copies = rehearsal.make_copies(connection, legacy, settings)
     for name in TABLES:
         if name in target.tables:
-            connection.exec_driver_sql(
-                f"CREATE TABLE {rehearsal.COPIES}.{name}"
-                f" (LIKE {target.tables[name].sql} INCLUDING ALL)"
-            )
+            rehearsal.copy_table(connection, target.tables[name], name)
     for role, name in rehearsal.NAMES.items():
         table: Table = getattr(legacy, role)
         kind = list_cast(table.columns["id"].base)
@@ -313,9 +310,9 @@ def _attempt(context: Context, step: Step, keys: Sequence[str]) -> DBAPIError | 
                 step.prepare(context, attempt)
                 step.apply(context, attempt)
                 # Undone by itself, so that constraints are deferred again for the next step.
-                deferred = context.connection.begin_nested()
-                context.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
-                deferred.rollback()
+                with context.connection.begin_nested() as look:
+                    context.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+                    look.rollback()
                 return None
         except DBAPIError as failure:
             _raise_if_passing(failure)
