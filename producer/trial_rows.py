@@ -20,6 +20,11 @@ from producer.refusals import name_refusal
 
 USERS, ROWS_A_USER, SAMPLE = 50, 100, 20_000
 _LARGEST = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**62}
+_KINDS = {"status", "is_active", "is_template"}
+_READ = {
+    *("id", "user_id", "gpt_id", "active_gpt_id", "preferences", "email", "role", "user_type"),
+    *("billing_tier", "credits_balance", *_KINDS),
+}
 
 
 @dataclass
@@ -31,6 +36,8 @@ class Rows:
     subscriptions: dict[str, str | None] = field(default_factory=dict)
     projects: dict[str, str | None] = field(default_factory=dict)
     made_up: set[str] = field(default_factory=set)
+    # Whether the role may make the organization.
+    has_organization: bool = True
     # Why there is no made-up user, or not all of his rows.
     note: str = ""
 
@@ -159,11 +166,7 @@ def _owner_kinds(connection: Connection, table: Table, column: str) -> list[str]
     sample = _sample(connection, table)
     value = f"t.{quote(column)}::text"
     kinds = [f"({value} IS NULL)::text"]
-    kinds += [
-        f"t.{name}::text"
-        for name in ("status", "is_active", "is_template")
-        if name in table.columns
-    ]
+    kinds += [f"t.{name}::text" for name in _readable(table) if name in _KINDS]
     if table.columns.get("preferences"):
         kinds.append("left(t.preferences::text, 1)")
     return [
@@ -180,7 +183,16 @@ def _sample(connection: Connection, table: Table) -> str:
     """SQL for at most SAMPLE rows `t`, from all over a large table."""
     estimate = partition.estimate(connection, table)
     share = 100.0 if not estimate else min(100.0, 100.0 * SAMPLE / estimate)
-    return f"(SELECT * FROM {table.sql} TABLESAMPLE SYSTEM ({share:.6f}) LIMIT {SAMPLE}) AS t"
+    columns = ", ".join(map(quote, _readable(table)))
+    return (
+        f"(SELECT {columns} FROM {table.sql} TABLESAMPLE SYSTEM ({share:.6f}) LIMIT {SAMPLE}) AS t"
+    )
+
+
+def _readable(table: Table) -> list[str]:
+    """Columns that the rules read, which is what a role of the workers may read."""
+    unread = {"status"} if "active_gpt_id" in table.columns else set()
+    return sorted((_READ & table.columns.keys()) - unread)
 
 
 def _without_many(connection: Connection, table: Table, users: Table, keys: list[str]) -> list[str]:
