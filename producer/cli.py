@@ -330,7 +330,7 @@ def cancel(run: str | None, yes: bool) -> Any:
 
 @command(cli, "check", blank=Checks().model_dump())
 def check() -> Any:
-    """Versions, disk, memory, privileges, tables, locks, and the rows that would be set aside."""
+    """Versions, disk, memory, privileges, tables, locks, bad rows, and a trial on a few rows."""
     from producer import checks, connect, output
 
     found = checks.examine(connect.engine(), connect.settings().base)
