@@ -130,8 +130,8 @@ def make_copies(
 
 def copy_table(connection: Connection, original: Table, name: str) -> None:
     """An empty copy with all that belongs to the table alone: no foreign keys, no triggers."""
-    copy = f"{COPIES}.{name}"
-    connection.exec_driver_sql(f"CREATE TABLE {copy} (LIKE {original.sql} INCLUDING ALL)")
+    copy, sql = f"{COPIES}.{name}", original.sql.replace("%", "%%")
+    connection.exec_driver_sql(f"CREATE TABLE {copy} (LIKE {sql} INCLUDING ALL)")
     # Not copied, and a publication of all tables publishes the copy too.
     has_key = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = :oid AND indisprimary)"
     if not connection.scalar(text(has_key), {"oid": original.oid}):

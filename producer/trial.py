@@ -45,7 +45,8 @@ _PLANNING = (
     " SET LOCAL max_parallel_workers_per_gather = 0"
 )
 _TRIGGERS = text("""
-SELECT pg_get_triggerdef(t.oid) AS definition, t.tgname AS name FROM pg_trigger t
+SELECT pg_get_triggerdef(t.oid) AS definition, format('%I.%I', n.nspname, c.relname) AS table
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE t.tgrelid = :oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
   AND t.tgname NOT LIKE 'migration_capture_%' ORDER BY t.tgname
 """)
@@ -149,11 +150,12 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
 def _probe(connection: Connection, legacy: Legacy, found: Trial) -> None:
     """An UPDATE of no row: what the server refuses for the table itself, whatever its rows are."""
     for table, column in ((legacy.users, "email"), (legacy.projects, "active_gpt_id")):
+        sql = table.sql.replace("%", "%%")
         try:
             with connection.begin_nested():
                 connection.exec_driver_sql(
-                    f"WITH u AS (UPDATE {table.sql} SET {column} = {column} WHERE false"
-                    " RETURNING 1) SELECT count(*) FROM u"
+                    f"WITH u AS (UPDATE {sql} SET {column} = {column} WHERE false RETURNING 1)"
+                    " SELECT count(*) FROM u"
                 )
         except DBAPIError as failure:
             _raise_if_passing(failure)
@@ -185,18 +187,10 @@ def _copy_triggers(connection: Connection, settings: Settings, originals: dict[s
     for role, name in copied.items():
         if role not in originals or role == "subscriptions":
             continue
-        original = originals[role]
-        copy = f"{rehearsal.COPIES}.{name}"
-        for row in connection.execute(_TRIGGERS, {"oid": original.oid}).all():
-            shown = connection.scalar(
-                text("SELECT CAST(:oid AS oid)::regclass::text"), {"oid": original.oid}
-            )
-            definition = row.definition
-            for label in (original.sql, f"{original.schema}.{shown}", original.label, str(shown)):
-                if f" ON {label} " in definition:
-                    definition = definition.replace(f" ON {label} ", f" ON {copy} ", 1)
-                    connection.exec_driver_sql(definition.replace("%", "%%"))
-                    break
+        for row in connection.execute(_TRIGGERS, {"oid": originals[role].oid}).all():
+            copied_to = f" ON {rehearsal.COPIES}.{name} "
+            definition = row.definition.replace(f" ON {row.table} ", copied_to, 1)
+            connection.exec_driver_sql(definition.replace("%", "%%"))
 
 
 def _open(connection: Connection, settings: Settings) -> Any:
