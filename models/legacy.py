@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from models import candidates
 from models.catalog import INTEGER_TYPES, TEXT_TYPES, Table, quote, quote_name, read_tables
-from models.errors import Incompatible, Misconfigured
+from models.errors import Incompatible, MigrationError, Misconfigured
 from models.settings import Settings
 
 KEY_TYPES = INTEGER_TYPES | TEXT_TYPES | {"uuid"}
 JSON_TYPES = {"json", "jsonb"} | TEXT_TYPES
 
+# The columns that each must have, by the setting that names it.
 _REQUIRED = {
     "users": ("id", "email"),
     "subscriptions": ("id", "user_id", "gpt_id"),
@@ -32,28 +35,43 @@ class Legacy:
 def read(connection: Connection, settings: Settings) -> Legacy:
     """Find and check the legacy tables.
 
-    Raises Misconfigured for a table that is not there, and Incompatible naming the first column
-    that the migration cannot work with.
+    Raises the first of `examine`'s errors.
     """
-    wanted = {
-        "users": (settings.users_table, "MIGRATION_USERS_TABLE"),
-        "subscriptions": (settings.subscriptions_table, "MIGRATION_SUBSCRIPTIONS_TABLE"),
-        "projects": (settings.projects_table, "MIGRATION_PROJECTS_TABLE"),
-    }
-    found = read_tables(connection, [quote_name(name) for name, _ in wanted.values()])
+    legacy, errors = examine(connection, settings)
+    if errors:
+        raise errors[0]
+    assert legacy is not None
+    return legacy
+
+
+def examine(
+    connection: Connection, settings: Settings
+) -> tuple[Legacy | None, list[MigrationError]]:
+    """The legacy tables, where all are there, and everything that the migration cannot work with.
+
+    Misconfigured for a table that is not there, Incompatible for a table or a column.
+    """
+    names = dict(zip(_REQUIRED, settings.tables, strict=True))
+    found = read_tables(connection, [quote_name(name) for name in names.values()])
     tables: dict[str, Table] = {}
-    for role, (name, variable) in wanted.items():
+    errors: list[MigrationError] = []
+    for role, name in names.items():
         table = found.get(quote_name(name))
         if table is None:
-            raise Misconfigured(
-                f"The legacy table {name} does not exist",
-                hint=f"Set {variable} to the name it has here.",
+            errors.append(
+                Misconfigured(
+                    f"The legacy table {name} does not exist",
+                    hint=f"Set MIGRATION_{role.upper()}_TABLE to the name it has here."
+                    f" {candidates.named(connection, _REQUIRED[role])}",
+                )
             )
-        _check(table, _REQUIRED[role])
+            continue
+        errors += _check(connection, table, _REQUIRED[role])
         tables[role] = table
+    if len(tables) < len(_REQUIRED):
+        return None, errors
     legacy = Legacy(**tables)
-    _check_owners(legacy)
-    return legacy
+    return legacy, [*errors, *_check_owners(legacy)]
 
 
 def key_family(base_type: str) -> str:
@@ -101,52 +119,75 @@ def owners_are_enforced(child: Table, users: Table) -> bool:
     )
 
 
-def _check(table: Table, required: tuple[str, ...]) -> None:
+def _check(
+    connection: Connection, table: Table, required: tuple[str, ...]
+) -> Iterator[MigrationError]:
     if table.kind != "r":
         kind = "partitioned" if table.kind == "p" else "no plain table"
-        raise Incompatible(f"{table.label} is {kind}", hint="Only plain tables can be migrated.")
+        yield Incompatible(f"{table.label} is {kind}", hint="Only plain tables can be migrated.")
+        return
     for column in required:
         if column not in table.columns:
-            raise Incompatible(
+            yield Incompatible(
                 f"{table.label} has no column {column}",
-                hint="It is required: check the table's name in the settings.",
+                hint=f"It is required. {candidates.named(connection, required)}",
             )
-    key = table.columns["id"]
-    if key.base not in KEY_TYPES:
-        raise Incompatible(
-            f"{table.label}.id: expected varchar, text, uuid, integer or bigint, found {key.type}"
+    key = table.columns.get("id")
+    if key and key.base not in KEY_TYPES:
+        yield Incompatible(
+            f"{table.label}.id: expected varchar, text, uuid, integer or bigint, found {key.type}",
+            hint="Change the column's type.",
         )
-    if not key.not_null or not table.is_unique("id"):
-        raise Incompatible(
+    if key and (not key.not_null or not table.is_unique("id")):
+        yield Incompatible(
             f"{table.label}.id must be unique and not null",
             hint=f"ALTER TABLE {table.label} ADD PRIMARY KEY (id), after mending its duplicates.",
         )
     preferences = table.columns.get("preferences")
     if "gpt_id" in required and preferences and preferences.base not in JSON_TYPES:
-        raise Incompatible(
-            f"{table.label}.preferences: expected json, jsonb or text, found {preferences.type}"
+        yield Incompatible(
+            f"{table.label}.preferences: expected json, jsonb or text, found {preferences.type}",
+            hint="Change the column's type.",
         )
 
 
-def _check_owners(legacy: Legacy) -> None:
-    owner = legacy.users.columns["id"]
+def _check_owners(legacy: Legacy) -> Iterator[MigrationError]:
+    owner = legacy.users.columns.get("id")
     for table in (legacy.subscriptions, legacy.projects):
-        column = table.columns["user_id"]
+        column = table.columns.get("user_id")
+        if not owner or not column:
+            continue
         if key_family(column.base) != key_family(owner.base):
-            raise Incompatible(
+            yield Incompatible(
                 f"{table.label}.user_id is {column.type}, but {legacy.users.label}.id is"
                 f" {owner.type}",
                 hint="Give both columns the same type.",
             )
-    gpt = legacy.projects.columns["active_gpt_id"]
+        owners = [key for key in table.keys if "user_id" in key.columns]
+        if owners and all(key.refers_to != legacy.users.oid for key in owners):
+            yield Incompatible(
+                f"{table.label}.user_id has a foreign key ({owners[0].name}) to another table than"
+                f" {legacy.users.label}",
+                hint="Set MIGRATION_USERS_TABLE to the table that it points at, or name the table"
+                " of these users.",
+            )
+    gpt = legacy.projects.columns.get("active_gpt_id")
+    if gpt is None:
+        return
+    label = f"{legacy.projects.label}.active_gpt_id"
     if gpt.base not in TEXT_TYPES - {"character"} or (gpt.length is not None and gpt.length < 36):
-        raise Incompatible(
-            f"{legacy.projects.label}.active_gpt_id: expected varchar(36) or longer to hold a"
-            f" tool's id, found {gpt.type}"
+        yield Incompatible(
+            f"{label}: expected varchar(36) or longer to hold a tool's id, found {gpt.type}",
+            hint="Change the column's type.",
         )
-    if legacy.projects.key_on("active_gpt_id"):
-        raise Incompatible(
-            f"{legacy.projects.label}.active_gpt_id has a foreign key, so it cannot hold a"
-            " tool's id",
-            hint="Drop that foreign key first.",
+    if gpt.generated:
+        yield Incompatible(
+            f"{label}: expected a plain column to hold a tool's id, found a generated one",
+            hint="Make it a plain column: ALTER COLUMN active_gpt_id DROP EXPRESSION.",
         )
+    for key in legacy.projects.keys:
+        if "active_gpt_id" in key.columns:
+            yield Incompatible(
+                f"{label} has a foreign key ({key.name}), so it cannot hold a tool's id",
+                hint="Drop that foreign key first.",
+            )

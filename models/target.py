@@ -6,6 +6,7 @@ need; those come after the load, in `models.steps.indexes` and `models.steps.con
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,21 +62,42 @@ def declared_for(legacy: Legacy) -> sa.MetaData:
 def check(connection: Connection, legacy: Legacy) -> Target:
     """Check all that exists already; raises Incompatible naming the first column that differs."""
     target = read(connection, legacy)
-    _check_enums(connection, target.schema)
+    for error in examine(connection, legacy, target):
+        raise error
+    return target
+
+
+def examine(connection: Connection, legacy: Legacy, target: Target) -> Iterator[Incompatible]:
+    """Every column, type and key of what exists already that does not fit."""
+    yield from _check_enums(connection, target.schema)
     for declared in declared_for(legacy).tables.values():
         found = target.tables.get(declared.name)
         if found is None:
             continue
         adopted = declared.name not in ("users", "projects")
+        if adopted and found.kind != "r":
+            yield Incompatible(
+                f"{found.label} is no plain table", hint="Rename it, or move it to another schema."
+            )
+            continue
         for column in declared.columns:
             existing = found.columns.get(column.name)
             if existing is not None:
-                _check_column(found, column, existing, legacy.users.columns["id"])
+                yield from _check_column(found, column, existing, legacy.users.columns["id"])
             elif adopted:
-                raise _differs(found, column.name, str(column.type), "no such column")
+                yield _differs(found, column.name, str(column.type), "no such column")
         if adopted:
-            _check_insertable(found, declared)
-    return target
+            yield from _check_insertable(found, declared)
+
+
+def missing(target: Target, legacy: Legacy, *, of_legacy: bool = False) -> list[str]:
+    """Tables and columns that `expand` would add; only columns of legacy tables on demand."""
+    found = [] if of_legacy else [name for name in TABLES if name not in target.tables]
+    for declared in declared_for(legacy).tables.values():
+        if declared.name in ("users", "projects"):
+            there = target.tables[declared.name].columns
+            found += [column.name for column in declared.columns if column.name not in there]
+    return found
 
 
 def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]:
@@ -153,22 +175,24 @@ def _enum_labels(connection: Connection, schema: str, name: str) -> list[str]:
     )
 
 
-def _check_enums(connection: Connection, schema: str) -> None:
+def _check_enums(connection: Connection, schema: str) -> Iterator[Incompatible]:
     for name, labels in ENUMS.items():
         found = _enum_labels(connection, schema, name)
         absent = [label for label in labels if found and label not in found]
         if absent:
-            raise Incompatible(
+            yield Incompatible(
                 f"The type {schema}.{name} lacks the label {absent[0]!r};"
                 f" it has {', '.join(found)}",
                 hint=f"ALTER TYPE {schema}.{name} ADD VALUE '{absent[0]}'",
             )
 
 
-def _check_column(table: Table, wanted: sa.Column[Any], found: Column, user_key: Column) -> None:
+def _check_column(
+    table: Table, wanted: sa.Column[Any], found: Column, user_key: Column
+) -> Iterator[Incompatible]:
     kind = wanted.type
     if found.generated:
-        raise _differs(table, found.name, "a plain column", "a generated one")
+        yield _differs(table, found.name, "a plain column", "a generated one")
     if isinstance(kind, _RawType):
         right = key_family(found.base) == key_family(user_key.base)
     elif isinstance(kind, pg.ENUM):
@@ -194,25 +218,25 @@ def _check_column(table: Table, wanted: sa.Column[Any], found: Column, user_key:
         right = found.base == "boolean"
     if not right:
         expected = f"the type {kind.name}" if isinstance(kind, pg.ENUM) else str(kind).lower()
-        raise _differs(table, found.name, expected, found.type)
+        yield _differs(table, found.name, expected, found.type)
 
 
-def _check_insertable(table: Table, declared: sa.Table) -> None:
+def _check_insertable(table: Table, declared: sa.Table) -> Iterator[Incompatible]:
     nulls = _WRITTEN_AS_NULL.get(declared.name, ())
     for column in table.columns.values():
         written = column.name in declared.columns and column.name not in _NEVER_WRITTEN
         filled = written or column.default is not None or column.generated
         points_at_user = column.name == "assigned_by" and table.key_on("assigned_by") is not None
         if column.not_null and (not filled or column.name in nulls or points_at_user):
-            raise _differs(table, column.name, "null allowed, for rows that have no value", "none")
+            yield _differs(table, column.name, "null allowed, for rows that have no value", "none")
     conflict_key = _CONFLICT_KEYS.get(declared.name, ("id",))
     if not any(i.valid and i.unique and set(i.columns) == set(conflict_key) for i in table.indexes):
         columns = ", ".join(conflict_key)
-        raise _differs(table, conflict_key[0], f"a primary key on ({columns})", "none")
+        yield _differs(table, conflict_key[0], f"a primary key on ({columns})", "none")
 
 
 def _differs(table: Table, column: str, expected: str, found: str) -> Incompatible:
     return Incompatible(
         f"{table.label}.{column}: expected {expected}, found {found}",
-        hint="Change the column, or rename the table that is in the way. Nothing was changed.",
+        hint="Change the column, or rename the table that is in the way.",
     )

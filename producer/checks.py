@@ -1,4 +1,7 @@
-"""The guide's checklist before a migration: a verdict a row, and what to do about it. Read-only."""
+"""The guide's checklist before a migration: a verdict a row, and what to do about it.
+
+Read-only, but for the trial, which is rolled back (`producer.trial`).
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,16 @@ import psutil
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models import legacy as legacy_tables
-from models import target
+from models import preflight
 from models.catalog import quote_name
 from models.database import check_reachable, classify
-from models.declared import TABLES
 from models.errors import MigrationError, Misconfigured
 from models.forecast import quarantine_by_reason
 from models.legacy import Legacy
 from models.messages import Check
+from models.preflight import Preflight
 from models.settings import Settings
-from producer import readiness, schema
+from producer import obstacle_rows, readiness
 from producer.probing import ask_all
 
 GIGABYTE = 10**9
@@ -77,7 +79,7 @@ WHERE pid <> pg_backend_pid() AND datname = current_database()
 
 
 def examine(engine: Engine, settings: Settings) -> list[Check]:
-    """Every check, in the order of the guide's list; none of them writes anything."""
+    """Every check, in the order of the guide's list; nothing of what they do remains."""
     return [
         _python(),
         *_database(engine, settings),
@@ -127,7 +129,11 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
         found.append(_named(name, inside))
 
     def on_legacy(name: str, check: Callable[[Connection, Legacy], Check]) -> None:
-        look(name, lambda connection: check(connection, legacy_tables.read(connection, settings)))
+        tables = standing.legacy
+        if tables is None or not standing.is_sound:
+            found.append(obstacle_rows.skipped(name, "legacy tables"))
+        else:
+            look(name, lambda connection: check(connection, tables))
 
     try:
         check_reachable(engine)
@@ -137,15 +143,15 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
     look("writable", _writable)
     look("encoding", _encoding)
     look("extensions", _extensions)
-    on_legacy("legacy tables", _tables)
-    on_legacy("privileges", _privileges)
-    on_legacy("target tables", _target)
+    standing, rows = _standing(engine, settings)
+    found += rows
     on_legacy("rows set aside", _forecast)
     # By name alone: reading more of a table's catalog would wait for the lock itself.
     look("locks", lambda connection: _locks(connection, settings))
     look("long transactions", _long_transactions)
     look("clock", _clock)
     on_legacy("disk of the database", _database_disk)
+    found.append(obstacle_rows.try_out(engine, settings, [*found[:2], *rows]))
     return found
 
 
@@ -183,45 +189,16 @@ def _extensions(connection: Connection) -> Check:
     return Check(verdict="failed", found="no plpgsql", hint="CREATE EXTENSION plpgsql")
 
 
-def _tables(connection: Connection, legacy: Legacy) -> Check:
-    """What the run would go through, by the planner's estimate."""
-    rows = {
-        name: int(
-            connection.scalar(
-                text("SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = :oid"),
-                {"oid": table.oid},
-            )
-            or 0
-        )
-        for name, table in vars(legacy).items()
-    }
-    said = ", ".join(f"about {count:,} {name}" for name, count in rows.items())
-    return _ok(f"{said}; keys {legacy.users.columns['id'].type}")
-
-
-def _privileges(connection: Connection, legacy: Legacy) -> Check:
-    schema.check_privileges(connection, legacy)
-    return _ok("owner of the legacy tables, may create")
-
-
-def _target(connection: Connection, legacy: Legacy) -> Check:
-    found = target.check(connection, legacy)
-    adopted = [name for name in TABLES if name in found.tables]
-    blocking = [
-        f"{table.label}.{', '.join(key.columns)}"
-        for table in (found.tables[name] for name in adopted)
-        for key in table.keys
-        if key.refers_to == legacy.users.oid and key.on_delete in ("a", "r")
-    ]
-    if blocking:
-        return Check(
-            verdict="warning",
-            found=f"foreign keys that keep users from being deleted: {'; '.join(blocking)}",
-            hint="Give them ON DELETE CASCADE, if the application is to go on deleting users.",
-        )
-    if adopted:
-        return _ok(f"{len(adopted)} are there and fit, {len(TABLES) - len(adopted)} are created")
-    return _ok(f"{len(TABLES)} are created")
+def _standing(engine: Engine, settings: Settings) -> tuple[Preflight, list[Check]]:
+    """What the catalog and the values say of the tables; unknown where they cannot be read now."""
+    try:
+        with _reading(engine) as connection:
+            found = preflight.examine(connection, settings)
+            return found, obstacle_rows.rows(connection, found)
+    except DBAPIError as failure:
+        message = f"could not be read: {classify(failure).message}"
+        unread = Check(name="legacy tables", verdict="unknown", found=message)
+        return Preflight(None, None, []), [unread]
 
 
 def _forecast(connection: Connection, legacy: Legacy) -> Check:

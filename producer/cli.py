@@ -195,14 +195,17 @@ def servers() -> None:
 def enqueue_all(wait: bool) -> Any:
     """Prepare the schema, open a run and fan out its batches; joins a run that is open."""
     from models import database
-    from producer import connect, enqueue, readiness, report, tracing
+    from producer import connect, enqueue, preflight, readiness, report, tracing
     from producer import schema as schema_step
 
     engine, settings = connect.engine(), connect.settings().base
     tracing.require(settings)
     database.check_reachable(engine)
     readiness.require()
+    is_proved = preflight.require(engine, settings)
     schema_step.upgrade(engine, settings)
+    if not is_proved:
+        preflight.require(engine, settings, is_upgraded=True)
     run_id, is_new = enqueue.open_run(engine, settings)
     console.print(f"Run {run_id}" + ("" if is_new else " is open already: joined"))
     # The one that opened it is the root of its trace.
@@ -367,7 +370,7 @@ def cancel(run: str | None, yes: bool) -> Any:
 
 @command(cli, "check", blank=Checks().model_dump())
 def check() -> Any:
-    """Versions, disk, memory, privileges, tables, locks, and the rows that would be set aside."""
+    """Versions, disk, memory, privileges, tables, locks, bad rows, and a trial on a few rows."""
     from producer import checks, connect, output
 
     found = checks.examine(connect.engine(), connect.settings().base)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -105,9 +106,14 @@ def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:
 
 def checks(console: Console, found: Sequence[Check]) -> None:
     """A row a thing: its verdict, what was found, and what to do about it."""
-    table = _table("", "verdict", "found", "to do")
+    table = Table(box=None, pad_edge=False)
+    # Names are folded rather than cut: they are what one must read.
+    for column in ("", "verdict"):
+        table.add_column(column, no_wrap=True)
+    for column in ("found", "to do"):
+        table.add_column(column, overflow="fold")
     for check in found:
-        table.add_row(check.name, _VERDICTS[check.verdict], check.found, check.hint)
+        table.add_row(check.name, _VERDICTS[check.verdict], escape(check.found), escape(check.hint))
     console.print(table)
 
 

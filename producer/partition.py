@@ -96,11 +96,18 @@ def share(rows_left: int, workers: int, rows_a_second: float) -> int:
     return max(FIRST_ROWS, -(-rows_left // (rounds * workers)))
 
 
+def estimate(connection: Connection, table: Table) -> int:
+    """Rows of a table by the planner's estimate; 0 where it was never analyzed."""
+    found = connection.scalar(
+        text("SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = :oid"),
+        {"oid": table.oid},
+    )
+    return int(found or 0)
+
+
 def count_rows(connection: Connection, table: Table) -> int:
     """Rows of a table: counted, or the planner's estimate where that says over a million."""
-    estimate = connection.scalar(
-        text("SELECT reltuples::bigint FROM pg_class WHERE oid = :oid"), {"oid": table.oid}
-    )
-    if estimate and estimate > EXACT_COUNT_LIMIT:
-        return int(estimate)
+    estimated = estimate(connection, table)
+    if estimated > EXACT_COUNT_LIMIT:
+        return estimated
     return int(connection.scalar(text(f"SELECT count(*) FROM {table.sql}")) or 0)

@@ -14,7 +14,7 @@ from models.database import transaction
 from models.messages import Plan, PlannedStage
 from models.settings import Settings
 from models.steps import stage_names
-from producer import partition
+from producer import partition, preflight
 from producer.rehearsal import Rehearsal, rehearse
 
 SAMPLE = 2_000
@@ -34,6 +34,7 @@ def make(engine: Engine, settings: Settings, users: int | None, workers: int) ->
 
     A worker is one process. Raises what `rehearse` raises.
     """
+    preflight.require(engine, settings)
     with transaction(engine, statement_timeout_ms=600_000) as connection:
         found = legacy_tables.read(connection, settings)
         there = partition.count_rows(connection, found.users)

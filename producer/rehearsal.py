@@ -28,6 +28,7 @@ from models.steps.verification import read_account
 from producer import partition, schema
 
 COPIES = "migration_rehearsal"
+NAMES = {"users": "users", "subscriptions": "gpt_subscriptions", "projects": "projects"}
 RUN = "rehearsal"
 PIECES, ROWS_A_PAGE = 8, 500
 # What follows the application's own writes has nothing to do here, and what settles a run locks.
@@ -115,33 +116,47 @@ def _rehearse(connection: Connection, settings: Settings, users: int) -> Rehears
     return found
 
 
+def make_copies(
+    connection: Connection, found: legacy_tables.Legacy, settings: Settings
+) -> Settings:
+    """Empty copies of the legacy tables; the settings that name them."""
+    connection.exec_driver_sql(f"CREATE SCHEMA {COPIES}")
+    for role, name in NAMES.items():
+        copy_table(connection, getattr(found, role), name)
+    return settings.model_copy(
+        update={f"{role}_table": f"{COPIES}.{name}" for role, name in NAMES.items()}
+    )
+
+
+def copy_table(connection: Connection, original: Table, name: str) -> None:
+    """An empty copy with all that belongs to the table alone: no foreign keys, no triggers."""
+    copy, sql = f"{COPIES}.{name}", original.sql.replace("%", "%%")
+    connection.exec_driver_sql(f"CREATE TABLE {copy} (LIKE {sql} INCLUDING ALL)")
+    # Not copied, and a publication of all tables publishes the copy too.
+    has_key = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = :oid AND indisprimary)"
+    if not connection.scalar(text(has_key), {"oid": original.oid}):
+        connection.exec_driver_sql(f"ALTER TABLE {copy} REPLICA IDENTITY FULL")
+
+
 def _copy(
     connection: Connection, found: legacy_tables.Legacy, settings: Settings, users: int
 ) -> Settings:
     """Copy a sample of users, with all that is theirs; the settings that name the copies."""
-    connection.exec_driver_sql(f"CREATE SCHEMA {COPIES}")
-    names = {"users": "users", "subscriptions": "gpt_subscriptions", "projects": "projects"}
-    originals = {role: getattr(found, role) for role in names}
-    for role, name in names.items():
-        connection.exec_driver_sql(
-            f"CREATE TABLE {COPIES}.{name} (LIKE {originals[role].sql} INCLUDING ALL)"
-        )
+    copies = make_copies(connection, found, settings)
     # Pieces from all over the table: its oldest rows are seldom like the newest.
     starts = _starts(connection, found.users)
     for start in starts:
-        _insert(
+        copy_rows(
             connection, found.users, "users",
             f"WHERE t.id >= CAST(:start AS {_kind(found.users)}) ORDER BY t.id LIMIT :most",
             start=start, most=-(-users // len(starts)),
         )  # fmt: skip
     theirs = f"WHERE t.user_id IN (SELECT u.id FROM {COPIES}.users u)"
     for role in ("subscriptions", "projects"):
-        _insert(connection, originals[role], names[role], theirs)
-    for name in names.values():
+        copy_rows(connection, getattr(found, role), NAMES[role], theirs)
+    for name in NAMES.values():
         connection.exec_driver_sql(f"ANALYZE {COPIES}.{name}")
-    return settings.model_copy(
-        update={f"{role}_table": f"{COPIES}.{name}" for role, name in names.items()}
-    )
+    return copies
 
 
 def _starts(connection: Connection, users: Table) -> list[str]:
@@ -153,13 +168,18 @@ def _starts(connection: Connection, users: Table) -> list[str]:
         " TABLESAMPLE SYSTEM (:percent)) AS s ORDER BY place LIMIT :pieces"
     )
     found = connection.scalars(sample, {"percent": percent, "pieces": PIECES - 1}).all()
-    first = connection.scalar(text(f"SELECT min(t.id)::text FROM {users.sql} t"))
+    # Not every key type has a min().
+    first = connection.scalar(text(f"SELECT t.id::text FROM {users.sql} t ORDER BY t.id LIMIT 1"))
     return sorted({first, *found} - {None})
 
 
-def _insert(connection: Connection, original: Table, name: str, which: str, **values: Any) -> None:
+def copy_rows(
+    connection: Connection, original: Table, name: str, which: str, **values: Any
+) -> None:
+    """Copy the rows `t` of the original that the clause selects, with all columns as they are."""
     written = ", ".join(
-        quote(column)
+        # A lone colon would begin a bound parameter.
+        quote(column).replace(":", "\\:")
         for column in connection.scalars(
             text(
                 "SELECT attname FROM pg_attribute WHERE attrelid = :oid AND attnum > 0"
@@ -196,13 +216,7 @@ def _run(context: Context, stage: str, step: Step) -> Cost:
 
 def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
     if stage in (VERIFICATION, RECONCILIATION):
-        row = read_account(context, step, scope)
-        parameters = context.parameters | {"stage": stage} | scope.parameters
-        statements = step.differences(context, scope)
-        if not getattr(row, "tallies", False):
-            statements = [*statements, *step.details(context, scope)]
-        for statement in statements:
-            context.connection.execute(text(statement), parameters).all()
+        find_differences(context, stage, step, scope)
         return
     # As a run does it: hopefully, then with care; a row that the database refuses even so would be
     # set aside, and a rehearsal goes on.
@@ -215,6 +229,20 @@ def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
         except DBAPIError:
             if stage == FINISH or scope.keys is not None:
                 raise
+
+
+def find_differences(context: Context, stage: str, step: Step, scope: Scope) -> list[Any]:
+    """What the verification's own statements find in the scope: rows as of `Step.differences`."""
+    row = read_account(context, step, scope)
+    parameters = context.parameters | {"stage": stage} | scope.parameters
+    statements = step.differences(context, scope)
+    if not getattr(row, "tallies", False):
+        statements = [*statements, *step.details(context, scope)]
+    return [
+        found
+        for statement in statements
+        for found in context.connection.execute(text(statement), parameters)
+    ]
 
 
 def _pages(connection: Connection, table: Table) -> Iterator[partition.Page]:

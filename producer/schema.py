@@ -6,11 +6,11 @@ from importlib import resources
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from models import audit, legacy, target
+from models import audit, legacy, preflight, target
 from models.database import LOCK_TIMEOUT_MS, retry_locks, transaction
-from models.errors import NotAllowed
 from models.ledger import TRY_JSONB
 from models.legacy import Legacy
 from models.settings import Settings
@@ -37,11 +37,10 @@ def _upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
 def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str, str]]:
     """The same in the caller's transaction, which others who upgrade wait for."""
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+    found = preflight.examine(connection, settings, reads_values=False)
+    preflight.refuse(connection, found.fatal)
     tables = legacy.read(connection, settings)
-    check_privileges(connection, tables)
-    target.check(connection, tables)
-    config = Config()
-    config.set_main_option("script_location", str(resources.files("models") / "migrations"))
+    config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
     # Made anew by every upgrade, whatever revision the ledger is at.
@@ -57,44 +56,23 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     return added
 
 
-def check_privileges(connection: Connection, tables: Legacy) -> None:
-    """Raise NotAllowed listing every privilege that the role lacks."""
-    schema = tables.users.schema
-    missing = [
-        what
-        for what, allowed in connection.execute(
-            text(
-                "SELECT 'CREATE on the database (for the schema migration)',"
-                "  has_database_privilege(current_database(), 'CREATE')"
-                "  OR to_regnamespace('migration') IS NOT NULL"
-                " UNION ALL SELECT 'CREATE on schema ' || :schema,"
-                "  has_schema_privilege(CAST(:schema AS text), 'CREATE')"
-            ),
-            {"schema": schema},
-        )
-        if not allowed
-    ]
-    for table in (tables.users, tables.subscriptions, tables.projects):
-        if not connection.scalar(
-            text("SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = :oid"),
-            {"oid": table.oid},
-        ):
-            missing.append(f"ownership of {table.label} (it belongs to {table.owner})")
-    for table in (tables.users, tables.subscriptions, tables.projects):
-        if not connection.scalar(
-            text("SELECT has_table_privilege(CAST(:oid AS oid), 'SELECT')"), {"oid": table.oid}
-        ):
-            missing.append(f"SELECT on {table.label}")
-        elif connection.scalar(
-            text("SELECT row_security_active(CAST(:oid AS oid))"), {"oid": table.oid}
-        ):
-            missing.append(f"BYPASSRLS (row-level security hides rows of {table.label})")
-    if missing:
-        role = connection.scalar(text("SELECT current_user"))
-        raise NotAllowed(
-            f"The role {role} lacks: {'; '.join(missing)}",
-            hint="Grant them, or connect as the tables' owner. Nothing was changed.",
-        )
+def is_current(connection: Connection, tables: Legacy) -> bool:
+    """Whether ledger and target schema are there as this version of the product needs them."""
+    if not connection.scalar(text("SELECT to_regclass('migration.alembic_version') IS NOT NULL")):
+        return False
+    # A role of the workers may not read the revision; it works on what is there.
+    if connection.scalar(text("SELECT has_table_privilege('migration.alembic_version', 'SELECT')")):
+        head = ScriptDirectory.from_config(_alembic()).get_current_head()
+        revision = connection.scalar(text("SELECT version_num FROM migration.alembic_version"))
+        if revision != head:
+            return False
+    return not target.missing(target.read(connection, tables), tables)
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("models") / "migrations"))
+    return config
 
 
 def describe(engine: Engine, settings: Settings) -> dict[str, object]:

@@ -29,7 +29,7 @@ BATCHES, WINDOWS = 54, 10
 BEFORE_USERS, PAGES = 4, 4
 SCALINGS = 10
 # What `producer enqueue-all` sends to an empty database, at least.
-STATEMENTS = 100
+STATEMENTS = 400
 # So that there is a run left to scale.
 SLOWED_DOWN = (
     "CREATE FUNCTION take_time() RETURNS trigger LANGUAGE plpgsql AS"
@@ -142,7 +142,7 @@ def producer_killed_publishing(site: Site) -> float:
 def producer_killed_early(site: Site) -> float:
     """SIGKILL at one of the first statements of `producer enqueue-all`, which is run again."""
     site.work()
-    site.enqueue(**site.arm("after-sql", "worker", skip=site.repetition * 7 % STATEMENTS))
+    site.enqueue(**site.arm("after-sql", "worker", skip=site.repetition * 37 % STATEMENTS))
     struck = site.struck()
     site.enqueue()
     return struck

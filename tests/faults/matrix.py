@@ -119,8 +119,8 @@ ROWS = (
     ),
     Row(
         "producer killed early",
-        "SIGKILL to `producer enqueue-all` at one of its first hundred statements, most of which"
-        " build the schema; it is run again.",
+        "SIGKILL to `producer enqueue-all` at one of its first 400 statements, which try a run,"
+        " build the schema and try again; it is run again.",
         deaths.producer_killed_early,
     ),
     Row(

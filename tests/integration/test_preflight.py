@@ -1,0 +1,292 @@
+"""`check` proves that a run will go through: what is in its way is named, and nothing changes."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from sqlalchemy import Engine
+from sqlalchemy.engine import make_url
+
+from models import database as databases
+from models.errors import Incompatible, MigrationError, Transient
+from models.messages import Check
+from models.settings import Settings
+from producer import checks, output, plan, preflight, schema, trial
+from producer.local import programs
+from tests import oracle
+from tests.driving import change, scalar, start, whole_run
+from tests.integration.obstacles import CASES, FINE, REFUSED, WARNED, Case
+from tests.variants import PLAIN, VARIANTS, Variant
+
+USERS = 100
+_CATALOG = """
+SELECT md5(string_agg(found, ',' ORDER BY found)) FROM (
+  SELECT c.oid::text || c.relname || c.relnatts || c.relhastriggers AS found FROM pg_class c
+    JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname NOT LIKE 'pg\\_%'
+  UNION ALL SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_temp%'
+  UNION ALL SELECT typname FROM pg_type WHERE typtype = 'e'
+  UNION ALL SELECT oid::text || proname FROM pg_proc
+  UNION ALL SELECT oid::text || tgname FROM pg_trigger
+  UNION ALL SELECT md5(string_agg(u::text, ',' ORDER BY id)) FROM {users} u
+  UNION ALL SELECT md5(string_agg(s::text, ',' ORDER BY id)) FROM {subscriptions} s
+  UNION ALL SELECT md5(string_agg(p::text, ',' ORDER BY id)) FROM {projects} p
+) AS traces
+"""
+
+
+@pytest.fixture
+def world(database: str) -> Iterator[Engine]:
+    """An empty database whose operator is no superuser, and owns all that is made in it."""
+    root = databases.create(database)
+    with root.begin() as connection:
+        connection.exec_driver_sql(
+            "DO $$ BEGIN IF to_regrole('operator') IS NULL THEN CREATE ROLE operator LOGIN;"
+            " CREATE ROLE somebody; END IF; END $$"
+        )
+        name = make_url(database).database
+        connection.exec_driver_sql(f'GRANT ALL ON DATABASE "{name}" TO operator')
+        connection.exec_driver_sql("ALTER SCHEMA public OWNER TO operator")
+    yield root
+    root.dispose()
+
+
+def as_operator(world: Engine, database: str) -> Engine:
+    return databases.create(database.replace("postgres@", "operator@"))
+
+
+def build(world: Engine, variant: Variant, script: str = "", users: int = USERS) -> None:
+    with world.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL ROLE operator")
+        variant.build(connection, users)
+        connection.exec_driver_sql("RESET ROLE")
+    if script:
+        with world.begin() as connection:
+            # Not every statement of a script may be the operator's: owners, publications.
+            connection.exec_driver_sql(script.replace("%", "%%"))
+    with world.begin() as connection:
+        connection.exec_driver_sql(
+            "DO $$ DECLARE r record; BEGIN FOR r IN SELECT oid::regclass AS name FROM pg_class"
+            " WHERE relnamespace = 'public'::regnamespace AND relowner = 'postgres'::regrole"
+            " AND relkind IN ('r', 'v') LOOP EXECUTE format('ALTER TABLE %%s OWNER TO operator',"
+            " r.name); END LOOP; END $$"
+        )
+
+
+def named(variant: Variant, settings: Settings) -> Settings:
+    names = variant.names
+    return settings.model_copy(
+        update={
+            "users_table": names.users,
+            "subscriptions_table": names.subscriptions,
+            "projects_table": names.projects,
+            "batch_size": "100",
+        }
+    )
+
+
+def traces(engine: Engine, settings: Settings) -> str:
+    query = _CATALOG.format(
+        users=settings.users_table,
+        subscriptions=settings.subscriptions_table,
+        projects=settings.projects_table,
+    )
+    return str(scalar(engine, query))
+
+
+def looked(engine: Engine, settings: Settings) -> dict[str, Check]:
+    found = {check.name: check for check in checks._database(engine, settings)}
+    for name in ("disk of the database", "clock", "long transactions", "locks", "rows set aside"):
+        found.pop(name, None)
+    return found
+
+
+def said(found: dict[str, Check], verdict: str) -> str:
+    return "; ".join(check.found for check in found.values() if check.verdict == verdict)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "_"))
+def test_what_check_says_is_what_the_run_does(
+    case: Case, world: Engine, database: str, settings: Settings
+) -> None:
+    build(world, case.variant, case.script)
+    settings = named(case.variant, settings)
+    engine = as_operator(world, database)
+    before = traces(world, settings)
+    found = looked(engine, settings)
+    assert traces(world, settings) == before
+    failed, warned = said(found, "failed"), said(found, "warning")
+    assert said(found, "unknown").replace("skipped: see", "") == "" or failed
+    if case.verdict == REFUSED:
+        assert case.word in failed, found
+        with pytest.raises(MigrationError) as refused:
+            preflight.require(engine, settings)
+        assert "Nothing was changed" in refused.value.hint
+        assert traces(world, settings) == before
+        engine.dispose()
+        return
+    assert not failed, found
+    assert case.word in warned
+    preflight.require(engine, settings)
+    assert traces(world, settings) == before
+    with world.connect() as connection:
+        snapshot = oracle.snapshot(connection, case.variant.names)
+    schema.upgrade(engine, settings)
+    preflight.require(engine, settings, is_upgraded=True)
+    ended = whole_run(engine, settings)
+    assert ended.state in ("completed", "completed_with_quarantine"), ended.error
+    with world.connect() as connection:
+        wrong = oracle.compare_now(connection, snapshot, dict(settings.credit_grants))
+    engine.dispose()
+    if case.verdict == FINE:
+        assert wrong == []
+    assert case.verdict in (FINE, WARNED)
+
+
+def test_a_deferred_trigger_that_refuses_one_row_is_a_warning_with_its_name(
+    world: Engine, database: str, settings: Settings
+) -> None:
+    build(
+        world,
+        PLAIN,
+        "CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.id ="
+        " (SELECT min(id) FROM public.users) THEN RAISE EXCEPTION 'no: %', NEW; END IF;"
+        " RETURN NULL; END $$; CREATE CONSTRAINT TRIGGER late AFTER UPDATE ON users"
+        " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION late()",
+    )
+    engine = as_operator(world, database)
+    for _ in ("on copies", "on the tables"):
+        found = looked(engine, settings)["trial"]
+        assert (found.verdict, "refuses 1 of" in found.found) == ("warning", True), found
+        assert "function late" in found.found and "no:" not in found.found
+        schema.upgrade(engine, settings)
+    engine.dispose()
+
+
+def test_a_trigger_on_what_is_made_later_is_found_after_the_schema_step(
+    world: Engine, database: str, settings: Settings
+) -> None:
+    build(world, PLAIN)
+    engine = as_operator(world, database)
+    assert preflight.require(engine, settings) is False
+    schema.upgrade(engine, settings)
+    change(world, "ALTER TABLE ai_suites ADD CONSTRAINT c CHECK (name = 'x')")
+    with pytest.raises(Incompatible, match="constraint c") as refused:
+        preflight.require(engine, settings, is_upgraded=True)
+    assert "producer schema downgrade" in refused.value.hint
+    engine.dispose()
+
+
+def test_no_trial_is_made_while_a_run_is_open(
+    world: Engine, database: str, settings: Settings
+) -> None:
+    build(world, PLAIN)
+    engine = as_operator(world, database)
+    start(engine, settings)
+    change(world, "ALTER TABLE ai_suites ADD CONSTRAINT c CHECK (name = 'x')")
+    assert preflight.require(engine, settings) is True
+    engine.dispose()
+
+
+def test_locks_of_the_application_end_a_trial_and_it_is_unknown(
+    world: Engine, database: str, settings: Settings
+) -> None:
+    build(world, PLAIN)
+    engine = as_operator(world, database)
+    schema.upgrade(engine, settings)
+    with world.begin() as application:
+        application.exec_driver_sql("SELECT FROM users FOR UPDATE")
+        found = looked(engine, settings)["trial"]
+        assert (found.verdict, found.found.split(":")[0]) == ("unknown", "could not be made")
+        with pytest.raises(Transient):
+            trial.run(engine, settings)
+        # A run has more patience, and is not refused for it.
+        assert preflight.require(engine, settings) is False
+    engine.dispose()
+
+
+def test_a_missing_table_is_said_once_and_its_hint_names_candidates(
+    world: Engine, database: str, settings: Settings
+) -> None:
+    build(world, PLAIN, "ALTER TABLE users RENAME TO dashboard_users")
+    engine = as_operator(world, database)
+    found = looked(engine, settings)
+    failed = [check for check in found.values() if check.verdict == "failed"]
+    assert [check.name for check in failed] == ["legacy tables"]
+    assert "public.dashboard_users" in failed[0].hint
+    assert found["trial"].found == "skipped: see legacy tables"
+    engine.dispose()
+
+
+def test_all_obstacles_are_listed_and_a_refusal_counts_them(
+    world: Engine, database: str, settings: Settings
+) -> None:
+    build(
+        world,
+        PLAIN,
+        "ALTER TABLE gpt_subscriptions DROP gpt_id; CREATE TABLE old () INHERITS (users);"
+        " ALTER TABLE projects ALTER active_gpt_id TYPE varchar(8) USING 'x'",
+    )
+    engine = as_operator(world, database)
+    found = looked(engine, settings)["legacy tables"].found
+    for word in ("no column gpt_id", "has child tables", "found character varying(8)"):
+        assert word in found
+    with pytest.raises(Incompatible, match="no column gpt_id; and 2 more"):
+        preflight.require(engine, settings)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_plan_is_made_for_every_kind_of_key(
+    variant: Variant, world: Engine, database: str, settings: Settings
+) -> None:
+    build(world, variant)
+    engine = as_operator(world, database)
+    assert plan.make(engine, named(variant, settings), None, 1).sample > 0
+    engine.dispose()
+
+
+def test_a_plan_is_refused_by_name(world: Engine, database: str, settings: Settings) -> None:
+    build(world, PLAIN, "CREATE RULE frozen AS ON UPDATE TO users DO INSTEAD NOTHING")
+    engine = as_operator(world, database)
+    with pytest.raises(Incompatible, match="rule frozen"):
+        plan.make(engine, settings, None, 1)
+    engine.dispose()
+
+
+def test_the_workers_role_is_tried_as_it_is(
+    world: Engine, database: str, settings: Settings
+) -> None:
+    build(world, PLAIN)
+    operator = as_operator(world, database)
+    schema.upgrade(operator, settings)
+    operator.dispose()
+    roles = Path(__file__).parents[2] / "deploy" / "roles.sql"
+    subprocess.run(
+        [programs.postgres_bin_dir() / "psql", "-v", "owner=operator",
+         "-f", roles, database],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    engine = databases.create(database.replace("postgres@", "migration_worker@"))
+    found = looked(engine, settings)
+    assert found["privileges"].verdict == "warning"
+    assert found["trial"].verdict == "ok", found["trial"]
+    change(world, "REVOKE INSERT ON ai_tools FROM migration_worker")
+    found = looked(engine, settings)
+    assert "INSERT on public.ai_tools" in found["privileges"].found
+    assert found["privileges"].verdict == "failed"
+    engine.dispose()
+
+
+def test_names_are_folded_and_never_cut() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    name = "public.dashboard_gpt_subscriptions_of_the_whole_district.active_gpt_identifier"
+    output.checks(console, [Check(name="legacy tables", verdict="failed", found=name, hint=name)])
+    said = out.getvalue()
+    assert "…" not in said and "legacy tables" in said
+    assert "".join(line[23:].strip() for line in said.splitlines()).count("district") <= 2
