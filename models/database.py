@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from models import sessions
 from models.errors import (
     BadRow,
     Incompatible,
@@ -45,7 +46,8 @@ def create(url: str, *, application: str = "migration") -> Engine:
     """An engine for any `postgres://` or `postgresql://` address, driven by psycopg2.
 
     Keepalives and the connect timeout make a dead network show within about half a minute.
-    No session state is set, so that a pooler in transaction mode can stand in between.
+    The encoding is the driver's own word at login; all else that statements depend on is set by
+    each transaction (`models.sessions`), so that a pooler in transaction mode can be in between.
     """
     try:
         parsed = make_url(url.replace("postgres://", "postgresql://", 1))
@@ -64,6 +66,7 @@ def create(url: str, *, application: str = "migration") -> Engine:
         connect_args={
             "connect_timeout": 10,
             "application_name": application,
+            "client_encoding": "utf8",
             "keepalives": 1,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -104,17 +107,16 @@ def transaction(
     lock_timeout_ms: int = 10_000,
     idle_timeout_ms: int = 15_000,
 ) -> Iterator[Connection]:
-    """One transaction with its limits set locally; commits at the end of the block.
+    """One transaction with its settings made locally; commits at the end of the block.
 
     The idle limit frees the row locks of a process that froze inside the transaction.
     """
     with engine.begin() as connection:
-        connection.exec_driver_sql(
-            f"SET LOCAL statement_timeout = {int(statement_timeout_ms)};"
-            f"SET LOCAL lock_timeout = {int(lock_timeout_ms)};"
-            f"SET LOCAL idle_in_transaction_session_timeout = {int(idle_timeout_ms)};"
-            "SET LOCAL timezone = 'UTC'; SET LOCAL jit = off;"
-            "SET LOCAL migration.worker = 'on'"
+        sessions.begin(
+            connection,
+            statement_timeout_ms=statement_timeout_ms,
+            lock_timeout_ms=lock_timeout_ms,
+            idle_timeout_ms=idle_timeout_ms,
         )
         yield connection
 
@@ -132,6 +134,11 @@ def classify(error: DBAPIError) -> MigrationError:
     """
     code = sqlstate(error)
     name = type(error.orig).__name__
+    if code == "25006":
+        return Transient(
+            f"The database takes no writes ({code})",
+            hint="It is a standby, or default_transaction_read_only is on for role or database.",
+        )
     if error.connection_invalidated or code.startswith(_TRANSIENT):
         return Transient(f"{name} ({code or 'connection lost'})")
     if not code and isinstance(error.orig, psycopg2.OperationalError | psycopg2.InterfaceError):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
+from models import sessions
 from models.catalog import quote
 from models.legacy import Legacy
-from models.steps.base import BLANKS
 
 _USERS = """
 SELECT 'email_blank', count(*) FROM {users} u
@@ -52,7 +52,8 @@ def quarantine_by_reason(connection: Connection, legacy: Legacy) -> tuple[dict[s
     }
     found: dict[str, int] = {}
     for statement in (_USERS, _SUBSCRIPTIONS, _PROJECTS):
-        rows = connection.execute(text(statement.format(**names)), {"blanks": BLANKS})
+        blanks = {"blanks": sessions.blanks(connection)}
+        rows = connection.execute(text(statement.format(**names)), blanks)
         for reason, count in rows:
             found[reason] = found.get(reason, 0) + count
     return {reason: count for reason, count in sorted(found.items()) if count}, is_exact

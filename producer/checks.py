@@ -19,7 +19,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from models import legacy as legacy_tables
-from models import target
+from models import sessions, target
 from models.catalog import quote_name
 from models.database import classify, require_version
 from models.declared import TABLES
@@ -39,10 +39,7 @@ OLDEST_REDIS, OLDEST_FASTAPI = (6,), (0, 68)
 CLOCK_SECONDS = OPENAPI_SECONDS = 5.0
 # Whoever holds a lock for longer, or is in a transaction for longer, is in the way.
 LOCK_SECONDS, TRANSACTION_SECONDS = 5, 60
-_LIMITS = (
-    "SET TRANSACTION READ ONLY; SET LOCAL lock_timeout = 2000;"
-    " SET LOCAL statement_timeout = 120000; SET LOCAL timezone = 'UTC'; SET LOCAL jit = off"
-)
+_READING = "ISOLATION LEVEL READ COMMITTED, READ ONLY"
 
 _IN_THE_WAY = text("""
 SELECT count(DISTINCT l.pid) FILTER (WHERE a.xact_start IS NOT NULL) AS sessions,
@@ -101,7 +98,9 @@ def _named(name: str, look: Callable[[], Check]) -> Check:
 def _reading(engine: Engine) -> Iterator[Connection]:
     """A transaction that cannot write, and waits for no lock of others for long."""
     with engine.connect() as connection, connection.begin():
-        connection.exec_driver_sql(_LIMITS)
+        sessions.begin(
+            connection, statement_timeout_ms=120_000, lock_timeout_ms=2_000, mode=_READING
+        )
         yield connection
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
+from models import sessions
 from models.catalog import quote
-from models.database import check_reachable
+from models.database import check_reachable, transaction
 from models.errors import MigrationError, Misconfigured
 from producer import clients, keyspace
 from producer.backup import CONFIG, DATABASE, FORMAT, MANIFEST, REDIS, SUMS, Say, describe, hashes
@@ -77,7 +78,7 @@ def _damaged(name: str) -> Damaged:
 def what_is_there(engine: Engine, redis_url: str) -> str:
     """What a restore would replace, in words; '' where database and Redis are empty."""
     check_reachable(engine)
-    with engine.connect() as connection:
+    with transaction(engine) as connection:
         tables = int(connection.scalar(_TABLES) or 0)
     numbers = keyspace.databases(redis_url)
     parts = [f"{tables:,} tables and the like"] if tables else []
@@ -95,7 +96,7 @@ def put_back(
     manifest = verify(folder)
     programs = clients.find(check_reachable(engine))
     say("Restoring the database")
-    with engine.connect() as connection:
+    with transaction(engine) as connection:
         script = _emptying(connection)
     engine.dispose()
     with tempfile.TemporaryDirectory() as temporary:
@@ -135,7 +136,8 @@ def _emptying(connection: Connection) -> str:
 def _prove(
     engine: Engine, redis_url: str, manifest: dict[str, Any], lasting: dict[str, set[str]]
 ) -> None:
-    with engine.connect() as connection, connection.begin():
+    with engine.begin() as connection:
+        sessions.begin(connection, statement_timeout_ms=0, lock_timeout_ms=0)
         found = describe(connection)
     wrong = [
         f"{kind[:-1]} {name}"
