@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from models.catalog import INTEGER_TYPES, TEXT_TYPES, Table, quote, quote_name, read_tables
+from models.catalog import (
+    DEFAULT_COLLATION,
+    INTEGER_TYPES,
+    TEXT_TYPES,
+    Table,
+    quote,
+    quote_name,
+    read_tables,
+)
 from models.errors import Incompatible, Misconfigured
 from models.settings import Settings
 
@@ -93,6 +101,30 @@ def optional(table: Table, column: str, default: str, *, alias: str) -> str:
     return f"{alias}.{quote(column)}" if column in table.columns else default
 
 
+# A column may take letters of either case for equal. The database's own collation never does, and
+# is in conflict with no other one.
+_EXACTLY = '::text COLLATE "default"'
+# The texts that target rows are made of, of a user `u`, a subscription `s` and a project `p`.
+EXACT = {
+    "email": f"u.email{_EXACTLY}",
+    "gpt_id": f"s.gpt_id{_EXACTLY}",
+    "active_gpt": f"p.active_gpt_id{_EXACTLY}",
+}
+
+
+def exact(table: Table, column: str, default: str, *, alias: str = "s") -> str:
+    """SQL for an optional column as text that compares byte for byte."""
+    return optional(table, column, default, alias=alias) + _EXACTLY
+
+
+def word(text: str) -> str:
+    """SQL for a text trimmed and in small letters; binds :blanks.
+
+    Latin letters alone: by Turkish rules a capital I has another small letter.
+    """
+    return f'lower(btrim({text}, :blanks) COLLATE "C") COLLATE "default"'
+
+
 def owners_are_enforced(child: Table, users: Table) -> bool:
     """Whether a validated foreign key makes rows without an owner impossible."""
     key = child.key_on("user_id")
@@ -121,6 +153,14 @@ def _check(table: Table, required: tuple[str, ...]) -> None:
             f"{table.label}.id must be unique and not null",
             hint=f"ALTER TABLE {table.label} ADD PRIMARY KEY (id), after mending its duplicates.",
         )
+    for name in {"id", "user_id"}.intersection(required):
+        if not table.columns[name].deterministic:
+            raise Incompatible(
+                f"{table.label}.{name} has a nondeterministic collation, which takes different"
+                " keys for equal",
+                hint=f"ALTER TABLE {table.label} ALTER {name} TYPE {table.columns[name].type}"
+                ' COLLATE "C"',
+            )
     preferences = table.columns.get("preferences")
     if "gpt_id" in required and preferences and preferences.base not in JSON_TYPES:
         raise Incompatible(
@@ -137,6 +177,11 @@ def _check_owners(legacy: Legacy) -> None:
                 f"{table.label}.user_id is {column.type}, but {legacy.users.label}.id is"
                 f" {owner.type}",
                 hint="Give both columns the same type.",
+            )
+        if len({column.collation, owner.collation} - {0, DEFAULT_COLLATION}) > 1:
+            raise Incompatible(
+                f"{table.label}.user_id and {legacy.users.label}.id have different collations",
+                hint="Give both columns the same collation.",
             )
     gpt = legacy.projects.columns["active_gpt_id"]
     if gpt.base not in TEXT_TYPES - {"character"} or (gpt.length is not None and gpt.length < 36):

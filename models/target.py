@@ -192,6 +192,8 @@ def _check_column(table: Table, wanted: sa.Column[Any], found: Column, user_key:
         right = found.base.startswith("timestamp")
     else:
         right = found.base == "boolean"
+    if not found.deterministic and found.name not in _NEVER_WRITTEN:
+        raise _differs(table, found.name, "a deterministic collation", "a nondeterministic one")
     if not right:
         expected = f"the type {kind.name}" if isinstance(kind, pg.ENUM) else str(kind).lower()
         raise _differs(table, found.name, expected, found.type)

@@ -24,7 +24,7 @@ from models.catalog import quote_name
 from models.database import classify, require_version
 from models.declared import TABLES
 from models.errors import MigrationError, Misconfigured
-from models.forecast import quarantine_by_reason
+from models.forecast import STATUSES, quarantine_by_reason, unknown_statuses
 from models.legacy import Legacy
 from models.messages import Check
 from models.settings import Settings
@@ -130,6 +130,7 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
     on_legacy("privileges", _privileges)
     on_legacy("target tables", _target)
     on_legacy("rows set aside", _forecast)
+    on_legacy("subscription statuses", _statuses)
     # By name alone: reading more of a table's catalog would wait for the lock itself.
     look("locks", lambda connection: _locks(connection, settings))
     look("long transactions", _long_transactions)
@@ -224,6 +225,22 @@ def _forecast(connection: Connection, legacy: Legacy) -> Check:
         verdict="warning",
         found=said + rest,
         hint="They are set aside, the rest goes through; mend them before, or retry them after.",
+    )
+
+
+def _statuses(connection: Connection, legacy: Legacy) -> Check:
+    found = unknown_statuses(connection, legacy)
+    known = ", ".join(STATUSES)
+    if not found:
+        return _ok(f"none but {known}")
+    table = legacy.subscriptions
+    labels = table.columns["status"].enum or ()
+    others = ", ".join(each for each in labels if each.strip().lower() not in STATUSES)
+    return Check(
+        verdict="warning",
+        found=f"{found:,} rows of {table.label} have a status that is none of {known}"
+        + (f": {others}" if others else ""),
+        hint="Their tools are not active. Change the rows before the run where they are to be.",
     )
 
 

@@ -20,7 +20,7 @@ from models import target as target_tables
 from models.catalog import INTEGER_TYPES, Table, quote_name, read_tables
 from models.declared import TABLES
 from models.errors import Incompatible
-from models.legacy import Legacy, list_cast
+from models.legacy import EXACT, Legacy, list_cast
 from models.quarantine import SET_ASIDE_AGAIN, set_aside
 from models.settings import Settings
 from models.target import Target
@@ -169,7 +169,7 @@ class Context:
             "subscriptions": self.legacy.subscriptions.sql,
             "projects": self.legacy.projects.sql,
         }
-        names |= {
+        names |= EXACT | {
             "oldest_suite": OLDEST_SUITE.format(**names),
             "project_owner": PROJECT_OWNER.format(**names),
         }
