@@ -306,7 +306,7 @@ def _expect_subscription(result: Expectation, row: Row) -> None:
 def _tools_at_hand(before: Snapshot) -> set[tuple[str | None, str | None]]:
     """Each tool with whom it is for: the owner of its suite, and those it is assigned to."""
     suites = {row["id"]: row["user_id"] for row in before.rows("ai_suites")}
-    owned = {(row["id"], suites.get(row["suite_id"])) for row in before.rows("ai_tools")}
+    owned = {(row["id"], suites.get(row.get("suite_id"))) for row in before.rows("ai_tools")}
     return owned | {(row["tool_id"], row["user_id"]) for row in before.rows("tool_assignments")}
 
 
