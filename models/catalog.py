@@ -12,6 +12,8 @@ from sqlalchemy import Connection, text
 
 INTEGER_TYPES = {"smallint", "integer", "bigint"}
 TEXT_TYPES = {"character varying", "text", "character"}
+# pg_collation.dat: that of the database, which the ledger's own columns have.
+DEFAULT_COLLATION = 100
 
 _TABLES = text("""
 SELECT wanted.name AS wanted, c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
@@ -27,6 +29,8 @@ SELECT wanted.name AS wanted, c.oid, n.nspname AS schema, c.relname AS name, c.r
         'scale', CASE WHEN a.atttypmod > 4 AND a.atttypid = 1700
                  THEN (a.atttypmod - 4) & 65535 END,
         'collation', a.attcollation::bigint,
+        'deterministic', coalesce((SELECT l.collisdeterministic FROM pg_collation l
+                                   WHERE l.oid = a.attcollation), true),
         'not_null', a.attnotnull,
         'default', CASE WHEN a.attgenerated = '' AND a.attidentity = ''
                    THEN pg_get_expr(d.adbin, d.adrelid) END,
@@ -72,6 +76,8 @@ class Column:
     scale: int | None
     # The oid of the order that the column's texts have; 0 for what is no text.
     collation: int
+    # False: texts that differ may be equal, such as those that differ in case.
+    deterministic: bool
     not_null: bool
     default: str | None
     generated: bool

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
-from models import addresses, refusals
+from models import addresses, refusals, sessions
 from models.errors import (
     BadRow,
     Incompatible,
@@ -50,7 +50,8 @@ def create(url: str, *, application: str = "migration") -> Engine:
     """An engine for any `postgres://` or `postgresql://` address, driven by psycopg2.
 
     Keepalives and the connect timeout make a dead network show within about half a minute.
-    No session state is set, so that a pooler in transaction mode can stand in between.
+    The encoding is the driver's own word at login; all else that statements depend on is set by
+    each transaction (`models.sessions`), so that a pooler in transaction mode can be in between.
     """
     try:
         given = addresses.postgresql(url)
@@ -76,6 +77,7 @@ def create(url: str, *, application: str = "migration") -> Engine:
         connect_args={
             "connect_timeout": 10,
             "application_name": application,
+            "client_encoding": "utf8",
             "keepalives": 1,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -96,8 +98,9 @@ def check_reachable(engine: Engine) -> int:
         with engine.connect() as connection:
             version = int(connection.scalar(text("SHOW server_version_num")) or 0)
     except DBAPIError as failure:
+        why = refusals.of_connecting(failure.orig)
         raise Unreachable(
-            f"The database cannot be reached: {refusals.of_connecting(failure.orig)} ({name_of(engine)})",
+            f"The database cannot be reached: {why} ({name_of(engine)})",
             hint="Check DATABASE_URL: host, port, database, user and password.",
         ) from None
     require_version(version)
@@ -121,17 +124,16 @@ def transaction(
     lock_timeout_ms: int = 10_000,
     idle_timeout_ms: int = 15_000,
 ) -> Iterator[Connection]:
-    """One transaction with its limits set locally; commits at the end of the block.
+    """One transaction with its settings made locally; commits at the end of the block.
 
     The idle limit frees the row locks of a process that froze inside the transaction.
     """
     with engine.begin() as connection:
-        connection.exec_driver_sql(
-            f"SET LOCAL statement_timeout = {int(statement_timeout_ms)};"
-            f"SET LOCAL lock_timeout = {int(lock_timeout_ms)};"
-            f"SET LOCAL idle_in_transaction_session_timeout = {int(idle_timeout_ms)};"
-            "SET LOCAL timezone = 'UTC'; SET LOCAL jit = off;"
-            "SET LOCAL migration.worker = 'on'"
+        sessions.begin(
+            connection,
+            statement_timeout_ms=statement_timeout_ms,
+            lock_timeout_ms=lock_timeout_ms,
+            idle_timeout_ms=idle_timeout_ms,
         )
         yield connection
 

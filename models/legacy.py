@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from models import candidates
-from models.catalog import INTEGER_TYPES, TEXT_TYPES, Table, quote, quote_name, read_tables
+from models.catalog import (
+    DEFAULT_COLLATION,
+    INTEGER_TYPES,
+    TEXT_TYPES,
+    Table,
+    quote,
+    quote_name,
+    read_tables,
+)
 from models.errors import Incompatible, MigrationError, Misconfigured
 from models.settings import Settings
 
@@ -111,6 +119,30 @@ def optional(table: Table, column: str, default: str, *, alias: str) -> str:
     return f"{alias}.{quote(column)}" if column in table.columns else default
 
 
+# A column may take letters of either case for equal. The database's own collation never does, and
+# is in conflict with no other one.
+_EXACTLY = '::text COLLATE "default"'
+# The texts that target rows are made of, of a user `u`, a subscription `s` and a project `p`.
+EXACT = {
+    "email": f"u.email{_EXACTLY}",
+    "gpt_id": f"s.gpt_id{_EXACTLY}",
+    "active_gpt": f"p.active_gpt_id{_EXACTLY}",
+}
+
+
+def exact(table: Table, column: str, default: str, *, alias: str = "s") -> str:
+    """SQL for an optional column as text that compares byte for byte."""
+    return optional(table, column, default, alias=alias) + _EXACTLY
+
+
+def word(text: str) -> str:
+    """SQL for a text trimmed and in small letters; binds :blanks.
+
+    Latin letters alone: by Turkish rules a capital I has another small letter.
+    """
+    return f'lower(btrim({text}, :blanks) COLLATE "C") COLLATE "default"'
+
+
 def owners_are_enforced(child: Table, users: Table) -> bool:
     """Whether a validated foreign key makes rows without an owner impossible."""
     key = child.key_on("user_id")
@@ -143,6 +175,14 @@ def _check(
             f"{table.label}.id must be unique and not null",
             hint=f"ALTER TABLE {table.label} ADD PRIMARY KEY (id), after mending its duplicates.",
         )
+    for name in ("id", "user_id"):
+        key_column = table.columns.get(name) if name in required else None
+        if key_column and not key_column.deterministic:
+            yield Incompatible(
+                f"{table.label}.{name} has a nondeterministic collation, which takes different"
+                " keys for equal",
+                hint=f'ALTER TABLE {table.label} ALTER {name} TYPE {key_column.type} COLLATE "C"',
+            )
     preferences = table.columns.get("preferences")
     if "gpt_id" in required and preferences and preferences.base not in JSON_TYPES:
         yield Incompatible(
@@ -162,6 +202,11 @@ def _check_owners(legacy: Legacy) -> Iterator[MigrationError]:
                 f"{table.label}.user_id is {column.type}, but {legacy.users.label}.id is"
                 f" {owner.type}",
                 hint="Give both columns the same type.",
+            )
+        if len({column.collation, owner.collation} - {0, DEFAULT_COLLATION}) > 1:
+            yield Incompatible(
+                f"{table.label}.user_id and {legacy.users.label}.id have different collations",
+                hint="Give both columns the same collation.",
             )
         owners = [key for key in table.keys if "user_id" in key.columns]
         if owners and all(key.refers_to != legacy.users.oid for key in owners):

@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from models import keys
 from models.declared import ENUMS
-from models.legacy import optional
+from models.legacy import exact, word
 from models.steps.base import Context, Scope
 from models.steps.projects import Projects
 from models.steps.undo import LOCK
@@ -34,7 +34,7 @@ WITH lacking AS MATERIALIZED (
   SELECT u.id, u.user_type, u.billing_tier, u.is_active,
     CASE WHEN role.name IN ({user_types}) THEN role.name ELSE 'student' END AS type
   FROM {users} u
-  CROSS JOIN LATERAL (SELECT lower(btrim(coalesce({role}, ''), :blanks)) AS name) AS role
+  CROSS JOIN LATERAL (SELECT {role} AS name) AS role
   WHERE {scope} AND (u.user_type IS NULL OR u.billing_tier IS NULL OR u.is_active IS NULL)
     AND {is_migrated}
   ORDER BY u.id FOR NO KEY UPDATE OF u
@@ -58,12 +58,12 @@ FROM lacking l CROSS JOIN LATERAL (
 _TOOLS = """
 WITH lacking AS MATERIALIZED (
   SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, u.id AS user_id, own.id AS suite_id,
-    s.gpt_id::text AS name, {version} AS version, {is_active} AS is_active,
+    {gpt_id} AS name, {version} AS version, {is_active} AS is_active,
     {preferences} AS preferences
   FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
   CROSS JOIN LATERAL ({oldest_suite}) AS own
   WHERE {scope} AND {is_migrated}
-    AND btrim(coalesce(s.gpt_id::text, ''), :blanks) <> ''
+    AND btrim(coalesce({gpt_id}, ''), :blanks) <> ''
     AND coalesce(jsonb_typeof({preferences}), '') IN ('object', 'null')
     AND NOT EXISTS (
       SELECT FROM migration.quarantine q WHERE q.entity = 'subscription'
@@ -106,7 +106,7 @@ UNION ALL SELECT 'tool_usage_logs', id, NULL, NULL, 'created' FROM usage_log
 # Projects that point at their own tool, of which something is gone (rule 6).
 _PROJECTS_LACKING = """
 SELECT p.id::text FROM {users} u JOIN {projects} p ON p.user_id = u.id
-WHERE {scope} AND {is_migrated} AND p.active_gpt_id = {project_tool_id} AND NOT (
+WHERE {scope} AND {is_migrated} AND {active_gpt} = {project_tool_id} AND NOT (
   EXISTS (SELECT FROM {ai_tools} t WHERE t.id = {project_tool_id})
   AND EXISTS (SELECT FROM {tool_assignments} a
               WHERE a.tool_id = {project_tool_id} AND a.user_id = u.id)
@@ -249,7 +249,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     return {
         "scope": scope.condition("u.id", users.columns["id"].base),
         "is_migrated": context.render(_IS_MIGRATED),
-        "role": optional(users, "role", "NULL", alias="u") + "::text",
+        "role": word(exact(users, "role", "NULL", alias="u")),
         "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
         "user_type_type": users.columns["user_type"].type,
         "billing_tier_type": users.columns["billing_tier"].type,
@@ -257,7 +257,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
         "project_tool_id": keys.id_of(keys.PROJECT_TOOL, "p.id", project_key),
         "project_usage_id": keys.id_of(keys.PROJECT_USAGE, "p.id", project_key),
-        "version": optional(subscriptions, "version", "NULL", alias="s") + "::text",
+        "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions),
         "assigned_by": assigned_by(context),

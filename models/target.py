@@ -216,6 +216,8 @@ def _check_column(
         right = found.base.startswith("timestamp")
     else:
         right = found.base == "boolean"
+    if not found.deterministic and found.name not in _NEVER_WRITTEN:
+        yield _differs(table, found.name, "a deterministic collation", "a nondeterministic one")
     if not right:
         expected = f"the type {kind.name}" if isinstance(kind, pg.ENUM) else str(kind).lower()
         yield _differs(table, found.name, expected, found.type)

@@ -8,6 +8,7 @@ from collections import Counter
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
+from models.database import transaction
 from models.ledger import batches
 from producer.queue import Message, app
 
@@ -58,7 +59,7 @@ class Attendance:
     def _open(self) -> tuple[Counter[str], set[str]]:
         """Batches that are not done, by queue; the queues of which none is worked on."""
         states = batches.c.state
-        with self._engine.connect() as connection:
+        with transaction(self._engine) as connection:
             rows = connection.execute(
                 sa.select(batches.c.stage, batches.c.step, states, sa.func.count().label("number"))
                 .where(batches.c.run_id == self._run_id, states.in_(("pending", "running")))

@@ -21,7 +21,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
-from models import audit
+from models import audit, sessions
 from models.catalog import quote
 from models.database import check_reachable, transaction
 from models.errors import Misconfigured
@@ -46,11 +46,7 @@ _SEQUENCES = text("""
 SELECT schemaname, sequencename FROM pg_sequences ORDER BY schemaname, sequencename
 """)
 # How a row is written as text must not depend on the session.
-_AS_TEXT = (
-    "SET LOCAL datestyle = 'ISO, YMD'; SET LOCAL intervalstyle = 'postgres';"
-    " SET LOCAL timezone = 'UTC'; SET LOCAL extra_float_digits = 3;"
-    " SET LOCAL bytea_output = 'hex'; SET LOCAL search_path = pg_catalog; SET LOCAL jit = off"
-)
+_SNAPSHOT = "ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 
 
 def make(
@@ -153,11 +149,8 @@ def _run(engine: Engine) -> dict[str, str] | None:
 def _dump_database(
     engine: Engine, url: str, place: Path, programs: clients.Clients
 ) -> dict[str, Any]:
-    with (
-        engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection,
-        connection.begin(),
-    ):
-        connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+    with engine.begin() as connection:
+        sessions.begin(connection, statement_timeout_ms=0, lock_timeout_ms=0, mode=_SNAPSHOT)
         restorable.require(connection)
         snapshot = connection.scalar(text("SELECT pg_export_snapshot()"))
         found = describe(connection)
@@ -196,7 +189,8 @@ def _save_redis(urls: dict[str, str], path: Path, all_redis: bool, say: Say) -> 
 
 def describe(connection: Connection) -> dict[str, Any]:
     """Rows and a hash of each table, and where each sequence stands, as the transaction sees it."""
-    connection.exec_driver_sql(_AS_TEXT)
+    # The names that values of the type regclass are written with.
+    connection.exec_driver_sql("SET LOCAL search_path = pg_catalog")
     tables = {}
     for schema, name in connection.execute(_TABLES).all():
         table = f"{quote(schema)}.{quote(name)}"

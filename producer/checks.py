@@ -21,11 +21,11 @@ import psutil
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models import preflight
+from models import preflight, sessions
 from models.catalog import quote_name
 from models.database import check_reachable, classify
 from models.errors import MigrationError, Misconfigured
-from models.forecast import quarantine_by_reason
+from models.forecast import STATUSES, quarantine_by_reason, unknown_statuses
 from models.legacy import Legacy
 from models.messages import Check
 from models.preflight import Preflight
@@ -41,10 +41,7 @@ OLDEST_FASTAPI = (0, 68)
 CLOCK_SECONDS = OPENAPI_SECONDS = 5.0
 # Whoever holds a lock for longer, or is in a transaction for longer, is in the way.
 LOCK_SECONDS, TRANSACTION_SECONDS = 5, 60
-_LIMITS = (
-    "SET TRANSACTION READ ONLY; SET LOCAL lock_timeout = 2000;"
-    " SET LOCAL statement_timeout = 120000; SET LOCAL timezone = 'UTC'; SET LOCAL jit = off"
-)
+_READING = "ISOLATION LEVEL READ COMMITTED, READ ONLY"
 
 _IN_THE_WAY = text("""
 SELECT count(DISTINCT l.pid) FILTER (WHERE a.xact_start IS NOT NULL) AS sessions,
@@ -114,7 +111,9 @@ def _named(name: str, look: Callable[[], Check]) -> Check:
 def _reading(engine: Engine) -> Iterator[Connection]:
     """A transaction that cannot write, and waits for no lock of others for long."""
     with engine.connect() as connection, connection.begin():
-        connection.exec_driver_sql(_LIMITS)
+        sessions.begin(
+            connection, statement_timeout_ms=120_000, lock_timeout_ms=2_000, mode=_READING
+        )
         yield connection
 
 
@@ -146,6 +145,7 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
     standing, rows = _standing(engine, settings)
     found += rows
     on_legacy("rows set aside", _forecast)
+    on_legacy("subscription statuses", _statuses)
     # By name alone: reading more of a table's catalog would wait for the lock itself.
     look("locks", lambda connection: _locks(connection, settings))
     look("long transactions", _long_transactions)
@@ -211,6 +211,22 @@ def _forecast(connection: Connection, legacy: Legacy) -> Check:
         verdict="warning",
         found=said + rest,
         hint="They are set aside, the rest goes through; mend them before, or retry them after.",
+    )
+
+
+def _statuses(connection: Connection, legacy: Legacy) -> Check:
+    found = unknown_statuses(connection, legacy)
+    known = ", ".join(STATUSES)
+    if not found:
+        return _ok(f"none but {known}")
+    table = legacy.subscriptions
+    labels = table.columns["status"].enum or ()
+    others = ", ".join(each for each in labels if each.strip().lower() not in STATUSES)
+    return Check(
+        verdict="warning",
+        found=f"{found:,} rows of {table.label} have a status that is none of {known}"
+        + (f": {others}" if others else ""),
+        hint="Their tools are not active. Change the rows before the run where they are to be.",
     )
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from models import legacy as legacy_tables
+from models import sessions
 from models.catalog import Table, quote
 from models.database import as_ours
 from models.errors import Incompatible, NotAllowed
@@ -33,11 +34,13 @@ RUN = "rehearsal"
 PIECES, ROWS_A_PAGE = 8, 500
 # What follows the application's own writes has nothing to do here, and what settles a run locks.
 _LEFT_OUT = ("changed_users", "changed_projects", "late_users", "late_projects", "settle")
-_LIMITS = (
-    "SET LOCAL statement_timeout = 600000; SET LOCAL lock_timeout = 2000;"
-    " SET LOCAL idle_in_transaction_session_timeout = 60000; SET LOCAL timezone = 'UTC';"
-    " SET LOCAL jit = off; SET LOCAL migration.worker = 'on'; SET LOCAL work_mem = '32MB';"
-    " SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off"
+_LIMITS: dict[str, Any] = {
+    "statement_timeout_ms": 600_000,
+    "lock_timeout_ms": 2_000,
+    "idle_timeout_ms": 60_000,
+}
+_PLANNING = (
+    "SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off"
 )
 
 
@@ -69,7 +72,8 @@ def rehearse(engine: Engine, settings: Settings, users: int) -> Rehearsal:
     """
     with engine.connect() as connection, connection.begin() as whole:
         try:
-            connection.exec_driver_sql(_LIMITS)
+            sessions.begin(connection, **_LIMITS)
+            connection.exec_driver_sql(_PLANNING)
             _refuse_while_open(connection)
             return _rehearse(connection, settings, users)
         finally:

@@ -11,8 +11,9 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
+from models import sessions
 from models.catalog import quote
-from models.database import check_reachable
+from models.database import check_reachable, transaction
 from models.errors import MigrationError, Misconfigured
 from producer import clients, keyspace
 from producer.backup import CONFIG, DATABASE, FORMAT, MANIFEST, REDIS, SUMS, Say, describe, hashes
@@ -138,7 +139,7 @@ def _target(saved: dict[str, Any], named: list[Place], servers: dict[str, str]) 
 
 def _tables(engine: Engine) -> list[str]:
     """The tables and their rows, the largest first; a large one's rows are an estimate."""
-    with engine.connect() as connection, connection.begin():
+    with transaction(engine, statement_timeout_ms=0) as connection:
         found = []
         for schema, name, estimate, size in connection.execute(_TABLES).all():
             rows, about = int(estimate), "about "
@@ -172,7 +173,7 @@ def put_back(
         programs.run(
             "pg_restore", "--list", f"--file={listed}", str(folder / DATABASE), url=database_url
         )
-        with engine.connect() as connection:
+        with transaction(engine) as connection:
             script, entries = prepare(connection, listed.read_text().splitlines())
         engine.dispose()
         emptying.write_text(script)
@@ -200,7 +201,8 @@ def put_back(
 
 def _prove(engine: Engine, plan: Plan, lasting: dict[Place, set[str]]) -> None:
     manifest = plan.manifest
-    with engine.connect() as connection, connection.begin():
+    with engine.begin() as connection:
+        sessions.begin(connection, statement_timeout_ms=0, lock_timeout_ms=0)
         found = describe(connection)
     wrong = [
         f"{kind[:-1]} {name}"

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from models import refusals
 from models.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote
 from models.legacy import Legacy, key_cast, list_cast
-from models.steps.base import BLANKS
+from models.sessions import blanks
 from producer import partition
 
 USERS, ROWS_A_USER, SAMPLE = 50, 100, 20_000
@@ -50,7 +50,11 @@ def pick(connection: Connection, legacy: Legacy) -> Rows:
         queries += _owner_kinds(connection, table, column)
     sample = _sample(connection, legacy.users)
     found = [
-        list(connection.scalars(text(query.replace("{sample}", sample)), {"blanks": BLANKS}))
+        list(
+            connection.scalars(
+                text(query.replace("{sample}", sample)), {"blanks": blanks(connection)}
+            )
+        )
         for query in queries
     ]
     # One of each kind first, then the second of each.
@@ -236,7 +240,7 @@ def _templates(connection: Connection, table: Table, keys: list[str], column: st
         f" WHERE t.id = ANY(CAST(:keys AS {list_cast(table.columns['id'].base)}[]))"
     )
     good = f" AND btrim(coalesce(t.{column}::text, ''), :blanks) <> ''{preferences}"
-    parameters = {"keys": keys, "blanks": BLANKS}
+    parameters = {"keys": keys, "blanks": blanks(connection)}
     found = list(connection.scalars(text(f"{query}{good} LIMIT 1"), parameters))
     return found or list(connection.scalars(text(f"{query} LIMIT 1"), parameters))
 

@@ -13,7 +13,7 @@ from rich.live import Live
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.database import classify
+from models.database import classify, transaction
 from models.errors import Transient
 from models.ledger import WORKED_ON, runs
 from models.messages import RunReport
@@ -68,7 +68,7 @@ def _rest(engine: Engine, run_id: str, seconds: float, was: str | None) -> None:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         time.sleep(min(left, GLANCE_SECONDS))
-        with suppress(DBAPIError), engine.connect() as connection:
+        with suppress(DBAPIError), transaction(engine) as connection:
             if connection.scalar(sa.select(runs.c.state).where(runs.c.id == run_id)) != was:
                 return
 

@@ -143,19 +143,35 @@ def old_database(old_postgres: str) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def icu_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a PostgreSQL of the distribution's: it has ICU, and contrib's extensions."""
+    found = sorted(Path("/").glob("usr/lib/postgresql/*/bin/postgres"))
+    if not found:
+        pytest.skip("no PostgreSQL with ICU here: apt-get install postgresql postgresql-contrib")
+    home = tmp_path_factory.mktemp("icu") / ".migration"
+    try:
+        with directories.locked(home):
+            place = directories.prepare(home)
+            postgres.run_postgres(found[-1].parent, place)
+        yield f"postgresql://postgres@/dashboard?host={place.sockets}"
+    finally:
+        local.erase(home)
+
+
 def address(place: directories.Place) -> str:
     """The address of a Redis of the test's own."""
     return f"unix://{place.sockets / directories.REDIS_SOCKET}?db=0"
 
 
 @contextmanager
-def fresh_database(server: str, *, template: str = "template1") -> Iterator[str]:
+def fresh_database(server: str, *, template: str = "template1", options: str = "") -> Iterator[str]:
     """The address of a database on that server, for the time of the block.
 
     It is empty, or a copy of the template: a database that nobody is connected to, by name.
     """
     name = f"test_{uuid.uuid4().hex}"
-    _execute(server, "CREATE DATABASE {} TEMPLATE {}", name, template)
+    _execute(server, f"CREATE DATABASE {{}} TEMPLATE {{}} {options}", name, template)
     try:
         yield server.replace("/dashboard?", f"/{name}?")
     finally:

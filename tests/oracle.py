@@ -224,10 +224,10 @@ def expected(before: Snapshot, grants: dict[str, Decimal]) -> Expectation:
             _expect_credits(result, row, logged.get(key, Decimal(0)), grants)
     for row in before.rows("subscriptions"):
         _expect_subscription(result, row)
-    existing_tools = {row["id"] for row in before.rows("ai_tools")}
+    pointed = _tools_at_hand(before)
     for row in before.rows("projects"):
         if not result.quarantine("projects", row, *_owner_reasons(result, row)):
-            _expect_project(result, row, existing_tools)
+            _expect_project(result, row, pointed)
     return result
 
 
@@ -297,15 +297,25 @@ def _expect_subscription(result: Expectation, row: Row) -> None:
         reasons.append("bad_preferences")
     if result.quarantine("subscriptions", row, *reasons):
         return
-    is_active = row.get("status", "active") == "active" and row.get("is_active") != "false"
+    status = (row.get("status", "active") or "").strip().lower()
+    is_active = status == "active" and row.get("is_active") != "false"
     key, owner, version = str(row["id"]), str(row["user_id"]), row.get("version")
     result.tools.append(Tool("subscription", key, owner, str(gpt), version, preferences, is_active))
 
 
-def _expect_project(result: Expectation, row: Row, existing_tools: set[str | None]) -> None:
+def _tools_at_hand(before: Snapshot) -> set[tuple[str | None, str | None]]:
+    """Each tool with whom it is for: the owner of its suite, and those it is assigned to."""
+    suites = {row["id"]: row["user_id"] for row in before.rows("ai_suites")}
+    owned = {(row["id"], suites.get(row.get("suite_id"))) for row in before.rows("ai_tools")}
+    return owned | {(row["tool_id"], row["user_id"]) for row in before.rows("tool_assignments")}
+
+
+def _expect_project(
+    result: Expectation, row: Row, pointed: set[tuple[str | None, str | None]]
+) -> None:
     key, gpt = str(row["id"]), row["active_gpt_id"]
     result.is_template[key] = row.get("is_template") == "true"
-    if gpt is None or _is_blank(gpt) or gpt in existing_tools:
+    if gpt is None or _is_blank(gpt) or (gpt, row["user_id"]) in pointed:
         return
     configuration = {"project_id": key, "gpt_id": gpt}
     result.tools.append(Tool("project", key, str(row["user_id"]), gpt, None, configuration, True))

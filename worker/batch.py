@@ -18,7 +18,7 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models import claims
+from models import claims, sessions
 from models.claims import Claim
 from models.database import as_ours, classify, transaction
 from models.errors import LeaseLost, MigrationError, Stopped, Transient
@@ -157,6 +157,7 @@ def _apply_outside(
         claims.renew(connection, claim)
     with (
         engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        sessions.outside(connection),
         watch.over(connection),
     ):
         context = _context(connection, settings, claim)

@@ -15,23 +15,17 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, text
 
 from models import legacy as legacy_tables
+from models import sessions
 from models import target as target_tables
 from models.catalog import INTEGER_TYPES, Table, quote_name, read_tables
 from models.declared import TABLES
 from models.errors import Incompatible
-from models.legacy import Legacy, list_cast
+from models.legacy import EXACT, Legacy, list_cast
 from models.quarantine import SET_ASIDE_AGAIN, set_aside
 from models.settings import Settings
 from models.target import Target
 
 Counts = dict[str, Any]
-
-# Everything that Unicode calls white space; PostgreSQL's own btrim() knows the space only.
-BLANKS = (
-    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
-    "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
-)
-
 
 # Rule 4: the suite that the user `u` keeps.
 OLDEST_SUITE = (
@@ -161,7 +155,8 @@ class Context:
     def parameters(self) -> dict[str, Any]:
         """The values that statements bind besides those of a scope."""
         names = ("run_id", "own_run", "batch_id", "forced")
-        return {name: getattr(self, name) for name in names} | {"blanks": BLANKS}
+        found = {name: getattr(self, name) for name in names}
+        return found | {"blanks": sessions.blanks(self.connection)}
 
     def render(self, sql: str, /, **expressions: str) -> str:
         """Fill {table} placeholders with quoted names and {expression} ones with SQL text.
@@ -174,7 +169,7 @@ class Context:
             "subscriptions": self.legacy.subscriptions.sql,
             "projects": self.legacy.projects.sql,
         }
-        names |= {
+        names |= EXACT | {
             "oldest_suite": OLDEST_SUITE.format(**names),
             "project_owner": PROJECT_OWNER.format(**names),
         }

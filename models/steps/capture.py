@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from models.catalog import Table, quote
+from models.catalog import INTEGER_TYPES, Table, quote
 from models.database import LOCK_TIMEOUT_MS
 from models.errors import Misconfigured
 from models.steps.base import Context, Counts, Scope, Step
@@ -21,6 +21,7 @@ _VALUES = {
     "subscription": ("user_id", "gpt_id", "status", "is_active", "version", "preferences"),
     "project": ("user_id", "active_gpt_id", "is_template"),
 }
+_PLAINLY_EQUAL = INTEGER_TYPES | {"uuid", "boolean", "jsonb"}
 _TRIGGERS = {
     "migration_capture_rows": "AFTER INSERT OR DELETE",
     "migration_capture_values": "AFTER UPDATE",
@@ -146,8 +147,8 @@ def _create(entity: str, table: Table) -> list[str]:
     for name in ("id", *_VALUES[entity]):
         column = table.columns.get(name)
         if column:
-            # json has no equality; its text has.
-            cast = "::text" if column.base == "json" else ""
+            # As text, byte for byte: json has no equality, and others take what differs for equal.
+            cast = "" if column.base in _PLAINLY_EQUAL else '::text COLLATE "C"'
             old, new = (f"{row}.{quote(name)}{cast}" for row in ("OLD", "NEW"))
             changed.append(f"{old} IS DISTINCT FROM {new}")
     statements = _drop(table)

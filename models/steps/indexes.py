@@ -46,11 +46,10 @@ def alter(connection: Connection, statement: str) -> None:
 
     The connection is in autocommit: the limit and the statement travel as one transaction.
     """
-    retry_locks(
-        lambda: connection.exec_driver_sql(
-            f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}; {statement}"
-        )
-    )
+    limits = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
+    if _is_alone(connection):
+        limits += "; SET LOCAL statement_timeout = 0"
+    retry_locks(lambda: connection.exec_driver_sql(f"{limits}; {statement}"))
 
 
 def build_concurrently(connection: Connection, table: Table, name: str, column: str) -> None:
@@ -71,9 +70,12 @@ def drop_concurrently(connection: Connection, schema: str, name: str) -> None:
 
 
 def _concurrently(connection: Connection) -> str:
+    return "CONCURRENTLY" if _is_alone(connection) else ""
+
+
+def _is_alone(connection: Connection) -> bool:
     """Everywhere but in a rehearsal, which is one transaction over tables of its own."""
-    is_alone = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
-    return "CONCURRENTLY" if is_alone else ""
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
 
 
 class EarlyIndexes(Step):

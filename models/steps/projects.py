@@ -16,26 +16,34 @@ from models.steps.base import Context, Counts, Scope, Step, add, counts
 from models.steps.removal import is_still_ours
 from models.steps.users import assigned_by
 
-# A project that points at a tool is migrated, or the new application made it; anything else that
-# is not blank is a choice of GPT, and a tool that an earlier run made takes the newer choice. One
-# that points at its own tool stands for the GPT of before, should that tool be missing.
+# A project that points at a tool of its owner is migrated, or the new application made it; anything
+# else that is not blank is a choice of GPT, also where some tool has that id by chance, and a tool
+# that an earlier run made takes the newer choice. One that points at its own tool stands for the
+# GPT of before, should that tool be missing.
 _MIGRATE = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
-    u.id AS user_id, own.id AS suite_id, coalesce(b.gpt_id, p.active_gpt_id) AS gpt_id,
-    btrim(coalesce(p.active_gpt_id, ''), :blanks) <> ''
-      AND (b.gpt_id IS NOT NULL OR p.active_gpt_id <> {tool_id})
-      AND NOT EXISTS (SELECT FROM {ai_tools} t WHERE t.id = p.active_gpt_id OFFSET 0) AS has_gpt,
+    u.id AS user_id, own.id AS suite_id, coalesce(b.gpt_id, g.id) AS gpt_id,
+    btrim(coalesce(g.id, ''), :blanks) <> ''
+      AND (b.gpt_id IS NOT NULL OR g.id <> {tool_id})
+      AND NOT EXISTS (
+        SELECT FROM {ai_tools} t WHERE t.id = g.id AND (t.id = {tool_id}
+          OR EXISTS (SELECT FROM {ai_suites} h
+                     WHERE h.id = t.suite_id AND h.user_id = u.id OFFSET 0)
+          OR EXISTS (SELECT FROM {tool_assignments} a
+                     WHERE a.tool_id = t.id AND a.user_id = u.id OFFSET 0))
+        OFFSET 0) AS has_gpt,
     CASE WHEN u.id IS NULL THEN 'owner_missing'
          WHEN own.id IS NULL OR q.legacy_key IS NOT NULL THEN 'owner_quarantined' END AS reason
   FROM {projects} p
+  CROSS JOIN LATERAL (SELECT {active_gpt} AS id) AS g
   LEFT JOIN LATERAL ({project_owner}) AS u ON true
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
   LEFT JOIN LATERAL ({oldest_suite}) AS own ON true
   LEFT JOIN LATERAL (
     SELECT i.was ->> 'active_gpt_id' AS gpt_id FROM migration.before_images i
-    WHERE p.active_gpt_id = {tool_id} AND i.entity = 'project' AND i.legacy_key = p.id::text
+    WHERE g.id = {tool_id} AND i.entity = 'project' AND i.legacy_key = p.id::text
       AND i.was ? 'active_gpt_id'
     ORDER BY i.run_id DESC LIMIT 1
   ) AS b ON true

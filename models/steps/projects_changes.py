@@ -19,7 +19,7 @@ _SURPLUS = """
     AND q.state IN ('open', 'accepted')
   WHERE p.id IS NULL AND (l.session_id = :own_run OR {untouched})
      OR p.id IS NOT NULL AND l.session_id = :own_run AND (
-       btrim(coalesce(p.active_gpt_id, ''), :blanks) = '' OR u.id IS NULL
+       btrim(coalesce({active_gpt}, ''), :blanks) = '' OR u.id IS NULL
        OR q.legacy_key IS NOT NULL)
 """
 
@@ -27,7 +27,7 @@ _SURPLUS = """
 _RESTORE = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id,
-    btrim(coalesce(p.active_gpt_id, ''), :blanks) = '' AS is_blank,
+    btrim(coalesce({active_gpt}, ''), :blanks) = '' AS is_blank,
     u.id IS NULL OR q.legacy_key IS NOT NULL AS is_ownerless
   FROM {projects} p
   LEFT JOIN LATERAL ({project_owner}) AS u ON true
@@ -42,7 +42,7 @@ restored AS (
     SELECT i.was FROM migration.before_images i WHERE i.entity = 'project'
       AND i.legacy_key = p.legacy_key AND i.run_id = :own_run OFFSET 0
   ) AS b
-  WHERE t.id = p.id AND p.is_ownerless AND t.active_gpt_id = p.tool_id
+  WHERE t.id = p.id AND p.is_ownerless AND t.active_gpt_id COLLATE "default" = p.tool_id
     AND b.was ? 'active_gpt_id'
 ),
 image AS (
@@ -98,7 +98,7 @@ WITH expected AS MATERIALIZED (
     WHERE i.entity = 'project' AND i.legacy_key = p.id::text AND i.was ? 'active_gpt_id'
     ORDER BY i.run_id DESC LIMIT 1
   ) AS b ON true
-  WHERE {scope} AND p.active_gpt_id = {tool_id}
+  WHERE {scope} AND {active_gpt} = {tool_id}
 )
 UPDATE {ai_tools} t SET name = e.gpt_id, configuration = e.configuration::{tool_json}
 FROM expected e

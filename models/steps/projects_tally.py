@@ -15,8 +15,8 @@ SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined,
   coalesce(bool_and(coalesce(CASE
     WHEN q.legacy_key IS NOT NULL THEN t.id IS NULL
     WHEN p.is_template IS NULL OR NOT EXISTS ({project_owner}) THEN false
-    WHEN btrim(coalesce(p.active_gpt_id, ''), :blanks) = '' THEN t.id IS NULL AND b.was IS NULL
-    ELSE p.active_gpt_id = t.id AND t.name = b.was ->> 'active_gpt_id' AND t.is_active
+    WHEN btrim(coalesce({active_gpt}, ''), :blanks) = '' THEN t.id IS NULL AND b.was IS NULL
+    ELSE {active_gpt} = t.id AND t.name = b.was ->> 'active_gpt_id' AND t.is_active
       AND t.version IS NULL AND t.configuration::jsonb
         = jsonb_build_object('project_id', p.id::text, 'gpt_id', t.name)
   END, false)), true) AS tallies

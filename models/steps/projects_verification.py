@@ -24,7 +24,11 @@ _CHECKS = (
         "projects",
         "active_gpt_id",
         "CASE WHEN e.had_gpt THEN e.active_gpt_id IS DISTINCT FROM e.tool_id"
-        " ELSE e.has_gpt AND c.id IS NULL END",
+        " ELSE e.has_gpt AND (c.id IS NULL OR NOT (c.id = e.tool_id"
+        " OR EXISTS (SELECT FROM {ai_suites} o"
+        " WHERE o.id = c.suite_id AND o.user_id = e.user_id OFFSET 0)"
+        " OR EXISTS (SELECT FROM {tool_assignments} o"
+        " WHERE o.tool_id = c.id AND o.user_id = e.user_id OFFSET 0))) END",
     ),
     Check("missing", "ai_tools", "", "e.had_gpt AND t.id IS NULL"),
     Check("missing", "tool_assignments", "", "e.had_gpt AND a.tool_id IS NULL"),
@@ -72,16 +76,17 @@ _CHECKS = (
 )
 
 # The GPT that a project had is in the before-image of the run that switched it. A project without
-# one must point at some tool, if at anything: the new application made it, or its images are gone.
-# So must one that an earlier run switched: the new application may have chosen another since.
+# one must point at a tool of its owner, if at anything: the new application made it, or its images
+# are gone. So must one that an earlier run switched: the new application may have chosen another.
 _PROJECTS = """
 SELECT found.kind, 'project', e.legacy_key, found.target_table, found.detail
 FROM (
-  SELECT p.id::text AS legacy_key, p.user_id, p.active_gpt_id, p.is_template,
+  SELECT p.id::text AS legacy_key, p.user_id, {active_gpt} AS active_gpt_id,
+    p.is_template,
     {tool_id} AS tool_id, {usage_id} AS usage_id, b.was,
     btrim(coalesce(b.was ->> 'active_gpt_id', ''), :blanks) <> ''
-      AND (b.run_id = :own_run OR p.active_gpt_id = {tool_id}) AS had_gpt,
-    btrim(coalesce(p.active_gpt_id, ''), :blanks) <> '' AS has_gpt
+      AND (b.run_id = :own_run OR {active_gpt} = {tool_id}) AS had_gpt,
+    btrim(coalesce({active_gpt}, ''), :blanks) <> '' AS has_gpt
   FROM {projects} p LEFT JOIN LATERAL (
     SELECT i.was, i.run_id FROM migration.before_images i
     WHERE i.entity = 'project' AND i.legacy_key = p.id::text

@@ -13,10 +13,11 @@ from models.steps.base import Context, Counts, Scope, Step
 # somebody chose since the snapshot stays, and the change is taken up like any other.
 _SWITCH = """
 WITH project AS MATERIALIZED (
-  SELECT p.id, p.id::text AS legacy_key, p.active_gpt_id, p.is_template, t.id AS tool_id
+  SELECT p.id, p.id::text AS legacy_key, {active_gpt} AS active_gpt_id,
+    p.is_template, t.id AS tool_id
   FROM {projects} p LEFT JOIN LATERAL (
     SELECT o.id, o.name FROM {ai_tools} o WHERE o.id = {tool_id} OFFSET 0
-  ) AS t ON t.name = p.active_gpt_id
+  ) AS t ON t.name = {active_gpt}
   WHERE {scope} AND (p.is_template IS NULL OR t.id IS NOT NULL) AND NOT EXISTS (
     SELECT FROM migration.quarantine q WHERE q.entity = 'project' AND q.legacy_key = p.id::text
       AND q.state IN ('open', 'accepted'))
@@ -31,7 +32,7 @@ image AS (
 ),
 switched AS (
   UPDATE {projects} u SET
-    active_gpt_id = CASE WHEN u.active_gpt_id IS NOT DISTINCT FROM p.active_gpt_id
+    active_gpt_id = CASE WHEN u.active_gpt_id COLLATE "default" IS NOT DISTINCT FROM p.active_gpt_id
       THEN coalesce(p.tool_id, u.active_gpt_id) ELSE u.active_gpt_id END,
     is_template = coalesce(u.is_template, false)
   FROM project p WHERE u.id = p.id AND {same_scope}

@@ -13,7 +13,8 @@ from models.steps.undo import LOCK, NOTE, note_refused
 # A project that somebody pointed at another one's tool keeps that tool.
 _UNDO = """
 WITH page AS MATERIALIZED (
-  SELECT p.id, p.id::text AS legacy_key, p.active_gpt_id, p.is_template, b.was,
+  SELECT p.id, p.id::text AS legacy_key, {active_gpt} AS active_gpt_id,
+    p.is_template, b.was,
     {tool_id} AS tool_id
   FROM {projects} p LEFT JOIN migration.before_images b
     ON b.entity = 'project' AND b.legacy_key = p.id::text AND b.run_id = :run_id

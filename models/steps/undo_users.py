@@ -12,7 +12,7 @@ from typing import Any
 
 from models import keys
 from models.catalog import Table, quote
-from models.legacy import optional
+from models.legacy import exact
 from models.steps.base import Context, Counts, Scope, Step, add, counts
 from models.steps.removal import remove_tools
 from models.steps.undo import LOCK, NOTE, note_refused
@@ -47,7 +47,7 @@ tool AS MATERIALIZED (
     AND CASE WHEN {is_subscription_tool} THEN EXISTS (
         SELECT FROM {subscriptions} s
         WHERE s.user_id = m.user_id AND {subscription_tool} = t.id
-          AND s.gpt_id::text = t.name AND {version} IS NOT DISTINCT FROM t.version
+          AND {gpt_id} = t.name AND {version} IS NOT DISTINCT FROM t.version
           AND ({is_active}) = t.is_active AND CASE WHEN jsonb_typeof({preferences}) = 'null'
             THEN '{{}}' ELSE {preferences} END = t.configuration::jsonb)
       ELSE t.is_active AND t.version IS NULL
@@ -133,7 +133,7 @@ credit AS MATERIALIZED (
     AND c.reason IN ('migration_grant', 'migration_opening')
 ),
 page AS MATERIALIZED (
-  SELECT u.id, u.email, {columns}, u.id::text AS legacy_key, b.was, b.xmin AS made_in,
+  SELECT u.id, {email} AS email, {columns}, u.id::text AS legacy_key, b.was, b.xmin AS made_in,
     coalesce(b.was -> 'kept', '[]') AS kept, g.id AS grant_id, g.amount, g.balance_after,
     coalesce((b.was ->> 'credits_balance')::numeric, 0) AS balance_before,
     g.operation = 'add' AND (o.id IS NULL OR o.balance_after IS NOT DISTINCT FROM
@@ -154,7 +154,7 @@ changed AS MATERIALIZED (
 suite AS MATERIALIZED (
   SELECT s.id, p.legacy_key, p.made_in = s.xmin OR (
       s.updated_at IS NOT DISTINCT FROM s.created_at AND s.is_active AND s.description IS NULL
-      AND s.user_id = p.id AND s.name = p.email::text || '''s Suite'
+      AND s.user_id = p.id AND s.name = p.email || '''s Suite'
       AND s.configuration::jsonb
         = '{{"default_tools"\\: [], "preferences"\\: {{}}, "auto_configuration"\\: true}}')
       AS is_untouched,
@@ -265,7 +265,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "is_usage": " OR ".join(keys.has_kind(kind, "l.id") for kind in usage),
         "is_subscription_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
         "subscription_tool": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
-        "version": optional(subscriptions, "version", "NULL", alias="s") + "::text",
+        "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions),
         "usage_of_tool": usage_of_tool("l.tool_id"),

@@ -11,7 +11,7 @@ import functools
 from models import keys
 from models.catalog import TEXT_TYPES, Table, quote
 from models.declared import ENUMS
-from models.legacy import optional
+from models.legacy import exact, optional, word
 from models.steps import (
     projects_verification,
     users_changes,
@@ -40,9 +40,9 @@ log AS (
   FROM {credit_logs} c WHERE {logs_scope} GROUP BY c.user_id
 ),
 legacy AS MATERIALIZED (
-  SELECT u.id, u.id::text AS legacy_key, u.email::text AS email,
-    btrim(coalesce(u.email::text, ''), :blanks) = '' AS is_bad,
-    lower(btrim(coalesce({role}, ''), :blanks)) AS role,
+  SELECT u.id, u.id::text AS legacy_key, {email} AS email,
+    btrim(coalesce({email}, ''), :blanks) = '' AS is_bad,
+    {role} AS role,
     u.user_type, u.billing_tier, u.organization_id, u.department_id, u.credits_balance, u.is_active,
     own.id AS own_suite_id, {grant_id} AS grant_id, {opening_id} AS opening_id,
     {suite_id} AS made_suite_id, coalesce(own.id, {suite_id}) AS suite_id,
@@ -95,7 +95,7 @@ suite AS (
 ),
 read_subscription AS MATERIALIZED (
   SELECT s.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
-    l.id AS user_id, l.suite_id, l.is_bad AS owner_is_bad, s.gpt_id::text AS gpt_id,
+    l.id AS user_id, l.suite_id, l.is_bad AS owner_is_bad, {gpt_id} AS gpt_id,
     {version} AS version, {is_active} AS is_active, {preferences} AS preferences
   FROM legacy l JOIN {subscriptions} s ON s.user_id = l.id
   WHERE {subscriptions_scope} AND {parts}
@@ -305,7 +305,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "logs_scope": context.owned(context.target.table("credit_logs"), "c", scope),
         "subscriptions_scope": context.near(subscriptions, "s", scope),
         "parts": scope.parts_condition("s.id", subscription_key),
-        "role": optional(users, "role", "NULL", alias="u") + "::text",
+        "role": word(exact(users, "role", "NULL", alias="u")),
         "unless_there_is_id": scope.unless_there("id"),
         "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
         "unless_there_is_image": scope.unless_there("entity, legacy_key, run_id"),
@@ -317,7 +317,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "opening_id": keys.id_of(keys.OPENING, "u.id", user_key),
         "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", subscription_key),
         "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", subscription_key),
-        "version": optional(subscriptions, "version", "NULL", alias="s") + "::text",
+        "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions, is_hopeful=scope.is_hopeful),
         "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
@@ -365,6 +365,6 @@ def grant_amount(context: Context, user_type: str) -> str:
 
 def is_active(subscriptions: Table) -> str:
     """SQL for whether the tool of a subscription is active."""
-    status = optional(subscriptions, "status", "'active'", alias="s")
+    status = word(exact(subscriptions, "status", "'active'"))
     active = optional(subscriptions, "is_active", "NULL", alias="s")
-    return f"coalesce({status}::text = 'active', false) AND {active}::boolean IS NOT FALSE"
+    return f"coalesce({status} = 'active', false) AND {active}::boolean IS NOT FALSE"

@@ -52,7 +52,7 @@ OWN_IMAGE = """
 _TURNED_BAD = """
 SELECT u.id::text FROM {users} u
 CROSS JOIN LATERAL ({own_image}) AS b
-WHERE {scope} AND btrim(coalesce(u.email::text, ''), :blanks) = ''
+WHERE {scope} AND btrim(coalesce({email}, ''), :blanks) = ''
 """
 
 # The same for those whom the database refuses now, though it took them before.
@@ -122,13 +122,13 @@ SELECT -(SELECT count(*) FROM suite) AS ai_suites,
 _REFRESH = """
 WITH expected AS MATERIALIZED (
   SELECT * FROM (
-    SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, s.gpt_id::text AS name,
+    SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, {gpt_id} AS name,
       {version} AS version, {is_active} AS is_active, {preferences} AS preferences,
       own.id AS suite_id
     FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id AND {subscriptions_scope}
     JOIN LATERAL ({oldest_suite}) AS own ON true
-    WHERE {scope} AND {parts} AND btrim(coalesce(u.email::text, ''), :blanks) <> ''
-      AND btrim(coalesce(s.gpt_id::text, ''), :blanks) <> ''
+    WHERE {scope} AND {parts} AND btrim(coalesce({email}, ''), :blanks) <> ''
+      AND btrim(coalesce({gpt_id}, ''), :blanks) <> ''
     OFFSET 0
   ) AS s WHERE jsonb_typeof(s.preferences) IN ('object', 'null')
 ),
@@ -159,10 +159,10 @@ usage_log AS (
   WHERE l.id = e.usage_id AND (l.user_id <> e.user_id OR tool.id IS NOT NULL)
 ),
 suite AS (
-  UPDATE {ai_suites} s SET name = u.email::text || '''s Suite' FROM {users} u
-  WHERE {scope} AND s.id = {suite_id} AND s.name <> u.email::text || '''s Suite'
+  UPDATE {ai_suites} s SET name = {email} || '''s Suite' FROM {users} u
+  WHERE {scope} AND s.id = {suite_id} AND s.name <> {email} || '''s Suite'
     AND (s.updated_at IS NOT DISTINCT FROM s.created_at OR EXISTS ({own_image}))
-    AND btrim(coalesce(u.email::text, ''), :blanks) <> ''
+    AND btrim(coalesce({email}, ''), :blanks) <> ''
 )
 SELECT -(SELECT count(*) FROM assignment) AS tool_assignments
 """
@@ -174,7 +174,7 @@ WITH stale AS MATERIALIZED (
   FROM {users} u
   CROSS JOIN LATERAL ({own_image}) AS b
   JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :own_run
-  CROSS JOIN LATERAL (SELECT lower(btrim(coalesce({role}, ''), :blanks)) AS name) AS named
+  CROSS JOIN LATERAL (SELECT {role} AS name) AS named
   CROSS JOIN LATERAL (
     SELECT CASE WHEN named.name IN ({user_types}) THEN named.name ELSE 'student' END AS type
   ) AS role

@@ -9,7 +9,7 @@ of their own before, `users_verification.py` says what is wrong, if anything is.
 from __future__ import annotations
 
 from models import keys
-from models.legacy import optional
+from models.legacy import exact, optional, word
 from models.steps.base import Context, Scope
 from models.steps.verification import expected_preferences, newest_images, system_assigner
 
@@ -19,7 +19,7 @@ from models.steps.verification import expected_preferences, newest_images, syste
 # only has to be there.
 _TALLY = """
 WITH page AS MATERIALIZED (
-  SELECT u.id, {suite_id} AS suite_id, concat(u.email, '''s Suite') AS suite_name, q.legacy_key,
+  SELECT u.id, {suite_id} AS suite_id, concat({email}, '''s Suite') AS suite_name, q.legacy_key,
     coalesce(NOT b.was ?| ARRAY['kept', 'suite'] AND u.user_type::text = CASE
         WHEN role.name IN ('student', 'teacher', 'admin', 'developer') THEN role.name
         ELSE 'student' END
@@ -28,7 +28,7 @@ WITH page AS MATERIALIZED (
       AND u.department_id = coalesce(b.was ->> 'department_id', home.department_id), false)
       AS is_plain
   FROM {users} u
-  CROSS JOIN LATERAL (SELECT lower(btrim({role}, :blanks)) AS name) AS role
+  CROSS JOIN LATERAL (SELECT {role} AS name) AS role
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
   LEFT JOIN {images} AS b ON b.legacy_key = u.id::text
@@ -55,7 +55,7 @@ suites AS (
 ),
 subscription AS (
   SELECT s.user_id::text AS user_id, {tool_id} AS tool_id, {usage_id} AS usage_id,
-    s.gpt_id::text AS name, {version} AS version,
+    {gpt_id} AS name, {version} AS version,
     {status} IS NOT DISTINCT FROM 'active' AND {is_active} IS DISTINCT FROM false AS is_active,
     CASE WHEN q.legacy_key IS NULL THEN coalesce(nullif({preferences}, 'null'), '{{}}')
     END AS preferences, q.legacy_key IS NULL AS stands
@@ -77,7 +77,7 @@ asked_by_projects AS (
   FROM (
     SELECT p.user_id::text AS user_id, {project_tool} AS tool_id, {project_usage} AS usage_id
     FROM page JOIN {projects} p ON p.user_id = page.id AND {projects_scope}
-    WHERE p.active_gpt_id = {project_tool}
+    WHERE {active_gpt} = {project_tool}
   ) AS e
 ),
 tools AS (
@@ -132,11 +132,11 @@ def tally(context: Context, scope: Scope) -> str:
         project_usage=keys.id_of(keys.PROJECT_USAGE, "p.id", project_key),
         is_project_tool=keys.has_kind(keys.PROJECT_TOOL, "t.id"),
         suite_id=keys.id_of(keys.SUITE, "u.id", user_key),
-        role="coalesce(" + optional(users, "role", "''", alias="u") + "::text, '')",
+        role=word(exact(users, "role", "NULL", alias="u")),
         suite_asked=_hash("e.suite_id", "e.suite_name", "e.id::text"),
         suite_found=_hash("h.id", "h.name", "h.user_id::text"),
-        version=optional(subscriptions, "version", "NULL", alias="s") + "::text",
-        status=optional(subscriptions, "status", "'active'", alias="s") + "::text",
+        version=exact(subscriptions, "version", "NULL"),
+        status=word(exact(subscriptions, "status", "'active'")),
         is_active=optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
         preferences=expected_preferences(context, is_hopeful=scope.is_hopeful),
         assigned_by=system_assigner(context),

@@ -7,7 +7,7 @@ target row it must have produced, and every row that the migration made against 
 from __future__ import annotations
 
 from models import keys
-from models.legacy import key_from_text, optional
+from models.legacy import exact, key_from_text, optional, word
 from models.steps.base import Context, Scope
 from models.steps.verification import (
     Check,
@@ -93,11 +93,12 @@ _USER_CHECKS = (
 _USERS = """
 SELECT found.kind, 'user', u.legacy_key, found.target_table, found.detail
 FROM (
-  SELECT u.id, u.id::text AS legacy_key, u.email, u.user_type::text, u.billing_tier::text,
+  SELECT u.id, u.id::text AS legacy_key, {email} AS email,
+    u.user_type::text, u.billing_tier::text,
     u.is_active, u.organization_id, u.department_id, u.credits_balance,
     b.was, coalesce(b.was -> 'kept', '[]') AS kept,
     coalesce(b.run_id = :own_run, false) AS is_known,
-    lower(btrim({role}, :blanks)) AS role
+    {role} AS role
   FROM {users} u LEFT JOIN LATERAL (
     SELECT i.was, i.run_id FROM migration.before_images i
     WHERE i.entity = 'user' AND i.legacy_key = u.id::text ORDER BY i.run_id DESC LIMIT 1
@@ -158,7 +159,7 @@ _SUBSCRIPTION_CHECKS = (
 _SUBSCRIPTIONS = """
 SELECT found.kind, 'subscription', e.legacy_key, found.target_table, found.detail
 FROM (
-  SELECT s.id::text AS legacy_key, s.user_id, s.gpt_id::text AS gpt_id, {version} AS version,
+  SELECT s.id::text AS legacy_key, s.user_id, {gpt_id} AS gpt_id, {version} AS version,
     {status} AS status, {is_active} AS is_active, {tool_id} AS tool_id, {usage_id} AS usage_id,
     {preferences} AS preferences
   FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
@@ -263,13 +264,13 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     key = subscriptions.columns["id"].base
     return {
         "scope": scope.condition("u.id", user_key),
-        "role": "coalesce(" + optional(users, "role", "''", alias="u") + "::text, '')",
+        "role": word(exact(users, "role", "NULL", alias="u")),
         "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),
         "grant_id": keys.id_of(keys.GRANT, "u.id", user_key),
         "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
         "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
-        "version": optional(subscriptions, "version", "NULL", alias="s") + "::text",
-        "status": optional(subscriptions, "status", "'active'", alias="s") + "::text",
+        "version": exact(subscriptions, "version", "NULL"),
+        "status": word(exact(subscriptions, "status", "'active'")),
         "is_active": optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
         "preferences": expected_preferences(context),
         "assigned_by": system_assigner(context),

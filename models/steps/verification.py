@@ -8,14 +8,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import text
 
-from models.catalog import TEXT_TYPES, Table
+from models.catalog import DEFAULT_COLLATION, TEXT_TYPES, Table
 from models.database import as_ours
 from models.errors import BadRow
 from models.steps.base import Context, Scope, Step
 
 _PLAIN_TEXT = TEXT_TYPES - {"character"}
-# pg_collation.dat: that of the database, which the ledger's own columns have.
-_DEFAULT_COLLATION = 100
 
 
 class Check(NamedTuple):
@@ -139,7 +137,7 @@ def newest_images(
 def images_of(alias: str, table: Table, scope: Scope) -> str:
     """SQL condition: the before-image under this alias is one of a row of the page."""
     key = table.columns["id"]
-    if scope.keys is not None or (key.base in _PLAIN_TEXT and key.collation == _DEFAULT_COLLATION):
+    if scope.keys is not None or (key.base in _PLAIN_TEXT and key.collation == DEFAULT_COLLATION):
         return scope.condition(f"{alias}.legacy_key", "text")
     own = scope.condition("t.id", key.base)
     return f"{alias}.legacy_key IN (SELECT t.id::text FROM {table.sql} t WHERE {own})"

@@ -295,11 +295,18 @@ def test_logs_that_exist_lessen_the_opening_row() -> None:
 
 def test_no_tool_is_made_of_a_tool() -> None:
     before = adopted([suite("S", "ada", "2024-01-01")])
-    before.tables["ai_tools"] = [{"id": "canvas", "configuration": "{}"}]
-    before.tables["projects"] = [project("p1", "ada", "canvas")]
+    before.tables["ai_tools"] = [
+        {"id": "canvas", "suite_id": "S", "configuration": "{}"},
+        {"id": "17", "suite_id": "another", "configuration": "{}"},
+        {"id": "18", "suite_id": "another", "configuration": "{}"},
+    ]
+    before.tables["tool_assignments"] = [{"tool_id": "18", "user_id": "ada"}]
+    before.tables["projects"] = [
+        project("p1", "ada", "canvas"), project("p2", "ada", "17"), project("p3", "ada", "18")
+    ]  # fmt: skip
     result = expected(before, GRANTS)
-    assert not result.tools
-    assert result.is_template == {"p1": False}
+    assert [(tool.key, tool.name) for tool in result.tools] == [("p2", "17")]
+    assert set(result.is_template) == {"p1", "p2", "p3"}
 
 
 @pytest.mark.parametrize(

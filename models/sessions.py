@@ -1,0 +1,122 @@
+"""What every transaction sets for itself: no role, database, address or environment decides it.
+
+Set locally and in one round trip, so that a pooler in transaction mode can be in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from psycopg2.extensions import encodings
+from sqlalchemy import Connection, text
+
+# Everything that Unicode calls white space; PostgreSQL's own btrim() knows the space only.
+_BLANKS = (
+    "\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
+    "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+# How values are read and written as text, what comparisons mean, and what ends a session early.
+# `standard_conforming_strings` is missing on purpose: the driver quotes by what it was at login.
+# `default_transaction_read_only` is, too: an operator sets it so that nothing is written.
+_VALUES = {
+    "client_encoding": "UTF8",
+    "timezone": "UTC",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "bytea_output": "hex",
+    "extra_float_digits": "3",
+    "quote_all_identifiers": "off",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    # A policy that would hide rows is an error.
+    "row_security": "off",
+    "exit_on_error": "off",
+    "jit": "off",
+    "migration.worker": "on",
+}
+# Tables without a schema in the settings are found where the role finds them. Whatever the role's
+# path says, functions, operators and types are PostgreSQL's own, and temporary tables come last.
+_PATH = "pg_catalog.current_setting('search_path')"
+_SEARCH_PATH = (
+    "SELECT pg_catalog.set_config('search_path', pg_catalog.concat("
+    f"CASE WHEN pg_catalog.strpos({_PATH}, 'pg_catalog') OPERATOR(pg_catalog.>) 0"
+    " THEN 'pg_catalog, ' END,"
+    f" CASE WHEN {_PATH} OPERATOR(pg_catalog.<>) '' THEN pg_catalog.concat({_PATH}, ', ') END,"
+    " 'pg_temp'), true)"
+)
+
+
+def settings(
+    connection: Connection,
+    *,
+    statement_timeout_ms: int,
+    lock_timeout_ms: int,
+    idle_timeout_ms: int = 0,
+) -> str:
+    """The statements that set all of it for the rest of the transaction; 0 is no limit."""
+    values = _VALUES | {
+        "statement_timeout": str(int(statement_timeout_ms)),
+        "lock_timeout": str(int(lock_timeout_ms)),
+        "idle_in_transaction_session_timeout": str(int(idle_timeout_ms)),
+    }
+    if _driver(connection).info.server_version >= 170000:
+        values["transaction_timeout"] = "0"
+    return "; ".join(
+        [*(f"SET LOCAL {name} = '{value}'" for name, value in values.items()), _SEARCH_PATH]
+    )
+
+
+def begin(
+    connection: Connection,
+    *,
+    statement_timeout_ms: int,
+    lock_timeout_ms: int,
+    idle_timeout_ms: int = 0,
+    mode: str = "ISOLATION LEVEL READ COMMITTED",
+) -> None:
+    """Settle a transaction that has just begun: its mode comes before its first snapshot.
+
+    Under READ COMMITTED, a statement after a lock sees all that was committed before the lock.
+    """
+    limits = settings(
+        connection,
+        statement_timeout_ms=statement_timeout_ms,
+        lock_timeout_ms=lock_timeout_ms,
+        idle_timeout_ms=idle_timeout_ms,
+    )
+    connection.exec_driver_sql(f"SET TRANSACTION {mode}; {limits}")
+
+
+@contextmanager
+def outside(connection: Connection) -> Iterator[None]:
+    """The same, without limits, for a connection in autocommit; it is closed after the block.
+
+    Behind a pooler the session belongs to other clients too: there, nothing is set.
+    """
+    pid = connection.scalar(text("SELECT pg_catalog.pg_backend_pid()"))
+    if pid != _driver(connection).info.backend_pid:
+        yield
+        return
+    limits = settings(connection, statement_timeout_ms=0, lock_timeout_ms=0)
+    limits = limits.replace("SET LOCAL", "SET").replace("'pg_temp'), true)", "'pg_temp'), false)")
+    connection.exec_driver_sql(f"SET default_transaction_isolation = 'read committed'; {limits}")
+    try:
+        yield
+    finally:
+        connection.invalidate()
+
+
+def blanks(connection: Connection) -> str:
+    """The white space that texts are trimmed of, as far as the server's encoding has it.
+
+    A server without an encoding compares bytes: there, only what is one byte is a letter.
+    """
+    name = _driver(connection).info.parameter_status("server_encoding") or "UTF8"
+    codec = "ascii" if name == "SQL_ASCII" else encodings.get(name, "ascii")
+    return _BLANKS.encode(codec, "ignore").decode(codec)
+
+
+def _driver(connection: Connection) -> Any:
+    return connection.connection.dbapi_connection
