@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from models import keys
+from models import keys, taken
 from models.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote, read_tables
 from models.declared import EARLY_INDEXES, ENUMS, TABLES, declare
 from models.errors import Incompatible
@@ -61,6 +61,8 @@ def declared_for(legacy: Legacy) -> sa.MetaData:
 def check(connection: Connection, legacy: Legacy) -> Target:
     """Check all that exists already; raises Incompatible naming the first column that differs."""
     target = read(connection, legacy)
+    found_tables = {name: target.tables[name] for name in TABLES if name in target.tables}
+    taken.require_plain(connection, target.schema, found_tables)
     _check_enums(connection, target.schema)
     for declared in declared_for(legacy).tables.values():
         found = target.tables.get(declared.name)
@@ -108,9 +110,10 @@ def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]
         # On an adopted table it is built concurrently, in `models.steps.indexes`.
         if name not in target.tables:
             table = metadata.tables[f"{target.schema}.{name}"]
-            index = sa.Index(f"ix_{name}_{column}", table.c[column])
-            connection.execute(CreateIndex(index))
-            added.append(("index", name, index.name or ""))
+            names = taken.index_names(connection, target.schema, 0, f"ix_{name}_{column}", column)
+            free, _ = next(names)
+            connection.execute(CreateIndex(sa.Index(free, table.c[column])))
+            added.append(("index", name, free))
     for role in ("projects", "users"):
         found = target.tables[role]
         missing = [

@@ -11,8 +11,10 @@ import redis
 from kombu.exceptions import OperationalError
 
 from models.messages import Chord, Worker
+from producer import strangers
 from producer.connect import first_line
 from producer.queue import QUEUES, app
+from producer.strangers import Stranger
 
 PING_SECONDS = 1.0
 MOST_CHORDS = 100
@@ -30,6 +32,7 @@ class Broker:
     held: list[tuple[str, int | None]] = field(default_factory=list)
     chords: list[Chord] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
+    strangers: list[Stranger] = field(default_factory=list)
 
     @property
     def word(self) -> str:
@@ -52,6 +55,7 @@ def look() -> Broker:
             held: Any = client.hvals(prefix + channel.unacked_key)
             found.held = [_task_and_batch(value) for value in held]
             found.chords = _chords()
+            found.strangers = strangers.look(client)
             try:
                 client.set(prefix + _PROBE, 1, ex=1)
             except redis.ResponseError as refusal:

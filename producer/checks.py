@@ -18,8 +18,8 @@ import redis
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from models import identity, relations, taken, target
 from models import legacy as legacy_tables
-from models import target
 from models.catalog import quote_name
 from models.database import classify, require_version
 from models.declared import TABLES
@@ -28,6 +28,7 @@ from models.forecast import quarantine_by_reason
 from models.legacy import Legacy
 from models.messages import Check
 from models.settings import Settings
+from models.steps import capture
 from producer import connect, schema
 from producer.probing import ask_all
 
@@ -128,6 +129,7 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
     look("encoding", _encoding)
     look("extensions", _extensions)
     on_legacy("legacy tables", _tables)
+    on_legacy("ledger", lambda connection, legacy: _ledger(connection, settings, legacy))
     on_legacy("privileges", _privileges)
     on_legacy("target tables", _target)
     on_legacy("rows set aside", _forecast)
@@ -187,7 +189,24 @@ def _tables(connection: Connection, legacy: Legacy) -> Check:
         for name, table in vars(legacy).items()
     }
     said = ", ".join(f"about {count:,} {name}" for name, count in rows.items())
-    return _ok(f"{said}; keys {legacy.users.columns['id'].type}")
+    names = ", ".join(table.label for table in vars(legacy).values())
+    return _ok(f"{said}; keys {legacy.users.columns['id'].type}; {names}")
+
+
+def _ledger(connection: Connection, settings: Settings, legacy: Legacy) -> Check:
+    """The schema `migration`, where there is one, is the ledger of these tables."""
+    taken.require_own_schema(connection)
+    capture.require_free_names(connection, legacy)
+    if connection.scalar(text("SELECT to_regprocedure('migration.ledger_id()')")) is None:
+        return _ok("none yet")
+    relations.require_own_ledger(connection, settings)
+    if identity.read(connection) is None:
+        return Check(
+            verdict="warning",
+            found="the copy of another database's",
+            hint="It gets an identity of its own from producer schema upgrade, or enqueue-all.",
+        )
+    return _ok("of these tables")
 
 
 def _privileges(connection: Connection, legacy: Legacy) -> Check:

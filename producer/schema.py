@@ -8,13 +8,13 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, text
 
-from models import audit, legacy, target
+from models import audit, identity, legacy, relations, taken, target
 from models.database import LOCK_TIMEOUT_MS, retry_locks, transaction
 from models.errors import NotAllowed
 from models.ledger import TRY_JSONB
 from models.legacy import Legacy
 from models.settings import Settings
-from models.steps.capture import FUNCTION
+from models.steps import capture
 from models.steps.indexes import record
 from producer import backlog
 
@@ -38,6 +38,8 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     """The same in the caller's transaction, which others who upgrade wait for."""
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
     tables = legacy.read(connection, settings)
+    taken.require_own_schema(connection)
+    capture.require_free_names(connection, tables)
     check_privileges(connection, tables)
     target.check(connection, tables)
     config = Config()
@@ -45,7 +47,11 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
     # Made anew by every upgrade, whatever revision the ledger is at.
-    connection.exec_driver_sql(f"{TRY_JSONB}; {FUNCTION}".replace("%", "%%"))
+    connection.exec_driver_sql(
+        f"{TRY_JSONB}; {capture.FUNCTION}; {identity.FUNCTIONS}".replace("%", "%%")
+    )
+    identity.settle(connection)
+    relations.require_own_ledger(connection, settings)
     backlog.define(connection)
     # Outside Alembic's list of revisions: what the application dropped, or what another
     # legacy table lacks, is missing whatever revision the database says it is at.

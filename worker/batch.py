@@ -17,15 +17,15 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models import claims
+from models import claims, relations
 from models.claims import Claim
 from models.database import as_ours, classify, transaction
-from models.errors import LeaseLost, MigrationError, Misconfigured, Stopped, Transient
-from models.ledger import quarantine, runs
+from models.errors import LeaseLost, MigrationError, Misconfigured, OtherTables, Stopped, Transient
+from models.ledger import quarantine
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
 from models.steps.base import Context, Counts, Step
-from producer import enqueue, poison
+from producer import namespace, poison
 from worker import bisect, settle, stopping
 from worker.watch import Watch
 
@@ -43,6 +43,8 @@ SET LOCAL max_parallel_workers_per_gather = 0
 UNHURRIED = "SET LOCAL synchronous_commit = off"
 # Where the database refuses this many rows and not one of the batch passes, it is not the rows.
 WHOLESALE = 20
+# A worker that sees other tables is not to go through the queue meanwhile.
+STRANGER_SECONDS = 1.0
 log = structlog.get_logger("migration.batch")
 _catalogs: dict[tuple[object, ...], Context] = {}
 
@@ -71,6 +73,12 @@ def run(
     except LeaseLost:
         logger.warning("lease lost")
         return {"outcome": "lost"}
+    except OtherTables as error:
+        logger.warning("batch left to other workers", error=error.message)
+        ended = _give_up(engine, claim, claims.release, error.message)
+        # Soon the reconciler's next round takes this worker from the queues.
+        time.sleep(STRANGER_SECONDS)
+        return ended
     except Stopped as error:
         logger.warning("batch handed back", error=error.message)
         return _give_up(engine, claim, claims.release, error.message)
@@ -179,8 +187,11 @@ def _apply_outside(
 
 def _context(connection: Connection, settings: Settings, claim: Claim) -> Context:
     """The context of a batch. A stage's pages share what the first of them read in the catalog."""
-    run = connection.execute(sa.select(runs).where(runs.c.id == claim.run_id)).one()
-    enqueue.require_same_tables(run, settings)
+    found = relations.read_run(connection, settings, claim.run_id)
+    assert found is not None
+    run, here = found
+    relations.require(run, settings, here)
+    namespace.note(here.ledger_id)
     if claim.scope.keys is not None:
         return Context.read(connection, settings, run, batch_id=claim.batch_id)
     stage = (run.id, claim.stage, run.handed_over)

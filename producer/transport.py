@@ -1,0 +1,73 @@
+"""Kombu's Redis transport with keys of the ledger's: each channel takes the prefix of the moment.
+
+A consumer whose prefix is no longer the process's connects anew; what it had is restored first.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from kombu.transport import TRANSPORT_ALIASES, redis
+
+from producer import namespace
+
+
+class Moved(ConnectionResetError):
+    """The process works for another ledger now than when this connection was made."""
+
+
+class Client(redis.PrefixedStrictRedis):
+    """Kombu's client."""
+
+
+class Channel(redis.Channel):
+    """Kombu's channel with the prefix of the ledger."""
+
+    Prefixed: type[redis.PrefixedStrictRedis] = Client
+    from_transport_options = tuple(
+        name for name in redis.Channel.from_transport_options if name != "global_keyprefix"
+    )
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.global_keyprefix = namespace.prefix()
+        super().__init__(*arguments, **options)
+
+    def _get_client(self) -> Any:
+        super()._get_client()  # type: ignore[misc]  # It refuses redis-py where that is too old.
+        return partial(self.Prefixed, global_keyprefix=self.global_keyprefix)
+
+
+class Poller(redis.MultiChannelPoller):
+    """Kombu's poller; raises Moved where a channel has another prefix than the process."""
+
+    _channels: set[Channel]
+
+    def on_poll_start(self) -> None:
+        now = namespace.known()
+        if any(channel.global_keyprefix != now for channel in self._channels):
+            raise Moved(f"This process works under {now} now")
+        super().on_poll_start()
+
+    def get(self, *arguments: Any, **options: Any) -> Any:
+        # Who waits for messages without an event loop has nobody else who looks: Flower, say.
+        namespace.refresh()
+        return super().get(*arguments, **options)
+
+
+class Transport(redis.Transport):
+    """Kombu's transport with our channel."""
+
+    Channel = Channel
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.cycle = Poller()
+
+
+def use(path: str) -> None:
+    """Let this transport serve Redis addresses.
+
+    By the names of the schemes: for a Unix socket, Celery takes no other than its scheme's.
+    """
+    TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), path))
