@@ -27,7 +27,12 @@ worker_disable_prefetch = True
 
 # After an hour an unacknowledged message comes back. It changes nothing when its batch is done or
 # its lease runs: leases, not messages, decide who works on what.
-broker_transport_options = {"visibility_timeout": 3600, **redis_options()}
+# The prefix of all keys is the ledger's: `producer.transport`, which subscribes without patterns.
+broker_transport_options = {
+    "visibility_timeout": 3600,
+    "fanout_patterns": False,
+    **redis_options(),
+}
 redis_socket_timeout = 30
 redis_socket_connect_timeout = 10
 redis_socket_keepalive = not is_local()

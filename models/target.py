@@ -90,7 +90,7 @@ def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]
     metadata = declared_for(legacy)
     added: list[tuple[str, str, str]] = []
     for name, labels in ENUMS.items():
-        if not _enum_labels(connection, target.schema, name):
+        if _enum_labels(connection, target.schema, name) is None:
             literals = ", ".join(f"'{label}'" for label in labels)
             connection.exec_driver_sql(
                 f"CREATE TYPE {quote(target.schema)}.{name} AS ENUM ({literals})"
@@ -143,24 +143,24 @@ class _RawType(sa.types.UserDefinedType[Any]):
         return self.sql
 
 
-def _enum_labels(connection: Connection, schema: str, name: str) -> list[str]:
-    return list(
-        connection.scalars(
-            sa.text(
-                "SELECT e.enumlabel FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid"
-                " JOIN pg_namespace n ON n.oid = t.typnamespace"
-                " WHERE n.nspname = :schema AND t.typname = :name"
-            ),
-            {"schema": schema, "name": name},
-        )
+def _enum_labels(connection: Connection, schema: str, name: str) -> list[str] | None:
+    """The labels of an enum; None where there is no such type."""
+    found: list[str] | None = connection.scalar(
+        sa.text(
+            "SELECT ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid)"
+            " FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace"
+            " WHERE n.nspname = :schema AND t.typname = :name AND t.typtype = 'e'"
+        ),
+        {"schema": schema, "name": name},
     )
+    return found
 
 
 def _check_enums(connection: Connection, schema: str) -> None:
     for name, labels in ENUMS.items():
         found = _enum_labels(connection, schema, name)
-        absent = [label for label in labels if found and label not in found]
-        if absent:
+        absent = [label for label in labels if found is not None and label not in found]
+        if found is not None and absent:
             raise Incompatible(
                 f"The type {schema}.{name} lacks the label {absent[0]!r};"
                 f" it has {', '.join(found)}",

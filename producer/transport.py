@@ -17,8 +17,27 @@ class Moved(ConnectionResetError):
     """The process works for another ledger now than when this connection was made."""
 
 
+class PubSub(redis.PrefixedRedisPubSub):
+    """Subscribes to topics by their names, none of which is a pattern (`celeryconfig`).
+
+    Redis allows a pattern only where its rules hold the very same one, and the prefix is random.
+    """
+
+    def psubscribe(self, *topics: Any, **handlers: Any) -> Any:
+        """Subscribe by name."""
+        return self.subscribe(*topics, **handlers)
+
+    def punsubscribe(self, *topics: Any) -> Any:
+        """Unsubscribe by name."""
+        return self.unsubscribe(*topics)  # type: ignore[no-untyped-call]
+
+
 class Client(redis.PrefixedStrictRedis):
     """Kombu's client."""
+
+    def pubsub(self, **options: Any) -> PubSub:
+        """Kombu's subscriber, by name."""
+        return PubSub(self.connection_pool, global_keyprefix=self.global_keyprefix, **options)
 
 
 class Channel(redis.Channel):

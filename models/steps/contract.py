@@ -109,7 +109,8 @@ def _free_constraint(connection: Connection, table: int, name: str) -> str:
             text("SELECT conname FROM pg_constraint WHERE conrelid = :table"), {"table": table}
         )
     )
-    return next(n for n in (name, *(f"{name}_{i}" for i in count(1))) if n not in taken)
+    names = (f"{name}_{number}" if number else name for number in count())
+    return next(candidate for candidate in names if candidate not in taken)
 
 
 def _validate(context: Context, reference: Reference) -> None:
