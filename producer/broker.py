@@ -11,7 +11,7 @@ import redis
 from kombu.exceptions import OperationalError
 
 from models.messages import Chord, Worker
-from producer import strangers
+from producer import namespace, strangers
 from producer.connect import first_line
 from producer.queue import QUEUES, app
 from producer.strangers import Stranger
@@ -49,7 +49,7 @@ def look() -> Broker:
             channel: Any = connection.default_channel
             # A client of kombu's prefixes the keys of some commands and not of others.
             client = redis.Redis(connection_pool=channel.client.connection_pool)
-            prefix = channel.global_keyprefix
+            prefix = namespace.known()
             # First what waits and then what is held: a message on its way is seen at least once.
             found.messages = {name: _int(client.llen(prefix + name)) for name in QUEUES}
             held: Any = client.hvals(prefix + channel.unacked_key)

@@ -88,7 +88,7 @@ def read(connection: Connection, settings: Settings) -> bool:
 
 
 def note(ledger_id: str | None, *, is_stranger: bool = False) -> None:
-    """From now on this process works for that ledger; connections of another one are closed."""
+    """From now on this process works for that ledger."""
     global _known
     new = NO_LEDGER if ledger_id is None else of(ledger_id, is_stranger=is_stranger)
     if new != _known:

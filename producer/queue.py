@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery, uuid
-from kombu import pools
 from kombu.exceptions import (  # type: ignore[attr-defined]  # The stubs are older.
     BatchPublishError,
     OperationalError,
@@ -26,11 +25,8 @@ QUEUES = tuple(queue.name for queue in app.conf.task_queues)
 
 
 def _move(prefix: str) -> None:
-    """Close the connections under another prefix; Flower counts queues by the one in `conf`."""
+    """Flower counts queues by itself, with the prefix that it finds here."""
     app.conf.broker_transport_options["global_keyprefix"] = prefix
-    pools.reset()
-    # A closed pool stays closed: the application takes new ones, as it does after a fork.
-    app._pool = app.amqp._producer_pool = None  # type: ignore[attr-defined]
 
 
 namespace.on_change(_move)

@@ -1,11 +1,11 @@
-"""Kombu's Redis transport with keys of the ledger's: each channel takes the prefix of the moment.
+"""Kombu's Redis transport with keys of the ledger's: who publishes takes the prefix of the moment.
 
-A consumer whose prefix is no longer the process's connects anew; what it had is restored first.
+A consumer keeps the prefix that it began with; where that is no longer the process's, it connects
+anew, and what it had is restored first.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis
@@ -52,19 +52,39 @@ class Channel(redis.Channel):
         self.global_keyprefix = namespace.prefix()
         super().__init__(*arguments, **options)
 
+    @property
+    def is_consuming(self) -> bool:
+        """Whether messages may be on their way to it: then its prefix stays."""
+        return bool(self.active_queues or self.active_fanout_queues)
+
+    def basic_consume(self, *arguments: Any, **options: Any) -> Any:
+        """Consume under the prefix of the moment."""
+        self._follow()
+        return super().basic_consume(*arguments, **options)
+
     def _get_client(self) -> Any:
         super()._get_client()  # type: ignore[misc]  # It refuses redis-py where that is too old.
-        return partial(self.Prefixed, global_keyprefix=self.global_keyprefix)
+        return self._make
+
+    def _make(self, **options: Any) -> redis.PrefixedStrictRedis:
+        self._follow()
+        return self.Prefixed(global_keyprefix=self.global_keyprefix, **options)
+
+    def _follow(self) -> None:
+        if not self.is_consuming and self.global_keyprefix != namespace.known():
+            self.global_keyprefix = namespace.known()
+            # Kombu keeps a client for what it consumes.
+            self.__dict__.pop("client", None)
 
 
 class Poller(redis.MultiChannelPoller):
-    """Kombu's poller; raises Moved where a channel has another prefix than the process."""
+    """Kombu's poller; raises Moved where a consumer has another prefix than the process."""
 
     _channels: set[Channel]
 
     def on_poll_start(self) -> None:
         now = namespace.known()
-        if any(channel.global_keyprefix != now for channel in self._channels):
+        if any(c.is_consuming and c.global_keyprefix != now for c in self._channels):
             raise Moved(f"This process works under {now} now")
         super().on_poll_start()
 
