@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import sqlalchemy as sa
-import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from models import identity, relations
-from models.database import classify, transaction
+from models.database import transaction
 from models.errors import MigrationError
 from models.ledger import WORKED_ON, runs
 from models.settings import Settings
@@ -25,7 +25,6 @@ ROOT = "migration:"
 NO_LEDGER = f"{ROOT}no-ledger:"
 _STRANGERS = "-other-tables"
 LOOK_SECONDS = 2.0
-log = structlog.get_logger("migration.namespace")
 
 _known: str | None = None
 _looked = float("-inf")
@@ -59,12 +58,9 @@ def refresh() -> None:
     global _looked
     if time.monotonic() - _looked < LOOK_SECONDS:
         return
-    try:
+    # The reconciler says what is wrong with the database.
+    with suppress(DBAPIError, MigrationError):
         follow(connect.engine(), connect.settings().base)
-    except DBAPIError as failure:
-        log.warning("the ledger cannot be read", error=classify(failure).message)
-    except MigrationError as failure:
-        log.warning("the ledger cannot be read", error=failure.message)
     _looked = time.monotonic()
 
 
