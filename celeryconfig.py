@@ -27,12 +27,12 @@ worker_disable_prefetch = True
 
 # After an hour an unacknowledged message comes back. It changes nothing when its batch is done or
 # its lease runs: leases, not messages, decide who works on what.
+# The prefix of all keys is the ledger's: `producer.transport`, which subscribes without patterns.
 broker_transport_options = {
     "visibility_timeout": 3600,
-    "global_keyprefix": "migration:",
+    "fanout_patterns": False,
     **redis_options(),
 }
-result_backend_transport_options = {"global_keyprefix": "migration:"}
 redis_socket_timeout = 30
 redis_socket_connect_timeout = 10
 redis_socket_keepalive = not is_local()

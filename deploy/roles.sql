@@ -91,7 +91,7 @@ UNION ALL
 SELECT format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s TO migration_worker', c.oid::regclass)
 FROM pg_class c
 WHERE c.relnamespace = 'migration'::regnamespace AND c.relkind = 'r'
-  AND c.relname NOT IN ('audit', 'alembic_version', 'schema_objects')
+  AND c.relname NOT IN ('audit', 'alembic_version', 'ledger', 'schema_objects')
 UNION ALL
 SELECT 'GRANT SELECT ON migration.schema_objects TO migration_worker'
 WHERE to_regclass('migration.schema_objects') IS NOT NULL

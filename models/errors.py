@@ -28,6 +28,10 @@ class Misconfigured(MigrationError):
     exit_status = 2
 
 
+class OtherTables(Misconfigured):
+    """This process sees other tables than the run migrates: leave the run to others."""
+
+
 class Unreachable(MigrationError):
     """A server does not answer or refuses the login. Nothing was changed."""
 

@@ -15,10 +15,10 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from models import keys
+from models import keys, taken
 from models.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote, read_tables
 from models.declared import EARLY_INDEXES, ENUMS, TABLES, declare
-from models.errors import Incompatible
+from models.errors import Incompatible, MigrationError
 from models.legacy import Legacy, key_family
 
 # Columns that the migration leaves to their default, and those for which it may write a null.
@@ -67,8 +67,13 @@ def check(connection: Connection, legacy: Legacy) -> Target:
     return target
 
 
-def examine(connection: Connection, legacy: Legacy, target: Target) -> Iterator[Incompatible]:
-    """Every column, type and key of what exists already that does not fit."""
+def examine(connection: Connection, legacy: Legacy, target: Target) -> Iterator[MigrationError]:
+    """Every name, column, type and key of what exists already that does not fit."""
+    found_tables = {name: target.tables[name] for name in TABLES if name in target.tables}
+    try:
+        taken.require_plain(connection, target.schema, found_tables)
+    except MigrationError as error:
+        yield error
     yield from _check_enums(connection, target.schema)
     for declared in declared_for(legacy).tables.values():
         found = target.tables.get(declared.name)
@@ -110,7 +115,7 @@ def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]
     metadata = declared_for(legacy)
     added: list[tuple[str, str, str]] = []
     for name, labels in ENUMS.items():
-        if not _enum_labels(connection, target.schema, name):
+        if _enum_labels(connection, target.schema, name) is None:
             literals = ", ".join(f"'{label}'" for label in labels)
             connection.exec_driver_sql(
                 f"CREATE TYPE {quote(target.schema)}.{name} AS ENUM ({literals})"
@@ -130,9 +135,10 @@ def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]
         # On an adopted table it is built concurrently, in `models.steps.indexes`.
         if name not in target.tables:
             table = metadata.tables[f"{target.schema}.{name}"]
-            index = sa.Index(f"ix_{name}_{column}", table.c[column])
-            connection.execute(CreateIndex(index))
-            added.append(("index", name, index.name or ""))
+            names = taken.index_names(connection, target.schema, 0, f"ix_{name}_{column}", column)
+            free, _ = next(names)
+            connection.execute(CreateIndex(sa.Index(free, table.c[column])))
+            added.append(("index", name, free))
     for role in ("projects", "users"):
         found = target.tables[role]
         missing = [
@@ -162,24 +168,24 @@ class _RawType(sa.types.UserDefinedType[Any]):
         return self.sql
 
 
-def _enum_labels(connection: Connection, schema: str, name: str) -> list[str]:
-    return list(
-        connection.scalars(
-            sa.text(
-                "SELECT e.enumlabel FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid"
-                " JOIN pg_namespace n ON n.oid = t.typnamespace"
-                " WHERE n.nspname = :schema AND t.typname = :name"
-            ),
-            {"schema": schema, "name": name},
-        )
+def _enum_labels(connection: Connection, schema: str, name: str) -> list[str] | None:
+    """The labels of an enum; None where there is no such type."""
+    found: list[str] | None = connection.scalar(
+        sa.text(
+            "SELECT ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid)"
+            " FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace"
+            " WHERE n.nspname = :schema AND t.typname = :name AND t.typtype = 'e'"
+        ),
+        {"schema": schema, "name": name},
     )
+    return found
 
 
 def _check_enums(connection: Connection, schema: str) -> Iterator[Incompatible]:
     for name, labels in ENUMS.items():
         found = _enum_labels(connection, schema, name)
-        absent = [label for label in labels if found and label not in found]
-        if absent:
+        absent = [label for label in labels if found is not None and label not in found]
+        if found is not None and absent:
             yield Incompatible(
                 f"The type {schema}.{name} lacks the label {absent[0]!r};"
                 f" it has {', '.join(found)}",

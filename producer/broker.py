@@ -11,8 +11,10 @@ import redis
 from kombu.exceptions import OperationalError
 
 from models.messages import Chord, Worker
+from producer import namespace, strangers
 from producer.queue import QUEUES, app
 from producer.refusals import of_redis
+from producer.strangers import Stranger
 
 PING_SECONDS = 1.0
 MOST_CHORDS = 100
@@ -30,6 +32,7 @@ class Broker:
     held: list[tuple[str, int | None]] = field(default_factory=list)
     chords: list[Chord] = field(default_factory=list)
     workers: list[Worker] = field(default_factory=list)
+    strangers: list[Stranger] = field(default_factory=list)
 
     @property
     def word(self) -> str:
@@ -46,12 +49,13 @@ def look() -> Broker:
             channel: Any = connection.default_channel
             # A client of kombu's prefixes the keys of some commands and not of others.
             client = redis.Redis(connection_pool=channel.client.connection_pool)
-            prefix = channel.global_keyprefix
+            prefix = namespace.known()
             # First what waits and then what is held: a message on its way is seen at least once.
             found.messages = {name: _int(client.llen(prefix + name)) for name in QUEUES}
             held: Any = client.hvals(prefix + channel.unacked_key)
             found.held = [_task_and_batch(value) for value in held]
             found.chords = _chords()
+            found.strangers = strangers.look(client)
             try:
                 client.set(prefix + _PROBE, 1, ex=1)
             except redis.ResponseError as refusal:

@@ -21,7 +21,7 @@ import psutil
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models import preflight, sessions
+from models import identity, preflight, relations, sessions, taken
 from models.catalog import quote_name
 from models.database import check_reachable, classify
 from models.errors import MigrationError, Misconfigured
@@ -30,6 +30,7 @@ from models.legacy import Legacy
 from models.messages import Check
 from models.preflight import Preflight
 from models.settings import Settings
+from models.steps import capture
 from producer import obstacle_rows, readiness
 from producer.probing import ask_all
 
@@ -144,6 +145,7 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
     look("extensions", _extensions)
     standing, rows = _standing(engine, settings)
     found += rows
+    on_legacy("ledger", lambda connection, legacy: _ledger(connection, settings, legacy))
     on_legacy("rows set aside", _forecast)
     on_legacy("subscription statuses", _statuses)
     # By name alone: reading more of a table's catalog would wait for the lock itself.
@@ -199,6 +201,22 @@ def _standing(engine: Engine, settings: Settings) -> tuple[Preflight, list[Check
         message = f"could not be read: {classify(failure).message}"
         unread = Check(name="legacy tables", verdict="unknown", found=message)
         return Preflight(None, None, []), [unread]
+
+
+def _ledger(connection: Connection, settings: Settings, legacy: Legacy) -> Check:
+    """The schema `migration`, where there is one, is the ledger of these tables."""
+    taken.require_own_schema(connection)
+    capture.require_free_names(connection, legacy)
+    if connection.scalar(text("SELECT to_regprocedure('migration.ledger_id()')")) is None:
+        return _ok("none yet")
+    relations.require_own_ledger(connection, settings)
+    if identity.read(connection) is None:
+        return Check(
+            verdict="warning",
+            found="the copy of another database's",
+            hint="It gets an identity of its own from producer schema upgrade, or enqueue-all.",
+        )
+    return _ok("of these tables")
 
 
 def _forecast(connection: Connection, legacy: Legacy) -> Check:

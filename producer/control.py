@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
-from models import audit, ledger
+from models import audit, ledger, relations
 from models.claims import MAX_LAPSES
 from models.database import transaction
 from models.errors import Misconfigured, NotAllowed
@@ -38,6 +38,7 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
                 f"Run {run.id} is {run.state}: there is nothing to resume",
                 hint="See: producer status",
             )
+        relations.adopt(connection, run, settings)
         _require_no_other(connection, run.id)
         _resume(connection, run)
         audit.note(connection, "resume", run.id, before={"state": run.state})
@@ -71,7 +72,7 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
     with transaction(engine) as connection:
         run = report.find_run(connection, run_id)
         if is_spent := run.paused_by == budget.PAUSED_BY:
-            enqueue.require_same_tables(run, settings)
+            relations.adopt(connection, run, settings)
             _resume(connection, run)
             audit.note(connection, "retry", run.id, before={"state": run.state})
     if is_spent:
@@ -79,7 +80,7 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
         return str(run.id)
     with transaction(engine) as connection:
         run = _reopen(connection, run_id, "retry")
-        enqueue.require_same_tables(run, settings)
+        relations.adopt(connection, run, settings)
         _reopen_capture(connection, run)
         context = Context.read(connection, settings, run)
         _reopen_failed(connection, run.id)
@@ -100,7 +101,7 @@ def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: s
     """Run the verification or the reconciliation of a finished run again."""
     with transaction(engine) as connection:
         run = _reopen(connection, run_id, stage)
-        enqueue.require_same_tables(run, settings)
+        relations.adopt(connection, run, settings)
         unfinished = connection.scalar(
             sa.select(sa.func.count())
             .select_from(stages)

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from models import relations
 from models.database import classify, transaction
 from models.errors import MigrationError
 from models.ledger import batches
@@ -57,7 +58,8 @@ def _mend(engine: Engine, settings: Settings, before: Ledger, redis: Broker) -> 
     """The reconciler's round without its patience; returns why it stopped, if it did."""
     try:
         # Before anything is touched: the tick would find it out halfway.
-        enqueue.require_same_tables(before.run, settings)
+        with transaction(engine) as connection:
+            relations.require(before.run, settings, relations.read(connection, settings))
         reconciler.tick(engine, settings)
         _publish_lost(engine, before, redis)
         enqueue.advance(engine, settings, before.run.id)

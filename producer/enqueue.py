@@ -14,9 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql import insert
 
-from models import audit, ledger
+from models import audit, ledger, relations
 from models.database import transaction
-from models.errors import Misconfigured, NotAllowed
+from models.errors import NotAllowed
 from models.ledger import batches, differences, move_run, quarantine, runs, stages
 from models.settings import Settings
 from models.steps import (
@@ -28,7 +28,7 @@ from models.steps import (
     stages_before,
 )
 from models.steps.base import Context, Step
-from producer import budget, partition, retried, windows
+from producer import budget, namespace, partition, retried, windows
 from producer.queue import Message, publish_window
 
 # One is worked on while the next one waits, so that nobody waits for the last batch of a window.
@@ -46,6 +46,7 @@ ID_TIME = "%Y%m%d-%H%M%S"
 def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
     """Open a run, or join the one that is open; returns its id and whether it is new."""
     with transaction(engine) as connection:
+        relations.require_own_ledger(connection, settings)
         run_id = _next_id(connection)
         opened = connection.scalar(
             insert(runs)
@@ -54,6 +55,7 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
                 grants={name: str(amount) for name, amount in settings.credit_grants.items()},
                 batch_size=str(settings.batch_size),
                 tables=settings.tables,
+                relations=relations.read(connection, settings).kept,
                 started_at=sa.func.clock_timestamp(),
             )
             .on_conflict_do_nothing()
@@ -134,14 +136,14 @@ def advance(engine: Engine, settings: Settings, run_id: str) -> None:
 
 
 def _advance(connection: Connection, settings: Settings, run_id: str) -> list[list[Message]]:
-    run = connection.execute(
-        sa.select(runs).where(runs.c.id == run_id).with_for_update()
-    ).one_or_none()
-    if run is None or run.state not in ledger.WORKED_ON:
+    found = relations.read_run(connection, settings, run_id, is_locked=True)
+    if found is None or found[0].state not in ledger.WORKED_ON:
         return []
-    require_same_tables(run, settings)
+    run, here = found
+    relations.require(run, settings, here)
     if budget.enforce(connection, settings, run_id):
         return []
+    namespace.note(here.ledger_id)
     is_undo = run.state == "rolling_back"
     of_undo = stages.c.position >= ledger.UNDO_POSITION
     rows = connection.execute(
@@ -190,16 +192,6 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     elif over and not _fail_on_differences(connection, run_id):
         _complete(connection, run_id, was=run.state)
     return opened
-
-
-def require_same_tables(run: Any, settings: Settings) -> None:
-    """Raise Misconfigured for a process that is set to other tables than the run migrates."""
-    if run.tables != settings.tables:
-        raise Misconfigured(
-            f"The tables are set to {', '.join(settings.tables)},"
-            f" but run {run.id} migrates {', '.join(run.tables)}",
-            hint="Set MIGRATION_USERS_TABLE and its sisters as they were when the run was opened.",
-        )
 
 
 def _open_windows(connection: Connection, run_id: str, stage: str) -> int:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.messages import Blocker, Finding, Mended
-from producer import symptoms
+from producer import namespace, symptoms
 from producer.broker import Broker
 from producer.symptoms import Ledger
 
 MOST_NAMED = 5
+# What is said besides, and keeps no run from its end.
+NOTES = ("strangers", "no_ledger")
 AGAIN = "Look again in some seconds: producer doctor"
 
 
@@ -30,9 +32,10 @@ class Seen:
 def of(seen: Seen) -> list[Finding]:
     """The findings, the cause before what follows from it; never none."""
     found = [*_servers(seen), *_run(seen), *_throttled(seen), *_blocked(seen)]
+    found += _strangers(seen)
     if seen.before.is_moving:
         found += [*_workers(seen), *_expired(seen), *_unpublished(seen), *_errors(seen)]
-    if not found:
+    if all(finding.kind in NOTES for finding in found):
         live, waiting = seen.before.of("running"), seen.before.of("pending")
         message = f"Nothing is wrong: {len(live)} batches are being worked on"
         found.append(Finding(kind="working", message=f"{message}, {len(waiting)} wait their turn"))
@@ -57,6 +60,33 @@ def _servers(seen: Seen) -> Iterator[Finding]:
     if seen.trouble:
         message = f"Not everything could be mended. {seen.trouble}"
         yield Finding(kind="not_mended", message=message, hint=AGAIN)
+
+
+def _strangers(seen: Seen) -> Iterator[Finding]:
+    for stranger in seen.redis.strangers[:MOST_NAMED]:
+        workers = ", ".join(stranger.workers[:MOST_NAMED])
+        if namespace.is_strangers(stranger.prefix):
+            yield Finding(
+                kind="other_tables",
+                message=f"Workers take no messages, since they see other tables than the run"
+                f" migrates: {workers or 'gone since'}",
+                hint="Give them the tables' names, the DATABASE_URL and the role, with their"
+                " search_path, that the run was opened with.",
+            )
+        elif stranger.prefix == namespace.NO_LEDGER:
+            yield Finding(
+                kind="no_ledger",
+                message=f"Workers on this Redis take no messages, since their database holds no"
+                f" ledger: {workers or 'gone since'}",
+                hint="Where they are to work on this run: check their DATABASE_URL.",
+            )
+        else:
+            yield Finding(
+                kind="strangers",
+                message=f"Another ledger uses this Redis too, under {stranger.prefix}:"
+                f" {stranger.messages} messages, workers: {workers or 'none'}. Neither touches the"
+                " other's",
+            )
 
 
 def _run(seen: Seen) -> Iterator[Finding]:

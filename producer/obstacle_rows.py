@@ -96,7 +96,8 @@ def _legacy(connection: Connection, found: Preflight) -> str:
         f"about {partition.estimate(connection, table):,} {name}"
         for name, table in vars(found.legacy).items()
     )
-    return f"{counted}; keys {found.legacy.users.columns['id'].type}"
+    names = ", ".join(table.label for table in vars(found.legacy).values())
+    return f"{counted}; keys {found.legacy.users.columns['id'].type}; {names}"
 
 
 def _target(found: Preflight) -> str:

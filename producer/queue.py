@@ -13,13 +13,23 @@ from kombu.exceptions import (  # type: ignore[attr-defined]  # The stubs are ol
 )
 
 from models.steps import RECONCILIATION, VERIFICATION, by_name
+from producer import namespace, transport
 
 ADVANCE = "migration.advance"
 MESSAGES_A_FLUSH = 500
 
 app = Celery("migration")
 app.config_from_object("celeryconfig")
+transport.use("producer.transport:Transport")
 QUEUES = tuple(queue.name for queue in app.conf.task_queues)
+
+
+def _move(prefix: str) -> None:
+    """Flower counts queues by itself, with the prefix that it finds here."""
+    app.conf.broker_transport_options["global_keyprefix"] = prefix
+
+
+namespace.on_change(_move)
 
 
 @dataclass(frozen=True)

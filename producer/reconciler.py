@@ -20,7 +20,6 @@ from models.claims import is_expired, lapses_too_often
 from models.database import classify, transaction
 from models.errors import MigrationError
 from models.ledger import (
-    SCHEMA,
     WORKED_ON,
     batches,
     move_batches,
@@ -29,7 +28,7 @@ from models.ledger import (
     throttled_by,
 )
 from models.settings import Settings
-from producer import enqueue, poison
+from producer import enqueue, namespace, poison
 from producer.queue import QUEUES, Message, app, publish_again
 
 TICK_SECONDS = 3.0
@@ -51,9 +50,13 @@ class Reconciler(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
+        said = ""
         while not self._over.wait(TICK_SECONDS):
             try:
                 tick(self._engine, self._settings)
+                if said != namespace.known():
+                    said = namespace.known()
+                    _say(said)
             except DBAPIError as failure:
                 log.warning("reconciler waits", error=classify(failure).message)
             except MigrationError as failure:
@@ -68,11 +71,23 @@ class Reconciler(threading.Thread):
         self._over.set()
 
 
+def _say(prefix: str) -> None:
+    """Once for each ledger: for which one this worker takes messages, or why it takes none."""
+    if prefix == namespace.NO_LEDGER:
+        why = "the database holds no ledger of its own; producer schema upgrade makes it"
+        log.warning("takes no messages", why=why)
+    elif namespace.is_strangers(prefix):
+        why = "its tables are set to, or resolve to, other tables than the open run migrates"
+        log.warning("takes no messages", why=why)
+    else:
+        log.info("takes messages", prefix=prefix)
+
+
 def tick(engine: Engine, settings: Settings) -> int:
     """One round over the open runs; returns how many batches it published again."""
     with transaction(engine) as connection:
         # Workers may be there before the first run, and so before the ledger.
-        if not connection.scalar(sa.select(sa.func.to_regclass(f"{SCHEMA}.runs"))):
+        if not namespace.read(connection, settings):
             return 0
         if not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK))):
             return 0

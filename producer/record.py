@@ -22,6 +22,7 @@ from models.database import transaction
 from models.errors import MigrationError
 from models.ledger import audit, batches, quarantine, recoveries, runs, stages
 from models.messages import RunReport
+from models.relations import labels
 from models.settings import Settings
 from producer import report
 
@@ -143,7 +144,7 @@ def read(engine: Engine, settings: Settings, run_id: str | None) -> Record:
             settings={
                 "rows a batch": run.batch_size,
                 "credit grants": ", ".join(f"{k}={v}" for k, v in sorted(run.grants.items())),
-                "legacy tables": ", ".join(run.tables),
+                "legacy tables": labels(run.relations) if run.relations else ", ".join(run.tables),
                 "throttle": _limits(settings),
             },
         )

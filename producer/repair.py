@@ -8,14 +8,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from models import audit, ledger
+from models import audit, ledger, relations
 from models.database import transaction
 from models.errors import Misconfigured, NotAllowed
 from models.ledger import runs
 from models.repairs import REPAIRS, Change, left_alone
 from models.settings import Settings
 from models.steps.base import Context, Scope
-from producer import enqueue, partition, report
+from producer import partition, report
 
 PAGE_ROWS = 2_000
 # So many changes are shown; all of them are counted, and those of balances stand in the audit.
@@ -37,7 +37,7 @@ def run(
     """
     with transaction(engine) as connection:
         last = report.find_run(connection, None)
-        enqueue.require_same_tables(last, settings)
+        relations.adopt(connection, last, settings)
         if last.state in (*ledger.OPEN_STATES, "rolling_back"):
             raise NotAllowed(
                 f"Run {last.id} is {last.state}: a repair would be in its way",

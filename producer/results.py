@@ -6,13 +6,20 @@ from typing import Any
 
 from celery.backends.redis import RedisBackend
 
+from producer import namespace
+
 
 class ChordBackend(RedisBackend):
-    """Does not subscribe to the result of every message that it publishes.
+    """Keys of the ledger's, and no subscription to the result of every message that it publishes.
 
     Celery's own backend does, once a header task: 10,000 SUBSCRIBEs and 54 MB for a chord of
     10,000, and a traceback from `__del__` when the process ends before the chord.
     """
+
+    def _get_key_for(self, prefix: bytes, id: str, key: str = "") -> bytes:
+        root: bytes = self.key_t(namespace.prefix())
+        rest: bytes = super()._get_key_for(prefix, id, key)  # type: ignore[misc]
+        return root + rest
 
     def add_pending_result(self, result: Any, *_: Any, **__: Any) -> Any:
         return result

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from models import audit, ledger
+from models import audit, ledger, relations
 from models.database import transaction
 from models.errors import NotAllowed
 from models.ledger import batches, before_images, conflicts, move_batches, move_run, runs, stages
@@ -69,7 +69,7 @@ def start(engine: Engine, settings: Settings, run_id: str | None, *, force: bool
             run_id = next((run.id for run in _targets(connection, force)), None)
         run = report.find_run(connection, run_id)
         _require_allowed(connection, run, force)
-        enqueue.require_same_tables(run, settings)
+        relations.adopt(connection, run, settings)
         audit.note(
             connection,
             "rollback",

@@ -9,12 +9,12 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from models import audit, legacy, preflight, target
+from models import audit, identity, legacy, preflight, relations, taken, target
 from models.database import LOCK_TIMEOUT_MS, retry_locks, transaction
 from models.ledger import TRY_JSONB
 from models.legacy import Legacy
 from models.settings import Settings
-from models.steps.capture import FUNCTION
+from models.steps import capture
 from models.steps.indexes import record
 from producer import backlog
 
@@ -40,11 +40,17 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     found = preflight.examine(connection, settings, reads_values=False)
     preflight.refuse(connection, found.fatal)
     tables = legacy.read(connection, settings)
+    taken.require_own_schema(connection)
+    capture.require_free_names(connection, tables)
     config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
     # Made anew by every upgrade, whatever revision the ledger is at.
-    connection.exec_driver_sql(f"{TRY_JSONB}; {FUNCTION}".replace("%", "%%"))
+    connection.exec_driver_sql(
+        f"{TRY_JSONB}; {capture.FUNCTION}; {identity.FUNCTIONS}".replace("%", "%%")
+    )
+    identity.settle(connection)
+    relations.require_own_ledger(connection, settings)
     backlog.define(connection)
     # Outside Alembic's list of revisions: what the application dropped, or what another
     # legacy table lacks, is missing whatever revision the database says it is at.

@@ -49,6 +49,7 @@ def pick(connection: Connection, legacy: Legacy) -> Rows:
     for table, column in ((legacy.subscriptions, "gpt_id"), (legacy.projects, "active_gpt_id")):
         queries += _owner_kinds(connection, table, column)
     sample = _sample(connection, legacy.users)
+    parameters = {"blanks": blanks(connection)}
     found = [
         list(
             connection.scalars(

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from models import claims
+from models import claims, identity
 from models import database as databases
 from models.claims import Claim
 from models.ledger import OPEN_STATES, batches, quarantine, runs
@@ -37,7 +37,10 @@ class Place:
         # Nothing here outlives its process.
         self.engine = databases.create(f"{url}&options=-csynchronous_commit%3Doff")
         self.settings, self._before = settings, before
-        with self.engine.connect() as connection:
+        with self.engine.begin() as connection:
+            # It is a copy of a template: the ledger has the identity of that.
+            if connection.scalar(sa.text("SELECT to_regproc('migration.ledger_id')")):
+                identity.settle(connection)
             waiting = connection.execute(
                 sa.select(batches.c.run_id, batches.c.id, batches.c.stage, batches.c.step)
                 .where(batches.c.state == "pending", batches.c.published_at.is_not(None))

@@ -14,10 +14,9 @@ from celery.signals import (
     worker_ready,
     worker_shutdown,
 )
-from kombu.transport import TRANSPORT_ALIASES
 
 from models.settings import unknown
-from producer import connect, logs, tracing
+from producer import connect, logs, tracing, transport
 from producer.queue import app
 from producer.reconciler import Reconciler
 from worker import flower
@@ -25,8 +24,8 @@ from worker import flower
 __all__ = ["app"]
 
 app.conf.imports = ("worker.tasks",)
-# By the names of the schemes: for a Unix socket, Celery takes no other transport than its scheme's.
-TRANSPORT_ALIASES |= dict.fromkeys(("redis", "rediss"), "worker.gate:Transport")
+app.conf.worker_consumer = "worker.consumer:Consumer"
+transport.use("worker.gate:Transport")
 
 logs.install()
 for line in unknown():

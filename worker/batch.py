@@ -13,20 +13,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
-import sqlalchemy as sa
 import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models import claims, sessions
+from models import claims, relations, sessions
 from models.claims import Claim
 from models.database import as_ours, classify, transaction
-from models.errors import LeaseLost, MigrationError, Stopped, Transient
-from models.ledger import runs
+from models.errors import LeaseLost, MigrationError, OtherTables, Stopped, Transient
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name
 from models.steps.base import Context, Counts, Step
-from producer import budget, enqueue, poison
+from producer import budget, namespace, poison
 from worker import bisect, settle, stopping
 from worker.watch import Watch
 
@@ -42,6 +40,8 @@ SET LOCAL max_parallel_workers_per_gather = 0
 # Nobody waits for the disk: a crash of the server loses the last commits whole, rows and ledger
 # alike, and what is lost is claimed again. Closing a stage waits, and so for all that is before it.
 UNHURRIED = "SET LOCAL synchronous_commit = off"
+# A worker that sees other tables is not to go through the queue meanwhile.
+STRANGER_SECONDS = 1.0
 log = structlog.get_logger("migration.batch")
 _catalogs: dict[tuple[object, ...], Context] = {}
 
@@ -70,6 +70,12 @@ def run(
     except LeaseLost:
         logger.warning("lease lost")
         return {"outcome": "lost"}
+    except OtherTables as error:
+        logger.warning("batch left to other workers", error=error.message)
+        ended = _give_up(engine, claim, claims.release, error.message)
+        # Soon the reconciler's next round takes this worker from the queues.
+        time.sleep(STRANGER_SECONDS)
+        return ended
     except Stopped as error:
         logger.warning("batch handed back", error=error.message)
         return _give_up(engine, claim, claims.release, error.message)
@@ -169,8 +175,11 @@ def _apply_outside(
 
 def _context(connection: Connection, settings: Settings, claim: Claim) -> Context:
     """The context of a batch. A stage's pages share what the first of them read in the catalog."""
-    run = connection.execute(sa.select(runs).where(runs.c.id == claim.run_id)).one()
-    enqueue.require_same_tables(run, settings)
+    found = relations.read_run(connection, settings, claim.run_id)
+    assert found is not None
+    run, here = found
+    relations.require(run, settings, here)
+    namespace.note(here.ledger_id)
     if claim.scope.keys is not None:
         return Context.read(connection, settings, run, batch_id=claim.batch_id)
     stage = (run.id, claim.stage, run.handed_over)

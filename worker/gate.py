@@ -8,13 +8,13 @@ stop workers by remote control: that is the boundary.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import structlog
 from kombu.transport import redis
 from kombu.utils.encoding import bytes_to_str
 
+from producer import transport
 from producer.queue import QUEUES
 from worker.envelope import Refused, admit
 
@@ -37,7 +37,7 @@ def check(queue: str, item: bytes) -> bytes:
     return _NOTHING
 
 
-class Client(redis.PrefixedStrictRedis):
+class Client(transport.Client):
     """Reads the items of task queues through the gate; replies of remote control pass by."""
 
     def parse_response(self, connection: Any, command_name: str, **options: Any) -> Any:
@@ -50,15 +50,13 @@ class Client(redis.PrefixedStrictRedis):
         return (key, check(queue, item)) if queue in QUEUES else answer
 
 
-class Channel(redis.Channel):
+class Channel(transport.Channel):
     """Kombu's channel with our client."""
 
-    def _get_client(self) -> Any:
-        super()._get_client()  # type: ignore[misc]  # It refuses redis-py where that is too old.
-        return partial(Client, global_keyprefix=self.global_keyprefix)
+    Prefixed = Client
 
 
-class Transport(redis.Transport):
+class Transport(transport.Transport):
     """Kombu's transport with our channel; drops what stands for a refused item."""
 
     Channel = Channel

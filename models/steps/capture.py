@@ -12,7 +12,8 @@ from sqlalchemy import Connection, text
 
 from models.catalog import INTEGER_TYPES, Table, quote
 from models.database import LOCK_TIMEOUT_MS
-from models.errors import Misconfigured
+from models.errors import Incompatible, Misconfigured
+from models.legacy import Legacy
 from models.steps.base import Context, Counts, Scope, Step
 
 # What a target row is made from. A change of anything else is of no concern.
@@ -29,6 +30,11 @@ _TRIGGERS = {
 }
 # The migration's own writes are none of the application's.
 _NOT_OURS = "current_setting('migration.worker', true) IS DISTINCT FROM 'on'"
+
+_IS_OURS = (
+    "EXISTS (SELECT FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace"
+    " WHERE p.oid = tgfoid AND n.nspname = 'migration' AND p.proname = 'capture')"
+)
 
 # A trigger must never make the application's own write fail: whatever goes wrong in here is left
 # to the verification. Runs as its owner, since the application knows nothing of the schema.
@@ -86,6 +92,7 @@ class Capture(Step):
         for entity in scope.keys or ():
             table = _table(context, entity)
             if not _has_triggers(context.connection, table):
+                require_free_names(context.connection, context.legacy)
                 _alter(context.connection, _create(entity, table))
         return {}
 
@@ -135,11 +142,28 @@ def _has_triggers(connection: Connection, table: Table) -> bool:
     found = connection.scalar(
         text(
             "SELECT count(*) FROM pg_trigger WHERE tgrelid = :oid AND tgenabled <> 'D'"
-            " AND tgname = ANY(:names)"
+            f" AND tgname = ANY(:names) AND {_IS_OURS}"
         ),
         {"oid": table.oid, "names": list(_TRIGGERS)},
     )
     return bool(found == len(_TRIGGERS))
+
+
+def require_free_names(connection: Connection, legacy: Legacy) -> None:
+    """Raise Incompatible where a trigger of somebody else has the name of one of ours."""
+    for table in (legacy.users, legacy.subscriptions, legacy.projects):
+        taken = connection.scalar(
+            text(
+                "SELECT min(tgname) FROM pg_trigger WHERE tgrelid = :oid"
+                f" AND tgname = ANY(:names) AND NOT {_IS_OURS}"
+            ),
+            {"oid": table.oid, "names": list(_TRIGGERS)},
+        )
+        if taken:
+            raise Incompatible(
+                f"The trigger {taken} on {table.label} is not the migration's",
+                hint="Rename it. Nothing was changed.",
+            )
 
 
 def _create(entity: str, table: Table) -> list[str]:

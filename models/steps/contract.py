@@ -7,6 +7,8 @@ hangs on a row that the application deletes, and the second half finds nothing l
 
 from __future__ import annotations
 
+from itertools import count
+
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -14,7 +16,7 @@ from models.catalog import quote
 from models.database import sqlstate
 from models.declared import REFERENCES, TABLES, USER_DEFAULTS, Reference
 from models.steps.base import Context, Counts, Scope, Step
-from models.steps.indexes import HELPER_INDEXES, alter, drop_concurrently, is_ours, record
+from models.steps.indexes import HELPER_INDEXES, alter, drop_helpers, is_ours, record
 
 _REST = "not null and the rest"
 _CHECK_VIOLATION = "23514"
@@ -68,9 +70,8 @@ class Contract(Step):
 
 
 def _drop_helper_indexes(context: Context) -> None:
-    for name, index in HELPER_INDEXES.items():
-        if is_ours(context.connection, "helper_index", name, index):
-            drop_concurrently(context.connection, getattr(context.legacy, name).schema, index)
+    for name in HELPER_INDEXES:
+        drop_helpers(context.connection, name, getattr(context.legacy, name).schema)
 
 
 def allow_autovacuum(context: Context) -> None:
@@ -90,7 +91,7 @@ def _add_key(context: Context, reference: Reference) -> None:
     added_here = is_ours(connection, "column", reference.table, reference.column)
     if not (made_here or added_here):
         return
-    name = f"fk_{reference.table}_{reference.column}"
+    name = _free_constraint(connection, table.oid, f"fk_{reference.table}_{reference.column}")
     record(connection, "constraint", reference.table, name)
     alter(
         connection,
@@ -99,6 +100,17 @@ def _add_key(context: Context, reference: Reference) -> None:
         f" REFERENCES {context.target.table(reference.refers_to).sql} (id)"
         f" ON DELETE {reference.on_delete} NOT VALID",
     )
+
+
+def _free_constraint(connection: Connection, table: int, name: str) -> str:
+    """The name, or one like it where the table has another constraint under that."""
+    taken = set(
+        connection.scalars(
+            text("SELECT conname FROM pg_constraint WHERE conrelid = :table"), {"table": table}
+        )
+    )
+    names = (f"{name}_{number}" if number else name for number in count())
+    return next(candidate for candidate in names if candidate not in taken)
 
 
 def _validate(context: Context, reference: Reference) -> None:
@@ -154,12 +166,17 @@ def _require_values(context: Context) -> None:
     )
     nullable = [name for name in USER_DEFAULTS if not users.columns[name].not_null]
     if nullable and not any_set_aside:
-        _set_not_null(connection, users.sql, nullable)
+        _set_not_null(connection, users.oid, users.sql, nullable)
 
 
-def _set_not_null(connection: Connection, table: str, columns: list[str]) -> None:
+def _set_not_null(connection: Connection, oid: int, table: str, columns: list[str]) -> None:
     """With a validated CHECK in place, SET NOT NULL needs no scan under its lock (PG 12 on)."""
-    check = quote("migration_not_null")
+    # What an interruption left goes; a constraint of somebody else's with that name stays.
+    name = "migration_not_null"
+    if not is_ours(connection, "constraint", "users", name):
+        name = _free_constraint(connection, oid, name)
+        record(connection, "constraint", "users", name)
+    check = quote(name)
     condition = " AND ".join(f"{quote(name)} IS NOT NULL" for name in columns)
     drop = f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}"
     alter(connection, drop)
@@ -172,8 +189,8 @@ def _set_not_null(connection: Connection, table: str, columns: list[str]) -> Non
         # A row that came after the pages were cut, without these columns: the next run takes it.
         alter(connection, drop)
         return
-    for name in columns:
-        record(connection, "not_null", "users", name)
+    for column in columns:
+        record(connection, "not_null", "users", column)
     clauses = ", ".join(f"ALTER COLUMN {quote(name)} SET NOT NULL" for name in columns)
     alter(connection, f"ALTER TABLE {table} {clauses}")
     alter(connection, drop)

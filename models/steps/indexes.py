@@ -11,6 +11,7 @@ from models.catalog import Table, quote
 from models.database import LOCK_TIMEOUT_MS, retry_locks
 from models.declared import EARLY_INDEXES, REFERENCES
 from models.steps.base import Context, Counts, Scope, Step
+from models.taken import index_names
 
 # By the legacy table: a user's rows are looked up in every batch, or in every change.
 HELPER_INDEXES = {
@@ -41,6 +42,19 @@ def is_ours(connection: Connection, kind: str, table: str, name: str) -> bool:
     return bool(found)
 
 
+def ours(connection: Connection, kind: str, table: str) -> list[str]:
+    """The objects of that kind that the migration added to the table, by name."""
+    return list(
+        connection.scalars(
+            text(
+                "SELECT name FROM migration.schema_objects"
+                " WHERE kind = :kind AND table_name = :table_name ORDER BY name"
+            ),
+            {"kind": kind, "table_name": table},
+        )
+    )
+
+
 def alter(connection: Connection, statement: str) -> None:
     """Run one ALTER or plain CREATE INDEX with a short lock timeout, until it gets its lock.
 
@@ -52,14 +66,33 @@ def alter(connection: Connection, statement: str) -> None:
     retry_locks(lambda: connection.exec_driver_sql(f"{limits}; {statement}"))
 
 
-def build_concurrently(connection: Connection, table: Table, name: str, column: str) -> None:
-    """Build an index without blocking writes; what an interruption left invalid goes first."""
-    if any(index.name == name and not index.valid for index in table.indexes):
-        drop_concurrently(connection, table.schema, name)
-    connection.exec_driver_sql(
-        f"CREATE INDEX {_concurrently(connection)} IF NOT EXISTS {quote(name)}"
-        f" ON {table.sql} ({quote(column)})"
-    )
+def build(
+    connection: Connection, table: Table, record_as: tuple[str, str], name: str, column: str
+) -> None:
+    """Build an index on the column under the name, or under another where somebody has that.
+
+    Without blocking writes, but for a table that the migration made; what an interruption left
+    invalid goes first.
+    """
+    kind, label = record_as
+    for free, is_invalid in index_names(connection, table.schema, table.oid, name, column):
+        if is_invalid and not is_ours(connection, kind, label, free):
+            continue
+        record(connection, kind, label, free)
+        if is_invalid:
+            drop_concurrently(connection, table.schema, free)
+        target = f"IF NOT EXISTS {quote(free)} ON {table.sql} ({quote(column)})"
+        if is_ours(connection, "table", label, label):
+            alter(connection, f"CREATE INDEX {target}")
+        else:
+            connection.exec_driver_sql(f"CREATE INDEX {_concurrently(connection)} {target}")
+        return
+
+
+def drop_helpers(connection: Connection, name: str, schema: str) -> None:
+    """Drop the helper indexes that the migration built on this legacy table."""
+    for index in ours(connection, "helper_index", name):
+        drop_concurrently(connection, schema, index)
 
 
 def drop_concurrently(connection: Connection, schema: str, name: str) -> None:
@@ -95,14 +128,12 @@ class EarlyIndexes(Step):
         connection = context.connection
         (name,) = scope.keys or ()
         if name in HELPER_INDEXES:
-            record(connection, "helper_index", name, HELPER_INDEXES[name])
             table = getattr(context.legacy, name)
-            build_concurrently(connection, table, HELPER_INDEXES[name], "user_id")
+            build(connection, table, ("helper_index", name), HELPER_INDEXES[name], "user_id")
         else:
             column = dict(EARLY_INDEXES)[name]
-            record(connection, "index", name, f"ix_{name}_{column}")
             table = context.target.table(name)
-            build_concurrently(connection, table, f"ix_{name}_{column}", column)
+            build(connection, table, ("index", name), f"ix_{name}_{column}", column)
         return {"indexes": 1}
 
 
@@ -125,15 +156,7 @@ class TargetIndexes(Step):
         for column in [r.column for r in REFERENCES if r.table == name]:
             if table.has_index_on(column):
                 continue
-            index = f"ix_{name}_{column}"
-            record(connection, "index", name, index)
-            if is_ours(connection, "table", name, name):
-                alter(
-                    connection,
-                    f"CREATE INDEX IF NOT EXISTS {quote(index)} ON {table.sql} ({quote(column)})",
-                )
-            else:
-                build_concurrently(connection, table, index, column)
+            build(connection, table, ("index", name), f"ix_{name}_{column}", column)
             built += 1
         # Of the keys only, and a small sample: more costs as much as an index. The server does the
         # rest soon, since this does not count for it as an ANALYZE.

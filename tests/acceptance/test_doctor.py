@@ -22,8 +22,6 @@ from tests.conftest import address
 from tests.wait import until
 from worker import batch
 
-QUEUE = "migration:migration."
-
 
 @pytest.fixture
 def opened(product: Product) -> Product:
@@ -110,14 +108,14 @@ def test_a_paused_run_waits_for_resume(opened: Product) -> None:
 def test_lost_messages_are_published_again_once(opened: Product, redis_url: str) -> None:
     work_until_users(opened)
     with closing(redis.Redis.from_url(redis_url)) as client:
-        lost = client.llen(f"{QUEUE}users")
-        client.delete(f"{QUEUE}users")
+        lost = client.llen(f"{opened.prefix}migration.users")
+        client.delete(f"{opened.prefix}migration.users")
         found = examined(opened)
         assert "published again" in said(found, "lost_messages")
         (mended,) = found["mended"]
         assert (mended["kind"], len(mended["batches"])) == ("published_again", lost)
         assert kinds(examined(opened)) == ["no_worker"]
-        assert client.llen(f"{QUEUE}users") == lost
+        assert client.llen(f"{opened.prefix}migration.users") == lost
     ends_well(opened)
 
 
@@ -167,7 +165,7 @@ def test_batches_that_were_never_published_are(opened: Product, redis_url: str) 
     work_until_users(opened)
     change(opened, "UPDATE migration.batches SET published_at = NULL WHERE stage = 'users'")
     with closing(redis.Redis.from_url(redis_url)) as client:
-        client.delete(f"{QUEUE}users")
+        client.delete(f"{opened.prefix}migration.users")
     found = examined(opened)
     assert [mended["kind"] for mended in found["mended"]] == ["published"]
     assert "unpublished" in kinds(found)
@@ -177,7 +175,7 @@ def test_batches_that_were_never_published_are(opened: Product, redis_url: str) 
 def test_settings_of_another_run_mend_nothing(opened: Product, redis_url: str) -> None:
     change(opened, "CREATE TABLE others (LIKE users INCLUDING ALL)")
     with closing(redis.Redis.from_url(redis_url)) as client:
-        client.delete(f"{QUEUE}control")
+        client.delete(f"{opened.prefix}migration.control")
     found = examined(opened, MIGRATION_USERS_TABLE="others")
     assert "others" in said(found, "not_mended")
     assert found["mended"] == []

@@ -22,7 +22,6 @@ from tests.acceptance.test_main_job import NAMES, USERS, assert_right
 from tests.wait import until
 
 DURING, AFTERWARDS, HUGE = 5_000, 5_000, 5
-KEYS = [f"migration:{name}" for name in genuine.QUEUES]
 # Kombu keeps a list for each of four priorities.
 PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 
@@ -30,27 +29,30 @@ PRIORITIES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 class Server:
     """The broker as somebody with a Redis client sees it."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self.client = client
+    def __init__(self, client: redis.Redis, product: Product) -> None:
+        self.client, self.product = client, product
 
     def push(self, random: Random, messages: list[tuple[str, bytes]]) -> None:
         """Push at random onto either end of the queues' lists, of any priority."""
+        prefix = self.product.prefix
         pipe = self.client.pipeline(transaction=False)
         for queue, item in messages:
-            key = f"migration:{queue}{random.choice(PRIORITIES)}"
+            key = f"{prefix}{queue}{random.choice(PRIORITIES)}"
             (pipe.lpush if random.random() < 0.5 else pipe.rpush)(key, item)
         pipe.execute()
 
     def is_empty(self) -> bool:
         """Whether nothing waits and nothing is unacknowledged."""
-        lists = sum(self.client.llen(key + priority) for key in KEYS for priority in PRIORITIES)
-        return not lists and not self.client.exists("migration:unacked", "migration:unacked_index")
+        prefix = self.product.prefix
+        keys = [prefix + name for name in genuine.QUEUES]
+        lists = sum(self.client.llen(key + priority) for key in keys for priority in PRIORITIES)
+        return not lists and not self.client.exists(f"{prefix}unacked", f"{prefix}unacked_index")
 
 
 @pytest.fixture
 def server(product: Product) -> Iterator[Server]:
     with closing(redis.Redis.from_url(product.environment["REDIS_URL"])) as client:
-        yield Server(client)
+        yield Server(client, product)
 
 
 def bad(random: Random, count: int) -> tuple[list[tuple[str, bytes]], Counter[str]]:

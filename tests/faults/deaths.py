@@ -78,7 +78,7 @@ def comes_back_late(site: Site) -> float:
     site.workers[0].is_wanted = False
     site.enqueue()
     struck = site.struck()
-    index = "migration:unacked_index"
+    index = f"{site.prefix}unacked_index"
     for tag in site.redis.zrange(index, 0, -1):
         site.redis.zadd(index, {tag: struck - 7200}, xx=True)
     site.workers[0].is_wanted = True

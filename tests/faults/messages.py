@@ -80,7 +80,7 @@ def dropped(site: Site) -> float:
 def _take(site: Site) -> tuple[str, str]:
     """The next message that comes by, and its queue."""
     names = ("users", "projects", "verify", "credits", "control")
-    found = site.redis.brpop([f"migration:migration.{name}" for name in names], timeout=10)
+    found = site.redis.brpop([f"{site.prefix}migration.{name}" for name in names], timeout=10)
     if not found:
         raise NotInjected("no message came by")
     return found[0], found[1]
@@ -106,7 +106,7 @@ def results_expired(site: Site) -> None:
 
 
 def _delete(site: Site, pattern: str) -> None:
-    for name in site.redis.keys(f"migration:{pattern}"):
+    for name in site.redis.keys(f"{site.prefix}{pattern}"):
         site.redis.pexpire(name, 1)
 
 

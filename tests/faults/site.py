@@ -23,7 +23,7 @@ from tests import wait
 from tests.faults.world import Lane, NotInjected, Stopped
 
 BATCH_SIZE, CHILDREN = 30, 2
-QUEUES = "migration:migration.*"
+QUEUES = "migration:*:migration.*"
 PATIENCE_SECONDS = 60.0
 
 
@@ -60,6 +60,11 @@ class Site:
     proofs: list[tuple[str, Callable[[], object]]] = field(default_factory=list)
     engine: Engine = field(init=False)
     redis: redis.Redis = field(init=False)
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of the ledger's keys in Redis."""
+        return f"migration:{self.scalar('SELECT id FROM migration.ledger')}:"
 
     def __enter__(self) -> Site:
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -10,6 +10,7 @@ from contextlib import closing
 import redis
 
 from producer.local import directories
+from producer.namespace import NO_LEDGER
 from tests.conftest import address
 from worker.envelope import admit
 
@@ -31,7 +32,7 @@ def test_a_window_is_one_chord_in_few_round_trips(
         assert ended.returncode == 0, ended.stderr
         # A flush is larger than one read of the server; a message each would be one read and more.
         assert client.info("stats")["total_reads_processed"] - before < MESSAGES / 4
-        items = client.lrange("migration:migration.users", 0, -1)
+        items = client.lrange(f"{NO_LEDGER}migration.users", 0, -1)
         assert len(items) == MESSAGES
         headers = [json.loads(item)["headers"] for item in items]
         assert len({header["id"] for header in headers}) == MESSAGES

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from kombu import Connection
 from structlog.testing import capture_logs
 
+from producer.namespace import NO_LEDGER
 from tests import forgeries
 from tests.forgeries import KINDS, PERSONAL, Kind
 from tests.genuine import QUEUES, callback, encoded, real
@@ -71,7 +72,7 @@ def test_every_message_of_the_product_passes_unchanged(
     found, came_back = 0, 0
     with closing(redis.Redis.from_url(redis_url)) as client:
         for queue in QUEUES:
-            for item in client.lrange(f"migration:{queue}", 0, -1):
+            for item in client.lrange(f"{NO_LEDGER}{queue}", 0, -1):
                 assert plain(admit(queue, item)) == plain(item)
                 assert len(item) < LARGEST_BYTES / 4
                 found += 1

@@ -1,0 +1,194 @@
+"""Which ledger, which tables: by what they are, not by what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import Engine, text
+
+from models import database as databases
+from models.errors import Misconfigured, OtherTables
+from models.settings import Settings
+from producer import control, enqueue, local, namespace, rollback, schema
+from tests.conftest import fresh_database
+from tests.driving import change, go_on, scalar, start, whole_run
+from worker import batch
+
+USERS = 60
+BATCH_SIZE = 20
+ID = "SELECT id FROM migration.ledger"
+
+
+@contextmanager
+def copy(servers: local.Servers, engine: Engine) -> Iterator[Engine]:
+    """A copy of the engine's database, made by CREATE DATABASE TEMPLATE."""
+    engine.dispose()
+    name = str(engine.url.database)
+    with fresh_database(servers.database_url, template=name) as url:
+        other = databases.create(url)
+        yield other
+        other.dispose()
+
+
+def other_schema(engine: Engine, name: str = "old") -> None:
+    """The legacy tables once more, in another schema."""
+    change(engine, f"CREATE SCHEMA {name}")
+    for table in ("users", "gpt_subscriptions", "projects"):
+        change(
+            engine,
+            f"CREATE TABLE {name}.{table} (LIKE public.{table} INCLUDING ALL)",
+            f"INSERT INTO {name}.{table} SELECT * FROM public.{table}",
+        )
+
+
+def astray(engine: Engine) -> Engine:
+    """Connections whose search_path leads to the other schema."""
+    url = engine.url.update_query_dict({"options": "-csearch_path=old,public"})
+    return databases.create(url.render_as_string(hide_password=False))
+
+
+def test_a_ledger_keeps_its_id_and_a_copy_takes_another(
+    engine: Engine, settings: Settings, servers: local.Servers
+) -> None:
+    schema.upgrade(engine, settings)
+    first = scalar(engine, ID)
+    schema.upgrade(engine, settings)
+    assert scalar(engine, ID) == first
+    with copy(servers, engine) as other:
+        namespace.follow(other, settings)
+        assert namespace.known() == namespace.NO_LEDGER
+        schema.upgrade(other, settings)
+        namespace.follow(other, settings)
+        assert scalar(other, ID) != first
+        assert namespace.known() == namespace.of(scalar(other, ID))
+    assert scalar(engine, ID) == first
+
+
+def test_a_run_in_a_copy_goes_on_only_after_the_copy_has_an_id(
+    engine: Engine, settings: Settings, servers: local.Servers
+) -> None:
+    run_id = start(engine, settings)
+    enqueue.advance(engine, settings, run_id)
+    with copy(servers, engine) as other:
+        with pytest.raises(Misconfigured, match="copy"):
+            enqueue.advance(other, settings, run_id)
+        schema.upgrade(other, settings)
+        # All oids are those of the original: the tables are the same ones.
+        assert go_on(other, settings, run_id).exit_status == 3
+
+
+def test_a_renamed_database_is_the_same_one(engine: Engine, settings: Settings) -> None:
+    schema.upgrade(engine, settings)
+    change(engine, "UPDATE migration.ledger SET database = database || '_renamed'")
+    assert scalar(engine, "SELECT migration.ledger_id()") == scalar(engine, ID)
+
+
+@pytest.mark.parametrize("part", [r"'^\d+/\d+', '1/1'", r"'/\d+/', '/1/'", r"'^\d+/', '1/'"])
+def test_another_cluster_or_oid_is_another_database(
+    engine: Engine, settings: Settings, part: str
+) -> None:
+    schema.upgrade(engine, settings)
+    change(engine, f"UPDATE migration.ledger SET database = regexp_replace(database, {part})")
+    assert scalar(engine, "SELECT migration.ledger_id()") is None
+
+
+def test_a_role_that_may_not_see_the_cluster_knows_the_database_by_oid_and_name(
+    engine: Engine, settings: Settings
+) -> None:
+    schema.upgrade(engine, settings)
+    change(engine, "UPDATE migration.ledger SET database = regexp_replace(database, '^[0-9]+', '')")
+    assert scalar(engine, "SELECT migration.ledger_id()") == scalar(engine, ID)
+    change(engine, "UPDATE migration.ledger SET database = database || '_other'")
+    assert scalar(engine, "SELECT migration.ledger_id()") is None
+
+
+def test_a_worker_with_another_search_path_leaves_the_run_alone(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "STRANGER_SECONDS", 0)
+    other_schema(engine)
+    run_id = start(engine, settings)
+    enqueue.advance(engine, settings, run_id)
+    stray = astray(engine)
+    first = scalar(engine, "SELECT min(id) FROM migration.batches")
+    for _ in range(10):
+        assert batch.run(stray, settings, run_id, first, "stray") == {"outcome": "failed"}
+    state = "SELECT state || ' ' || hand_backs || ' ' || lapses FROM migration.batches WHERE id = "
+    assert scalar(engine, f"{state}{first}") == "pending 0 0"
+    with pytest.raises(OtherTables, match=r"old\.users.*public\.users"):
+        enqueue.advance(stray, settings, run_id)
+    namespace.follow(stray, settings)
+    assert namespace.is_strangers(namespace.known())
+    namespace.follow(engine, settings)
+    assert namespace.known() == namespace.of(scalar(engine, ID))
+    assert go_on(engine, settings, run_id).exit_status == 3
+    assert scalar(engine, "SELECT to_regclass('old.ai_suites')") is None
+    stray.dispose()
+
+
+def test_a_second_set_of_tables_is_refused_by_name(engine: Engine, settings: Settings) -> None:
+    other_schema(engine)
+    run_id = whole_run(engine, settings).run_id
+    rows = "SELECT count(*) FROM migration.quarantine WHERE state = 'open'"
+    before = scalar(engine, rows)
+    stray = astray(engine)
+    for command in (
+        lambda: schema.upgrade(stray, settings),
+        lambda: enqueue.open_run(stray, settings),
+        lambda: control.retry(stray, settings, run_id),
+        lambda: rollback.start(stray, settings, run_id, force=False),
+    ):
+        with pytest.raises(Misconfigured, match=r"public\.users"):
+            command()
+    assert scalar(engine, rows) == before
+    assert scalar(engine, "SELECT to_regclass('old.ai_suites')") is None
+    stray.dispose()
+
+
+def test_a_renamed_table_is_the_same_one(engine: Engine, settings: Settings) -> None:
+    run_id = whole_run(engine, settings).run_id
+    assert run_id is not None
+    change(engine, "ALTER TABLE projects RENAME TO works")
+    renamed = settings.model_copy(update={"projects_table": "works"})
+    control.retry(engine, renamed, run_id)
+    assert go_on(engine, renamed, run_id).exit_status == 3
+    kept = "SELECT relations->'projects'->>'name' FROM migration.runs"
+    assert scalar(engine, kept) == "works"
+    assert whole_run(engine, renamed).exit_status == 3
+
+
+def test_oids_of_a_restored_ledger_mean_nothing(engine: Engine, settings: Settings) -> None:
+    run_id = start(engine, settings)
+    change(
+        engine,
+        "UPDATE migration.runs SET relations = jsonb_set(jsonb_set(relations, '{ledger,oid}', '1'),"
+        " '{users,oid}', '1')",
+    )
+    assert go_on(engine, settings, run_id).exit_status == 3
+
+
+def test_a_table_that_took_the_place_of_another_is_another(
+    engine: Engine, settings: Settings
+) -> None:
+    run_id = start(engine, settings)
+    change(
+        engine,
+        "ALTER TABLE projects RENAME TO works",
+        "CREATE TABLE projects (LIKE works INCLUDING ALL)",
+    )
+    with pytest.raises(OtherTables, match="projects"):
+        enqueue.advance(engine, settings, run_id)
+
+
+def test_the_worker_role_needs_no_more_than_its_tables(engine: Engine, settings: Settings) -> None:
+    schema.upgrade(engine, settings)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE ROLE reader; GRANT USAGE ON SCHEMA migration TO reader; SET LOCAL ROLE reader"
+        )
+        found = connection.scalar(text("SELECT migration.ledger_id()"))
+        connection.exec_driver_sql("RESET ROLE")
+        connection.exec_driver_sql("DROP OWNED BY reader; DROP ROLE reader")
+    assert found == scalar(engine, ID)

@@ -1,0 +1,20 @@
+"""Celery's consumer, which follows its ledger to another prefix without a word of trouble."""
+
+from __future__ import annotations
+
+from celery.worker.consumer import Consumer as CelerysConsumer
+
+from producer.transport import Moved
+
+
+class Consumer(CelerysConsumer):
+    """Connects anew where the process works for another ledger now; tasks under way go on."""
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """What Celery does after a lost connection; less where it was not lost."""
+        if not isinstance(exc, Moved):
+            super().on_connection_error_after_connected(exc)
+            return
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
