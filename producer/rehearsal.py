@@ -195,7 +195,7 @@ def _run(context: Context, stage: str, step: Step) -> Cost:
 
 
 def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
-    if stage in (VERIFICATION, RECONCILIATION):
+    if stage in (VERIFICATION, RECONCILIATION) and step.stage != VERIFICATION:
         row = read_account(context, step, scope)
         parameters = context.parameters | {"stage": stage} | scope.parameters
         statements = step.differences(context, scope)

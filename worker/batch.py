@@ -23,7 +23,7 @@ from models.database import as_ours, classify, transaction
 from models.errors import LeaseLost, MigrationError, Misconfigured, Stopped, Transient
 from models.ledger import quarantine, runs
 from models.settings import Settings
-from models.steps import RECONCILIATION, VERIFICATION, by_name
+from models.steps import RECONCILIATION, VERIFICATION, by_name, undo_stage_names
 from models.steps.base import Context, Counts, Step
 from producer import enqueue, poison
 from worker import bisect, settle, stopping
@@ -135,6 +135,8 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         else:
             take = settle.take_up if step.is_late else bisect.apply
             counts = take(context, step, claim.scope)
+            if claim.stage not in undo_stage_names():
+                step.resolve(context, claim.scope)
             _refuse_wholesale(context, step, claim, counts)
             poison.follow(connection, context, claim)
         claims.complete(connection, claim, counts)
