@@ -247,7 +247,8 @@ conflicts = sa.Table(
     metadata,
     sa.Column("run_id", sa.Text, primary_key=True),
     # changed: by somebody since; hanging: somebody's row on a created one; held: kept because of
-    # such a row; refused: the database does not take the value of before.
+    # such a row; refused: the database does not take the value of before; irreversible: all rows of
+    # a step that nothing undoes; skipped: no page of the rollback held the row.
     sa.Column("kind", sa.Text, primary_key=True),
     sa.Column("table_name", sa.Text, primary_key=True),
     sa.Column("row_key", sa.Text, primary_key=True),

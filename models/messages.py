@@ -28,11 +28,15 @@ class Rows(BaseModel):
 
 
 class Verification(BaseModel):
-    """The verification stage: rows checked, differences that stand."""
+    """The verification stage: rows checked, differences that stand.
+
+    `waiting_for_retry`: rows that were changed since they were quarantined, and are good now.
+    """
 
     state: str = "pending"
     rows_checked: int = 0
     differences: int = 0
+    waiting_for_retry: int = 0
 
 
 class Reconciliation(BaseModel):
@@ -158,7 +162,8 @@ class RunReport(BaseModel):
         if self.state == "paused" and self.error:
             return 1
         if self.state == "failed":
-            return 4 if self.verification.differences or self.reconciliation.discrepancies else 1
+            found = self.verification.differences or self.reconciliation.discrepancies
+            return 4 if found or self.differences else 1
         if self.state == "rolled_back":
             return 3 if self.conflicts else 0
         return {"completed_with_quarantine": 3, "cancelled": 1}.get(self.state or "", 0)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import Connection, text
 
-OWNER_QUARANTINED, WORKER_DIED = "owner_quarantined", "worker_died"
+OWNER_QUARANTINED, REJECTED, WORKER_DIED = "owner_quarantined", "rejected", "worker_died"
+# No rule says that these rows are bad: the database refused them, or they killed their workers.
+REFUSED = (REJECTED, WORKER_DIED)
 OWNER_SET_ASIDE = "The owner is set aside."
 
 # How a row that is set aside (again) enters the quarantine; an operator's acceptance stands.
 SET_ASIDE_AGAIN = """ON CONFLICT (entity, legacy_key) DO UPDATE SET
     run_id = excluded.run_id, batch_id = excluded.batch_id, reason = excluded.reason,
-    message = excluded.message, changed_at = clock_timestamp(),
+    message = excluded.message, row_hash = excluded.row_hash, changed_at = clock_timestamp(),
     attempts = CASE WHEN q.state IN ('open', 'accepted') THEN q.attempts + 1 ELSE 1 END,
     state = CASE WHEN q.state = 'accepted' THEN 'accepted' ELSE 'open' END"""
 
-_SET_ASIDE = text(
+_SET_ASIDE = (
     "INSERT INTO migration.quarantine AS q"
-    " (entity, legacy_key, run_id, batch_id, reason, message, attempts)"
-    " SELECT :entity, key, :run_id, :batch_id, :reason, :message, :attempts"
+    " (entity, legacy_key, run_id, batch_id, reason, message, attempts, row_hash)"
+    " SELECT :entity, key, :run_id, :batch_id, :reason, :message, :attempts, {row_hash}"
     f" FROM unnest(CAST(:keys AS text[])) AS key {SET_ASIDE_AGAIN}"
 )
 
@@ -34,10 +37,14 @@ def set_aside(
     reason: str,
     message: str,
     attempts: int = 1,
+    row_hash: str = "NULL::bigint",
 ) -> None:
-    """Quarantine rows by key; the message is for people, and holds nothing of the row."""
+    """Quarantine rows by key; the message is for people, and holds nothing of the row.
+
+    `row_hash` is SQL for the hash of the legacy row that the text `key` names.
+    """
     connection.execute(
-        _SET_ASIDE,
+        text(_SET_ASIDE.format(row_hash=row_hash)),
         {
             "run_id": run_id,
             "batch_id": batch_id,
@@ -61,3 +68,23 @@ def are_rejected(connection: Connection, entity: str, keys: Sequence[str]) -> bo
         {"entity": entity, "keys": list(keys)},
     )
     return bool(found == len(keys))
+
+
+_RESOLVE = """
+UPDATE migration.quarantine q SET state = 'resolved', changed_at = clock_timestamp()
+WHERE q.entity = :entity AND q.state IN ('open', 'accepted')
+  AND q.batch_id IS DISTINCT FROM :batch_id
+  AND q.legacy_key IN (SELECT t.id::text FROM {table} t WHERE {scope})
+  AND coalesce((SELECT b.step FROM migration.batches b WHERE b.id = q.batch_id), :step) = :step
+"""
+
+
+def resolve(
+    connection: Connection, table: str, scope: str, parameters: Mapping[str, Any], **of: Any
+) -> None:
+    """Mark the rows of a batch as resolved that its step migrated: it did not set them aside again.
+
+    `scope` is a condition on the rows `t` of the table; `of` names entity, step and batch.
+    """
+    statement = text(_RESOLVE.format(table=table, scope=scope))
+    connection.execute(statement, {**parameters, **of})

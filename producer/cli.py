@@ -501,10 +501,9 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
         if kept:
             has_kept = True
             output.rows(console, kept, "")
-            console.print(
-                "All of them are in the table migration.conflicts. To undo them, too:"
-                f" producer rollback {run_id} --force --wait"
-            )
+            console.print("All of them are in the table migration.conflicts.")
+            if any(row["kind"] != "irreversible" for row in kept):
+                console.print(f"To undo them, too: producer rollback {run_id} --force --wait")
         if found.state != "rolled_back":
             status = 1 if found.state == "failed" else 0
             break

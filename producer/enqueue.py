@@ -23,12 +23,14 @@ from models.steps import (
     FINISH,
     RECONCILIATION,
     STEPS,
+    UNDO_STEPS,
     VERIFICATION,
     stage_names,
     stages_before,
 )
-from models.steps.base import Context, Step
-from producer import budget, namespace, partition, retried, windows
+from models.steps.base import Context
+from models.steps.declarations import require_declared
+from producer import budget, coverage, namespace, partition, retried, windows
 from producer.queue import Message, publish_window
 
 # One is worked on while the next one waits, so that nobody waits for the last batch of a window.
@@ -44,7 +46,11 @@ ID_TIME = "%Y%m%d-%H%M%S"
 
 
 def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
-    """Open a run, or join the one that is open; returns its id and whether it is new."""
+    """Open a run, or join the one that is open; returns its id and whether it is new.
+
+    Raises Misconfigured for a step that does not say how it is verified, or how it is undone.
+    """
+    require_declared(STEPS, UNDO_STEPS)
     with transaction(engine) as connection:
         relations.require_own_ledger(connection, settings)
         run_id = _next_id(connection)
@@ -91,7 +97,7 @@ def _count_rows(connection: Connection, context: Context) -> dict[str, int]:
     for step in STEPS:
         if not step.entity:
             continue
-        table = step.source(context) if type(step).key_lists is Step.key_lists else None
+        table = None if step.takes_lists else step.source(context)
         if table is not None and table.oid not in counted:
             counted[table.oid] = partition.count_rows(connection, table)
         rows = counted[table.oid] if table is not None else 0
@@ -183,6 +189,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
         opened += cut
         if not (open_windows or cut):
             state[row.name] = "done"
+            coverage.note_gaps(context, row.name)
             _close_stage(connection, row, "done")
     if opened and run.state == "preparing":
         move_run(connection, run_id, "running")
@@ -264,13 +271,17 @@ def _fail_on_differences(connection: Connection, run_id: str) -> bool:
     found = {str(stage): int(count) for stage, count in counted}
     if not found:
         return False
-    move_run(
-        connection,
-        run_id,
-        "failed",
-        error=f"{found.get(VERIFICATION, 0)} differences,"
-        f" {found.get(RECONCILIATION, 0)} discrepancies",
+    error = (
+        f"{found.get(VERIFICATION, 0)} differences, {found.get(RECONCILIATION, 0)} discrepancies"
     )
+    lost = connection.scalar(
+        sa.select(
+            sa.func.max(sa.cast(batches.c.counts["unaccounted"].astext, sa.BigInteger))
+        ).where(batches.c.run_id == run_id, batches.c.stage.in_((VERIFICATION, FINISH)))
+    )
+    if lost:
+        error += f"; {lost} rows are not accounted for: neither migrated nor quarantined"
+    move_run(connection, run_id, "failed", error=error)
     return True
 
 

@@ -24,6 +24,8 @@ from models.steps.base import Step
 
 RECENT_SECONDS = 10.0
 ENTITIES = {"users": "user", "subscriptions": "subscription", "projects": "project"}
+# By the accounting before the cutover, and after it.
+ACCOUNTED, FINAL = "accounted", "final"
 WRITTEN = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
 
 
@@ -101,6 +103,7 @@ def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], A
     return {
         (group, name): value if name == "credits_granted" else int(value)
         for label, value in row._mapping.items()
+        if value is not None
         for group, _, name in [str(label).partition("/")]
     }
 
@@ -128,6 +131,7 @@ def _counting() -> sa.Select[Any]:
         for what in ("total", "quarantined")
     }
     is_check, is_last = batches.c.stage == VERIFICATION, batches.c.stage == FINISH
+    paths[VERIFICATION, "waiting"] = "{quarantine,waiting}"
     columns = [
         total(path, sa.true()).label(f"{group}/{name}")
         for (group, name), path in {**paths, **checked}.items()
@@ -138,10 +142,14 @@ def _counting() -> sa.Select[Any]:
         )
         for (group, name), path in standing.items()
     ]
+    # Null where version 0.1 counted: it did not account for the rows.
     columns += [
-        total(f"{{final,{name},{what}}}", is_last).label(f"{FINISH}/{name}.{what}")
+        sa.func.sum(sa.cast(batches.c.counts.op("#>>")(f"{{{by},{name},{what}}}"), sa.Numeric))
+        .filter(of)
+        .label(f"{by}/{name}.{what}")
+        for by, of in ((ACCOUNTED, is_check), (FINAL, is_last))
         for name in ENTITIES
-        for what in ("total", "quarantined")
+        for what in ("total", "migrated", "quarantined")
     ]
     return sa.select(*columns).where(batches.c.run_id == sa.bindparam("of_run"))
 
@@ -167,8 +175,16 @@ def standing_of(
 ) -> Standing:
     """How the rows of an entity stand, as `last_count` says; before it, what was seen so far."""
     entity = ENTITIES[name]
+    by = {FINISH: FINAL, VERIFICATION: ACCOUNTED}.get(counted_by or "", "")
+    found = {
+        what: counts[by, f"{name}.{what}"]
+        for what in ("total", "migrated", "quarantined")
+        if (by, f"{name}.{what}") in counts
+    }
+    if "migrated" in found:
+        return Standing(**found)
     if counted_by == FINISH:
-        total, aside = (counts[FINISH, f"{name}.{what}"] for what in ("total", "quarantined"))
+        total, aside = found.get("total", 0), found.get("quarantined", 0)
         return Standing(total=total, migrated=total - aside, quarantined=aside)
     if counted_by is None:
         seen = counts["written", f"{name}.total"]

@@ -219,7 +219,7 @@ def _run(context: Context, stage: str, step: Step) -> Cost:
 
 
 def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
-    if stage in (VERIFICATION, RECONCILIATION):
+    if stage in (VERIFICATION, RECONCILIATION) and step.stage != VERIFICATION:
         find_differences(context, stage, step, scope)
         return
     # As a run does it: hopefully, then with care; a row that the database refuses even so would be

@@ -234,17 +234,27 @@ def _count(connection: Connection, run: Any, report: RunReport) -> None:
         standings = progress.undone(connection, run.id, standings)
     for name, standing in standings.items():
         setattr(report, name, standing)
+    stored = _groups(
+        connection,
+        sa.select(differences.c.stage, sa.func.count())
+        .where(differences.c.run_id == run.id)
+        .group_by(differences.c.stage),
+    )
     report.rows = Rows(**{name: counts.get(("written", name), 0) for name in progress.WRITTEN})
     report.credits_granted = counts.get(("written", "credits_granted"), Decimal(0))
     report.verification = Verification(
         state=by_name[VERIFICATION].state,
         rows_checked=counts.get((VERIFICATION, "rows_checked"), 0),
-        differences=counts.get((VERIFICATION, "differences"), 0),
+        # A batch counts more than it lists; what no batch has seen is only listed.
+        differences=max(counts.get((VERIFICATION, "differences"), 0), stored.get(VERIFICATION, 0)),
+        waiting_for_retry=counts.get((VERIFICATION, "waiting"), 0),
     )
     report.reconciliation = Reconciliation(
         state=by_name[RECONCILIATION].state,
         users_checked=counts.get((RECONCILIATION, "users_checked"), 0),
-        discrepancies=counts.get((RECONCILIATION, "discrepancies"), 0),
+        discrepancies=max(
+            counts.get((RECONCILIATION, "discrepancies"), 0), stored.get(RECONCILIATION, 0)
+        ),
     )
     report.differences = _groups(
         connection,

@@ -1,4 +1,4 @@
-"""Which rows a retry tries: those set aside, those that differ, and what they hang on."""
+"""Which rows a retry tries: those set aside, those that differ or are lost, and their owners."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from sqlalchemy import text
 
 from models.legacy import key_cast
 from models.quarantine import WORKER_DIED
-from models.steps.base import Context, Scope
+from models.steps import RECONCILIATION, STEPS, VERIFICATION
+from models.steps.accounting import account
+from models.steps.base import Context, Scope, Step
 from models.steps.capture import Capture
 
 # Differences may name a tool instead of a row: the legacy row behind it may be gone.
@@ -22,6 +24,23 @@ _TOOL_OWNERS = (
 )
 
 
+_ANY_LOST = text(
+    "SELECT EXISTS (SELECT FROM migration.differences d"
+    " WHERE d.run_id = :run_id AND d.kind = 'unaccounted')"
+)
+
+_OF_STEP = f"""
+SELECT t.id::text AS key, coalesce(q.reason = '{WORKER_DIED}', false) AS died
+FROM {{table}} t LEFT JOIN migration.quarantine q ON q.entity = :entity
+  AND q.legacy_key = t.id::text AND q.state = 'open'
+WHERE t.id::text IN (
+  SELECT o.legacy_key FROM migration.quarantine o
+  WHERE :quarantined AND o.entity = :entity AND o.state = 'open'
+  UNION SELECT d.legacy_key FROM migration.differences d
+  WHERE d.run_id = :run_id AND d.entity = :entity)
+ORDER BY t.id
+"""
+
 # As if the application had changed them just now.
 _NOTE = """
 INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
@@ -30,9 +49,11 @@ WHERE {scope}
 """
 
 _FORGET = """
-UPDATE migration.batches b SET counts = b.counts || '{"differences": 0, "discrepancies": 0}'
+UPDATE migration.batches b SET counts = b.counts
+  || '{"differences": 0, "discrepancies": 0, "unaccounted": 0}'
 WHERE b.run_id = :run_id AND b.stage IN ('verification', 'reconciliation');
-DELETE FROM migration.differences d WHERE d.run_id = :run_id
+DELETE FROM migration.differences d
+WHERE d.run_id = :run_id AND d.entity IN ('user', 'subscription', 'project') AND d.legacy_key <> '*'
 """
 
 
@@ -53,8 +74,12 @@ CAPTURE = Keys(Capture.name, Capture.stage, ["user", "subscription", "project"])
 def read(context: Context, *, quarantined: bool = True) -> list[Keys]:
     """Users, orphans and projects to try again, for the context's run, or those that differ only.
 
-    An owner that exists now is migrated with all that hangs on it, new or mended.
+    An owner that exists now is migrated with all that hangs on it, new or mended. The rows of
+    other steps come last, each step's by their own keys.
     """
+    if context.connection.scalar(_ANY_LOST, {"run_id": context.run_id}):
+        # Only the first of the lost rows are stored so far.
+        account(context, stores_all=True)
     legacy, target = context.legacy, context.target
     kinds = {
         entity: key_cast(table.columns["id"].base)
@@ -119,7 +144,33 @@ def read(context: Context, *, quarantined: bool = True) -> list[Keys]:
             read_keys(f"SELECT key::text FROM ({tried['project']}) AS tried(key)"),
             frozenset(read_keys(f"SELECT key::text FROM ({died['project']}) AS died(key)")),
         ),
+        *(_of_step(context, step, quarantined=quarantined) for step in _other_steps()),
     ]
+
+
+def _other_steps() -> list[Step]:
+    """The steps that page through a table to write rows, beyond those that `read` knows."""
+    return [
+        step
+        for step in STEPS
+        if step.entity
+        and step.stage not in (VERIFICATION, RECONCILIATION)
+        and not step.takes_lists
+        and step.name not in ("users", "orphans", "projects", "switch")
+    ]
+
+
+def _of_step(context: Context, step: Step, *, quarantined: bool) -> Keys:
+    """What is there still of the step's rows that are set aside, or differ."""
+    table = step.source(context)
+    if table is None:
+        return Keys(step.name, step.stage, [])
+    found = context.connection.execute(
+        text(_OF_STEP.format(table=table.sql)),
+        {"run_id": context.run_id, "entity": step.entity, "quarantined": quarantined},
+    ).all()
+    suspects = frozenset(row.key for row in found if row.died)
+    return Keys(step.name, step.stage, [row.key for row in found], suspects)
 
 
 def take_up_differences(context: Context) -> None:
@@ -129,7 +180,7 @@ def take_up_differences(context: Context) -> None:
     """
     legacy = context.legacy
     for found, entity, table in zip(
-        read(context, quarantined=False),
+        read(context, quarantined=False)[:3],
         ("user", "subscription", "project"),
         (legacy.users, legacy.subscriptions, legacy.projects),
         strict=True,

@@ -16,12 +16,26 @@ from models.database import transaction
 from models.errors import NotAllowed
 from models.ledger import batches, before_images, conflicts, move_batches, move_run, runs, stages
 from models.settings import Settings
-from models.steps import undo_stage_names
+from models.steps import STEPS, undo_stage_names
 from models.steps.undo import forget_findings
 from producer import enqueue, report, standing
 from producer.standing import Standing
 
 FORGET_AT_ONCE = 10_000
+# A step that wrote rows, by its own counts where it has any, and says that nothing undoes them.
+_IRREVERSIBLE = sa.text(
+    """
+INSERT INTO migration.conflicts (run_id, kind, table_name, row_key)
+SELECT :run_id, 'irreversible', :step, '*'
+WHERE EXISTS (
+  SELECT FROM migration.batches b
+  WHERE b.run_id = :run_id AND b.step = :step AND b.state = 'done'
+    AND b.stage NOT IN ('verification', 'reconciliation')
+    AND coalesce((b.counts #>> ARRAY[:entities, 'total'])::bigint
+      > (b.counts #>> ARRAY[:entities, 'quarantined'])::bigint, true))
+ON CONFLICT DO NOTHING
+"""
+)
 
 
 def targets(engine: Engine, run_id: str | None, *, force: bool) -> list[Standing]:
@@ -187,6 +201,10 @@ def _open(connection: Connection, run: Any, force: bool) -> None:
         )
         anew = {"step": None, "last_key": None, "started_at": None, "finished_at": None}
         connection.execute(sa.update(stages).where(*mine).values(state="pending", **anew))
+    for step in STEPS:
+        if step.irreversible:
+            values = {"run_id": run.id, "step": step.name, "entities": f"{step.entity}s"}
+            connection.execute(_IRREVERSIBLE, values)
 
 
 def forget(engine: Engine, run_id: str | None) -> tuple[str, int]:

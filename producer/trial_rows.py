@@ -51,11 +51,7 @@ def pick(connection: Connection, legacy: Legacy) -> Rows:
     sample = _sample(connection, legacy.users)
     parameters = {"blanks": blanks(connection)}
     found = [
-        list(
-            connection.scalars(
-                text(query.replace("{sample}", sample)), {"blanks": blanks(connection)}
-            )
-        )
+        list(connection.scalars(text(query.replace("{sample}", sample)), parameters))
         for query in queries
     ]
     # One of each kind first, then the second of each.

@@ -43,8 +43,7 @@ def open_next(
         if lists is not None:
             found = [{"key_list": keys, "rows": 0} for keys in lists]
             # Items come in one round: pages that follow need not wait for its end to know that.
-            is_only = type(step).key_lists is Step.key_lists
-            after = str(round_ + 1) if found and not is_only else None
+            after = str(round_ + 1) if found and step.takes_lists else None
         else:
             found, after = _pages(connection, context, run, stage, step, after)
         if found:

@@ -22,7 +22,7 @@ from models.claims import Claim
 from models.database import as_ours, classify, transaction
 from models.errors import LeaseLost, MigrationError, OtherTables, Stopped, Transient
 from models.settings import Settings
-from models.steps import RECONCILIATION, VERIFICATION, by_name
+from models.steps import RECONCILIATION, VERIFICATION, by_name, undo_stage_names
 from models.steps.base import Context, Counts, Step
 from producer import budget, namespace, poison
 from worker import bisect, settle, stopping
@@ -149,6 +149,8 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         else:
             take = settle.take_up if step.is_late else bisect.apply
             counts = take(context, step, claim.scope)
+            if claim.stage not in undo_stage_names():
+                step.resolve(context, claim.scope)
             poison.follow(connection, context, claim)
         claims.complete(connection, claim, counts)
     return counts

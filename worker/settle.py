@@ -85,7 +85,8 @@ def _time_limit(connection: Connection, end: float) -> Iterator[None]:
 
 def take_up(context: Context, step: Step, scope: Scope) -> Counts:
     """Bring the keys in line with the legacy rows, and verify them at once."""
-    return add(bisect.apply(context, step, scope), verify.recheck(context, step, scope))
+    counts = add(bisect.apply(context, step, scope), verify.recheck(context, step, scope))
+    return add(counts, {"replayed": len(scope.keys or ())})
 
 
 def _drain(

@@ -64,6 +64,8 @@ def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
 
     Row by row only where the page's sums do not say at once that all is right.
     """
+    if step.stage == VERIFICATION:
+        return step.apply(context, scope)
     row = read_account(context, step, scope)
     statements = step.differences(context, scope)
     if not getattr(row, "tallies", False):

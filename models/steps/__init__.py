@@ -22,6 +22,7 @@ _ORDER = (
     "changes:ChangedProjects",
     "removed:Removed",
     "credits:Credits",
+    "accounting:Accounting",
     "changes:LateUsers",
     "changes:LateProjects",
     "contract:Keys",
@@ -52,7 +53,7 @@ def by_name(name: str) -> Step:
 
 def stage_names() -> list[str]:
     """All stages in order: those of the steps, with verification before reconciliation."""
-    names = list(dict.fromkeys(step.stage for step in STEPS))
+    names = list(dict.fromkeys(step.stage for step in STEPS if step.stage != VERIFICATION))
     names.insert(names.index(RECONCILIATION), VERIFICATION)
     return names
 
@@ -63,14 +64,10 @@ def undo_stage_names() -> list[str]:
 
 
 def steps_of(stage: str) -> list[Step]:
-    """The steps of a stage in order; the verification repeats every step that it can check."""
+    """The steps of a stage in order; the verification repeats each step that is verified."""
     if stage == VERIFICATION:
-        return [
-            step
-            for step in STEPS
-            # What a step inherits is verified by the step that it inherits from.
-            if step.stage != RECONCILIATION and {"differences", "details"} & vars(type(step)).keys()
-        ]
+        repeated = [step for step in STEPS if step.is_verified and step.stage != RECONCILIATION]
+        return [*repeated, *(step for step in STEPS if step.stage == VERIFICATION)]
     return [step for step in (*STEPS, *UNDO_STEPS) if step.stage == stage]
 
 

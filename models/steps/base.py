@@ -21,7 +21,8 @@ from models.catalog import INTEGER_TYPES, Table, quote_name, read_tables
 from models.declared import TABLES
 from models.errors import Incompatible
 from models.legacy import EXACT, Legacy, list_cast
-from models.quarantine import SET_ASIDE_AGAIN, set_aside
+from models.quarantine import SET_ASIDE_AGAIN, resolve, set_aside
+from models.row_hash import ENTITIES, hash_by_key, key_of
 from models.settings import Settings
 from models.target import Target
 
@@ -200,6 +201,12 @@ class Context:
             return True
         return (column.base, column.collation) == (key.base, key.collation)
 
+    def hash_by_text(self, entity: str, text: str) -> str:
+        """SQL for the hash of the legacy row that a text names; null for other tables' rows."""
+        if entity not in ENTITIES:
+            return "NULL::bigint"
+        return hash_by_key(self.legacy, entity, key_of(self.legacy, entity, text))
+
     def type_of(self, table: str, column: str) -> str:
         """SQL type of a target column, for a cast."""
         return self.target.table(table).columns[column].type
@@ -223,6 +230,16 @@ class Step:
     is_late: ClassVar[bool] = False
     # Runs in transactions of its own, the last one under a lock (`worker.settle`).
     is_settling: ClassVar[bool] = False
+    # Overrides `key_lists`: its batches are lists of keys, in rounds, and never pages.
+    takes_lists: ClassVar[bool] = False
+    # The verification repeats it with `differences` and `details`; or why it does not.
+    is_verified: ClassVar[bool] = False
+    unverified: ClassVar[str] = ""
+    # The name of the step that undoes what it writes; or why none can.
+    undone_by: ClassVar[str] = ""
+    irreversible: ClassVar[str] = ""
+    # `apply` itself marks quarantined rows as resolved that it migrates; else the engine does.
+    resolves: ClassVar[bool] = False
 
     def source(self, context: Context) -> Table | None:
         """The table to page through by its `id`; None when the step has items instead.
@@ -258,7 +275,17 @@ class Step:
 
     def set_aside(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
         """Note rows that cannot be done: `reason`, `message` and `attempts`, as in a quarantine."""
+        why["row_hash"] = context.hash_by_text(entity, "key")
         set_aside(context.connection, context.run_id, context.batch_id, entity, keys, **why)
+
+    def resolve(self, context: Context, scope: Scope) -> None:
+        """Close what was set aside earlier of rows that `apply` has just migrated."""
+        table = None if self.resolves or not self.entity else self.source(context)
+        if table is None:
+            return
+        condition = scope.condition("t.id", table.columns["id"].base)
+        names = {"entity": self.entity, "step": self.name, "batch_id": context.batch_id}
+        resolve(context.connection, table.sql, condition, scope.parameters, **names)
 
     def withdraw(self, context: Context, scope: Scope) -> Counts:
         """Take away what earlier batches of the run made of rows that were just set aside."""

@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from models import keys
 from models.legacy import key_cast, list_cast
-from models.steps import users_verification
+from models.steps import judgement, users_verification
 from models.steps.base import Context, Counts, Scope, add, only_written
 from models.steps.credits import Credits
 from models.steps.orphans import Orphans
@@ -75,6 +75,9 @@ class ChangedUsers(Users):
 
     name = "changed_users"
     stage = "switch"
+    takes_lists = True
+    is_verified = False
+    unverified = "the users of all pages are verified after it, late ones by recheck"
 
     def key_lists(self, context: Context, round_: int) -> list[list[str]]:
         return _lists(context, "owner_key", ("user", "subscription"), round_)
@@ -97,7 +100,7 @@ class ChangedUsers(Users):
         ]
         if orphans:
             Orphans().apply(context, scope.only(orphans))
-        return only_written(found)
+        return only_written(found) | {"replayed": len(orphans)}
 
     def recheck(self, context: Context, scope: Scope) -> list[str]:
         credits = Credits().differences(context, scope)
@@ -105,6 +108,7 @@ class ChangedUsers(Users):
             *self.differences(context, scope),
             *users_verification.details(context, scope),
             *credits,
+            *judgement.of_users(context, scope),
         ]
 
 
@@ -113,6 +117,9 @@ class ChangedProjects(Projects):
 
     name = "changed_projects"
     stage = "switch"
+    takes_lists = True
+    is_verified = False
+    unverified = "the projects of all pages are verified after it, late ones by recheck"
 
     def key_lists(self, context: Context, round_: int) -> list[list[str]]:
         return _lists(context, "legacy_key", ("project",), round_)
@@ -133,7 +140,7 @@ class ChangedProjects(Projects):
             tool_id=keys.id_of(keys.PROJECT_TOOL, "k.id", key),
             usage_id=keys.id_of(keys.PROJECT_USAGE, "k.id", key),
         )
-        return [*self.details(context, scope), left]
+        return [*self.details(context, scope), left, *judgement.of_projects(context, scope)]
 
 
 class LateUsers(ChangedUsers):

@@ -48,6 +48,7 @@ class Contract(Step):
     stage = "finish"
     queue = "migration.control"
     transactional = False
+    takes_lists = True
 
     def items(self, context: Context) -> list[str]:
         return [*dict.fromkeys(reference.table for reference in REFERENCES), _REST]

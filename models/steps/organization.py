@@ -55,6 +55,8 @@ class Organization(Step):
     name = "organization"
     stage = "organization"
     queue = "migration.control"
+    is_verified = True
+    undone_by = "undo_rest"
 
     def items(self, context: Context) -> list[str]:
         return ["default"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from models import keys
 from models.catalog import Table
 from models.legacy import owners_are_enforced
+from models.row_hash import hash_by_key
 from models.steps.base import Context, Counts, Scope, Step, counts
 
 # Two ranges of two indexes side by side; only the rows of the missing are read for themselves, by
@@ -33,9 +34,10 @@ WHERE {scope} AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = s.user_id OFFSE
 _SET_ASIDE = """
 WITH orphan AS MATERIALIZED ({orphans}),
 set_aside AS (
-  INSERT INTO migration.quarantine AS q (entity, legacy_key, run_id, batch_id, reason, message)
+  INSERT INTO migration.quarantine AS q
+    (entity, legacy_key, run_id, batch_id, reason, message, row_hash)
   SELECT 'subscription', o.id::text, :run_id, :batch_id, 'owner_missing',
-    'The owner does not exist.'
+    'The owner does not exist.', {row_hash}
   FROM orphan o
   {set_aside_again}
 )
@@ -90,6 +92,9 @@ class Orphans(Step):
     stage = "users"
     queue = "migration.users"
     entity = "subscription"
+    is_verified = True
+    undone_by = "undo_rest"
+    resolves = True
 
     def source(self, context: Context) -> Table | None:
         subscriptions, users = context.legacy.subscriptions, context.legacy.users
@@ -106,7 +111,8 @@ class Orphans(Step):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         orphans = _select(context, scope, _OF_RANGE, _OF_NOBODY, _BY_KEY)
-        return counts(context.execute(_SET_ASIDE, scope, orphans=orphans).one())
+        row_hash = hash_by_key(context.legacy, "subscription", "o.id")
+        return counts(context.execute(_SET_ASIDE, scope, orphans=orphans, row_hash=row_hash).one())
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         key = context.legacy.subscriptions.columns["id"].base

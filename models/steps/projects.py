@@ -11,6 +11,7 @@ import functools
 from models import keys
 from models.catalog import Table
 from models.legacy import key_cast
+from models.row_hash import hash_by_key
 from models.steps import projects_changes, projects_tally, projects_verification
 from models.steps.base import Context, Counts, Scope, Step, add, counts
 from models.steps.removal import is_still_ours
@@ -76,9 +77,11 @@ usage_log AS (
   RETURNING 1
 ),
 set_aside AS (
-  INSERT INTO migration.quarantine AS q (entity, legacy_key, run_id, batch_id, reason, message)
+  INSERT INTO migration.quarantine AS q
+    (entity, legacy_key, run_id, batch_id, reason, message, row_hash)
   SELECT 'project', p.legacy_key, :run_id, :batch_id, p.reason, CASE p.reason
-    WHEN 'owner_missing' THEN 'The owner does not exist.' ELSE 'The owner is set aside.' END
+    WHEN 'owner_missing' THEN 'The owner does not exist.' ELSE 'The owner is set aside.' END,
+    {row_hash}
   FROM project p WHERE p.reason IS NOT NULL
   {set_aside_again}
 ),
@@ -108,6 +111,9 @@ class Projects(Step):
     stage = "projects"
     queue = "migration.projects"
     entity = "project"
+    is_verified = True
+    undone_by = "undo_users"
+    resolves = True
 
     def source(self, context: Context) -> Table:
         return context.legacy.projects
@@ -136,6 +142,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "unless_there_is_id": scope.unless_there("id"),
         "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
         "kind": key_cast(key),
+        "row_hash": hash_by_key(context.legacy, "project", "p.id"),
         "tool_id": keys.id_of(keys.PROJECT_TOOL, "p.id", key),
         "usage_id": keys.id_of(keys.PROJECT_USAGE, "p.id", key),
         "tool_id_of_key": keys.id_of(keys.PROJECT_TOOL, "k.id", key),

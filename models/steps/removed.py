@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from models.legacy import key_cast
+from pkgutil import resolve_name
+
+from sqlalchemy import text
+
+from models.catalog import Table
+from models.legacy import key_cast, key_family, key_from_text
 from models.steps.base import Context, Counts, Scope, Step
 
 _CLOSE = """
 WITH removed AS (
   UPDATE migration.quarantine q SET state = 'removed', changed_at = clock_timestamp()
-  WHERE q.state IN ('open', 'accepted') AND (
-    q.entity = 'user'
-      AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = {user_key})
-    OR q.entity = 'subscription'
-      AND NOT EXISTS (SELECT FROM {subscriptions} s WHERE s.id = {subscription_key})
-    OR q.entity = 'project'
-      AND NOT EXISTS (SELECT FROM {projects} p WHERE p.id = {project_key}))
+  WHERE q.state IN ('open', 'accepted') AND q.entity = '{entity}'
+    AND NOT EXISTS (SELECT FROM {table} t WHERE t.id = {key})
   RETURNING 1
 )
-SELECT count(*) AS removed FROM removed
+SELECT count(*) FROM removed
 """
 
 
@@ -32,18 +32,31 @@ class Removed(Step):
         return ["quarantine"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        tables = {
-            "user": context.legacy.users,
-            "subscription": context.legacy.subscriptions,
-            "project": context.legacy.projects,
-        }
-        # The key is cast only for its own entity: another entity's key may not even be a number.
-        expressions = {
-            f"{entity}_key": f"CASE WHEN q.entity = '{entity}'"
-            f" THEN CAST(q.legacy_key AS {key_cast(table.columns['id'].base)}) END"
-            for entity, table in tables.items()
-        }
-        return {"removed": context.execute(_CLOSE, scope, **expressions).scalar()}
+        removed = 0
+        for entity, table in _tables(context).items():
+            base = table.columns["id"].base
+            is_text = key_family(base) == "text"
+            key = f"CAST(q.legacy_key AS {key_cast(base)})" if is_text else "q.legacy_key"
+            close = _CLOSE.format(
+                entity=entity, table=table.sql, key=key if is_text else key_from_text(key, base)
+            )
+            removed += int(context.connection.scalar(text(close)) or 0)
+        return {"removed": removed}
+
+
+def _tables(context: Context) -> dict[str, Table]:
+    """The tables whose rows may be set aside, by entity: the legacy tables and those of steps."""
+    legacy = context.legacy
+    tables = {"user": legacy.users, "subscription": legacy.subscriptions}
+    tables["project"] = legacy.projects
+    # The list imports this module.
+    steps: list[Step] = resolve_name("models.steps:STEPS")
+    for step in steps:
+        if step.entity and step.entity not in tables and not step.takes_lists:
+            table = step.source(context)
+            if table is not None:
+                tables[step.entity] = table
+    return tables
 
 
 class LateRemoved(Removed):

@@ -53,6 +53,9 @@ class Switch(Step):
     stage = "switch"
     queue = "migration.projects"
     entity = "project"
+    unverified = "projects are verified after the switch, by their own step"
+    undone_by = "undo_projects"
+    resolves = True
 
     def source(self, context: Context) -> Table:
         return context.legacy.projects

@@ -12,6 +12,7 @@ from models import keys
 from models.catalog import TEXT_TYPES, Table, quote
 from models.declared import ENUMS
 from models.legacy import exact, optional, word
+from models.row_hash import hash_by_key
 from models.steps import (
     projects_verification,
     users_changes,
@@ -94,7 +95,7 @@ suite AS (
   RETURNING 1
 ),
 read_subscription AS MATERIALIZED (
-  SELECT s.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
+  SELECT s.id, s.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
     l.id AS user_id, l.suite_id, l.is_bad AS owner_is_bad, {gpt_id} AS gpt_id,
     {version} AS version, {is_active} AS is_active, {preferences} AS preferences
   FROM legacy l JOIN {subscriptions} s ON s.user_id = l.id
@@ -200,19 +201,20 @@ updated AS (
 ),
 bad AS (
   SELECT 'user' AS entity, l.legacy_key, 'email_blank' AS reason,
-    'The email is null or blank.' AS message
+    'The email is null or blank.' AS message, {user_hash} AS row_hash
   FROM legacy l WHERE l.is_bad
   UNION ALL
   SELECT 'subscription', s.legacy_key, s.reason, CASE s.reason
     WHEN 'owner_quarantined' THEN 'The owner is set aside.'
     WHEN 'gpt_id_blank' THEN 'The gpt_id is null or blank.'
     WHEN 'preferences_malformed' THEN 'The preferences are not JSON that jsonb takes.'
-    ELSE 'The preferences are JSON, but not an object.' END
+    ELSE 'The preferences are JSON, but not an object.' END, {subscription_hash}
   FROM subscription s WHERE s.reason IS NOT NULL
 ),
 set_aside AS (
-  INSERT INTO migration.quarantine AS q (entity, legacy_key, run_id, batch_id, reason, message)
-  SELECT b.entity, b.legacy_key, :run_id, :batch_id, b.reason, b.message FROM bad b
+  INSERT INTO migration.quarantine AS q
+    (entity, legacy_key, run_id, batch_id, reason, message, row_hash)
+  SELECT b.entity, b.legacy_key, :run_id, :batch_id, b.reason, b.message, b.row_hash FROM bad b
   {set_aside_again}
   RETURNING entity
 ),
@@ -246,6 +248,9 @@ class Users(Step):
     entity = "user"
     part_entity = "subscription"
     part_table = "ai_tools"
+    is_verified = True
+    undone_by = "undo_users"
+    resolves = True
 
     def source(self, context: Context) -> Table:
         return context.legacy.users
@@ -320,6 +325,8 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions, is_hopeful=scope.is_hopeful),
+        "user_hash": hash_by_key(context.legacy, "user", "l.id"),
+        "subscription_hash": hash_by_key(context.legacy, "subscription", "s.id"),
         "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
         "grant_amount": grant_amount(context, "o.final_type"),
         "role_amount": grant_amount(context, "role.type"),

@@ -53,4 +53,28 @@ def test_a_toy_table_migrates_with_one_file_and_one_line(product: Product, tmp_p
         connection.execute(text("UPDATE awards SET title = 'forged' WHERE id = 7"))
     with product.worker():
         forged = product.run("verify", "--wait", "--json")
-    assert forged.json["differences"] == {"badge wrong_value awards": 1}
+    assert (forged.status, forged.json["differences"]) == (4, {"badge wrong_value awards": 1})
+    with product.engine.begin() as connection:
+        for statement in (
+            "UPDATE awards SET title = 'BADGE 7' WHERE id = 7",
+            "UPDATE badges SET name = 'named' WHERE id = 50",
+            "DELETE FROM badges WHERE id = 100",
+        ):
+            connection.execute(text(statement))
+    with product.worker():
+        retried = product.run("retry", "--wait", "--json")
+        with product.engine.connect() as connection:
+            title = connection.scalar(text("SELECT title FROM awards WHERE id = 50"))
+            states = connection.execute(
+                text(
+                    "SELECT legacy_key, state FROM migration.quarantine WHERE entity = 'badge'"
+                    " AND legacy_key IN ('50', '100', '150', '777')"
+                )
+            )
+            state = {row.legacy_key: row.state for row in states}
+        undone = product.run("rollback", "--wait", "--yes", "--json")
+    assert (retried.status, retried.json["differences"]) == (3, {}), retried.err
+    assert title == "NAMED"
+    assert state == {"50": "resolved", "100": "removed", "150": "open", "777": "open"}
+    assert (undone.status, undone.json["state"]) == (3, "rolled_back"), undone.err
+    assert undone.json["conflicts"] == {"badges irreversible": 1}

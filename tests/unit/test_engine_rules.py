@@ -10,8 +10,10 @@ from models.database import classify, require_version
 from models.errors import BadRow, Incompatible, Misconfigured, TooBig, Transient
 from models.ledger import FINISHED_STATES, OPEN_STATES, RUN_TRANSITIONS
 from models.messages import Reconciliation, RunReport, Verification
-from models.steps import STEPS, stage_names, stages_before, steps_of
-from models.steps.base import add
+from models.steps import STEPS, UNDO_STEPS, stage_names, stages_before, steps_of
+from models.steps.base import Context, Step, add
+from models.steps.declarations import require_declared
+from models.steps.users import Users
 from producer.partition import (
     FIRST_ROWS,
     LARGEST_ROWS,
@@ -49,6 +51,58 @@ def test_every_step_that_writes_rows_of_a_table_is_verified() -> None:
         "indexes",
         "removed",
     }
+
+
+class Whole(Users):
+    """All that a step must say it inherits."""
+
+    name = "whole"
+
+
+class Unverified(Whole):
+    is_verified = False
+
+
+class Unchecked(Step):
+    name, stage, queue, entity = "unchecked", "users", "migration.users", "badge"
+    is_verified, irreversible = True, "nothing undoes it"
+
+
+class Kept(Whole):
+    undone_by = ""
+
+
+class Unknown(Whole):
+    undone_by = "undo_nothing"
+
+
+class Listed(Whole):
+    def key_lists(self, context: Context, round_: int) -> list[list[str]] | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("step", "what"),
+    [
+        (Unverified, "how they are verified"),
+        (Unchecked, "override differences or details"),
+        (Kept, "how they are undone"),
+        (Unknown, "no such name"),
+        (Listed, "say takes_lists = True"),
+    ],
+)
+def test_a_step_that_leaves_something_out_is_refused_with_what_to_write(
+    step: type[Step], what: str
+) -> None:
+    with pytest.raises(Misconfigured, match=what) as refused:
+        require_declared([step()], UNDO_STEPS)
+    assert step.__name__ in refused.value.hint
+
+
+def test_a_step_inherits_how_it_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.steps.STEPS", [*STEPS, Whole()])
+    require_declared([*STEPS, Whole()], UNDO_STEPS)
+    assert "whole" in {step.name for step in steps_of("verification")}
 
 
 def test_every_open_state_leads_to_an_end_and_every_end_back_or_to_a_rollback() -> None:

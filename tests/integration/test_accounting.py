@@ -1,0 +1,262 @@
+"""A run that says it is complete has accounted for every row, and judged every row set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from models.messages import RunReport
+from models.settings import DEFAULT_GRANTS, Settings, parse_grants
+from models.steps import users
+from producer import control, partition, rollback, windows
+from producer.partition import Page
+from tests import oracle
+from tests.driving import change, go_on, scalar, start, whole_run
+
+USERS, BATCH_SIZE = 60, 10
+NAMES = oracle.Names()
+GRANTS = parse_grants(DEFAULT_GRANTS)
+STAGES = ("users", "projects", "switch", "verification", "reconciliation")
+
+
+def snapshot(engine: Engine) -> oracle.Snapshot:
+    with engine.connect() as connection:
+        return oracle.snapshot(connection, NAMES)
+
+
+def wrong_rows(engine: Engine, before: oracle.Snapshot) -> list[str]:
+    with engine.connect() as connection:
+        return oracle.compare_now(connection, before, GRANTS)
+
+
+def keys_of(engine: Engine, kind: str, entity: str) -> set[str]:
+    with engine.connect() as connection:
+        statement = text(
+            "SELECT legacy_key FROM migration.differences WHERE kind = :kind AND entity = :entity"
+        )
+        return set(connection.scalars(statement, {"kind": kind, "entity": entity}))
+
+
+def keys_in(engine: Engine, query: str) -> set[str]:
+    with engine.connect() as connection:
+        return set(connection.scalars(text(query)))
+
+
+@contextmanager
+def losing_pages() -> Iterator[None]:
+    """The second page of each cut of three or more is lost."""
+    whole = partition.cut
+
+    def cut(*arguments: Any, **options: Any) -> list[Page]:
+        pages = whole(*arguments, **options)
+        return [pages[0], *pages[2:]] if len(pages) >= 3 else pages
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(partition, "cut", cut)
+        yield
+
+
+def retried(engine: Engine, settings: Settings, ended: RunReport) -> RunReport:
+    assert ended.run_id
+    control.retry(engine, settings, ended.run_id)
+    return go_on(engine, settings, ended.run_id)
+
+
+def test_a_page_that_is_lost_in_every_stage_is_found_and_a_retry_migrates_it(
+    engine: Engine, settings: Settings
+) -> None:
+    before = snapshot(engine)
+    with losing_pages():
+        ended = whole_run(engine, settings)
+    seen = (
+        "SELECT id FROM users EXCEPT SELECT legacy_key FROM migration.quarantine"
+        " WHERE entity = 'user'"
+    )
+    good = keys_in(engine, seen)
+    made = keys_in(engine, "SELECT user_id FROM credit_logs WHERE reason = 'migration_grant'")
+    assert made < good
+    assert (ended.state, ended.exit_status) == ("failed", 4)
+    assert keys_of(engine, "unaccounted", "user") == good - made
+    assert ended.users.migrated == len(made)
+    found = retried(engine, settings, ended)
+    assert (found.exit_status, found.differences) == (3, {}), found.error
+    assert wrong_rows(engine, before) == []
+    for name in ("users", "subscriptions", "projects"):
+        standing = getattr(found, name)
+        assert standing.migrated == standing.total - standing.quarantined > 0
+
+
+@pytest.mark.parametrize("lost", STAGES)
+def test_a_page_that_is_lost_in_one_stage_never_ends_as_complete(
+    engine: Engine, settings: Settings, lost: str
+) -> None:
+    before = snapshot(engine)
+    whole = windows._pages
+
+    def pages(*arguments: Any) -> tuple[list[dict[str, Any]], str | None]:
+        found, after = whole(*arguments)
+        is_lost = arguments[3].name == lost and len(found) >= 3
+        return ([found[0], *found[2:]] if is_lost else found), after
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(windows, "_pages", pages)
+        ended = whole_run(engine, settings)
+    assert (ended.state, ended.exit_status) == ("failed", 4)
+    found = retried(engine, settings, ended)
+    assert (found.exit_status, found.differences) == (3, {}), found.error
+    assert wrong_rows(engine, before) == []
+
+
+def test_more_rows_than_are_listed_are_all_retried(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.steps.accounting.MOST_KEYS", 3)
+    before = snapshot(engine)
+    with losing_pages():
+        ended = whole_run(engine, settings)
+    assert len(keys_of(engine, "unaccounted", "user")) == 3
+    assert ended.verification.differences > sum(ended.differences.values())
+    assert "not accounted for" in str(ended.error and ended.error.message)
+    found = retried(engine, settings, ended)
+    assert (found.exit_status, found.differences) == (3, {}), found.error
+    assert wrong_rows(engine, before) == []
+
+
+def test_a_second_run_accounts_for_what_the_first_one_migrated(
+    engine: Engine, settings: Settings
+) -> None:
+    first = whole_run(engine, settings)
+    second = whole_run(engine, settings)
+    for ended in (first, second):
+        assert (ended.exit_status, ended.differences) == (3, {})
+    assert (second.users, second.subscriptions, second.projects) == (
+        first.users,
+        first.subscriptions,
+        first.projects,
+    )
+
+
+def test_rows_that_a_faulty_worker_set_aside_are_a_difference_and_a_retry_migrates_them(
+    engine: Engine, settings: Settings
+) -> None:
+    before = snapshot(engine)
+    bad = "btrim(coalesce(u.email::text, ''), :blanks) = '' AS is_bad"
+    assert bad in users._MIGRATE
+    with pytest.MonkeyPatch.context() as patched:
+        faulty = bad.replace(" AS is_bad", " OR u.email LIKE '%.1%' AS is_bad")
+        patched.setattr(users, "_MIGRATE", users._MIGRATE.replace(bad, faulty))
+        ended = whole_run(engine, settings)
+    good = keys_in(engine, "SELECT id FROM users WHERE email LIKE '%.1%'")
+    assert len(good) > 3
+    assert (ended.state, ended.exit_status) == ("failed", 4)
+    assert keys_of(engine, "wrongly_quarantined", "user") == good
+    found = retried(engine, settings, ended)
+    assert (found.exit_status, found.differences) == (3, {}), found.error
+    assert wrong_rows(engine, before) == []
+
+
+BY_HAND = (
+    "INSERT INTO migration.quarantine (entity, legacy_key, run_id, reason, message)"
+    " SELECT '{entity}', t.id, '{run_id}', '{reason}', 'by hand' FROM {table} t"
+    " WHERE NOT EXISTS (SELECT FROM migration.quarantine q"
+    "   WHERE q.entity = '{entity}' AND q.legacy_key = t.id AND q.state = 'open')"
+    " ORDER BY t.id LIMIT 3"
+)
+
+
+@pytest.mark.parametrize(
+    ("entity", "table", "reason"),
+    [
+        ("user", "users", "email_blank"),
+        ("subscription", "gpt_subscriptions", "preferences_malformed"),
+        ("project", "projects", "owner_quarantined"),
+    ],
+)
+def test_good_rows_that_were_set_aside_by_hand_are_a_difference(
+    engine: Engine, settings: Settings, entity: str, table: str, reason: str
+) -> None:
+    before = snapshot(engine)
+    first = whole_run(engine, settings)
+    change(engine, BY_HAND.format(entity=entity, table=table, reason=reason, run_id=first.run_id))
+    control.check_again(engine, settings, first.run_id, "verification")
+    ended = go_on(engine, settings, str(first.run_id))
+    assert (ended.state, ended.exit_status) == ("failed", 4)
+    assert len(keys_of(engine, "wrongly_quarantined", entity)) == 3
+    found = retried(engine, settings, ended)
+    assert (found.exit_status, found.differences) == (3, {}), found.error
+    assert wrong_rows(engine, before) == []
+
+
+def test_rows_that_were_mended_since_wait_for_a_retry_and_are_no_difference(
+    engine: Engine, settings: Settings
+) -> None:
+    before = snapshot(engine)
+    first = whole_run(engine, settings)
+    change(
+        engine,
+        "UPDATE users SET email = id || '@example.org' WHERE btrim(coalesce(email, '')) = ''",
+        "UPDATE gpt_subscriptions SET gpt_id = 'mended' WHERE btrim(coalesce(gpt_id, '')) = ''",
+        "INSERT INTO users (id, email, hashed_password, full_name)"
+        " SELECT DISTINCT s.user_id, s.user_id || '@example.org', 'x', 'x'"
+        " FROM gpt_subscriptions s WHERE s.user_id IS NOT NULL"
+        " AND NOT EXISTS (SELECT FROM users u WHERE u.id = s.user_id)",
+    )
+    run_id = str(first.run_id)
+    # The new users are no part of what was migrated: they differ until the retry.
+    control.check_again(engine, settings, run_id, "verification")
+    checked = go_on(engine, settings, run_id)
+    assert not [name for name in checked.differences if "wrongly_quarantined" in name]
+    waiting = scalar(
+        engine,
+        "SELECT sum((counts #>> '{quarantine,waiting}')::int) FROM migration.batches"
+        " WHERE step = 'accounting'",
+    )
+    assert waiting == checked.verification.waiting_for_retry > 3
+    found = retried(engine, settings, checked)
+    assert str(found.state).startswith("completed"), found.error
+    assert (found.verification.waiting_for_retry, found.differences) == (0, {})
+    assert wrong_rows(engine, before) == []
+
+
+def test_rows_that_an_operator_accepted_are_not_judged(engine: Engine, settings: Settings) -> None:
+    first = whole_run(engine, settings)
+    run_id = str(first.run_id)
+    change(engine, BY_HAND.format(entity="user", table="users", reason="email_blank",
+                                  run_id=run_id))  # fmt: skip
+    change(engine, "UPDATE migration.quarantine SET state = 'accepted' WHERE message = 'by hand'")
+    control.check_again(engine, settings, run_id, "verification")
+    ended = go_on(engine, settings, run_id)
+    assert not [name for name in ended.differences if "wrongly_quarantined" in name]
+
+
+def test_rows_that_the_database_refused_are_listed_as_that(
+    engine: Engine, settings: Settings
+) -> None:
+    run_id = start(engine, settings)
+    user = scalar(engine, "SELECT min(id) FROM users WHERE email LIKE '%@%'")
+    change(engine, f"ALTER TABLE ai_suites ADD CHECK (user_id <> '{user}') NOT VALID")
+    ended = go_on(engine, settings, run_id)
+    assert (ended.exit_status, ended.differences) == (3, {}), ended.error
+    assert ended.quarantine["rejected"] == 1
+    counted = scalar(
+        engine,
+        "SELECT sum((counts #>> '{quarantine,refused,rejected}')::int) FROM migration.batches",
+    )
+    assert counted == 1
+
+
+def test_a_page_that_a_rollback_loses_is_a_conflict(engine: Engine, settings: Settings) -> None:
+    run_id = str(whole_run(engine, settings).run_id)
+    with losing_pages():
+        rollback.start(engine, settings, run_id, force=False)
+        undone = go_on(engine, settings, run_id)
+    assert (undone.state, undone.exit_status) == ("rolled_back", 3)
+    assert undone.conflicts["users skipped"] > 0
+    rollback.start(engine, settings, run_id, force=True)
+    again = go_on(engine, settings, run_id)
+    assert (again.exit_status, again.conflicts) == (0, {})
+    assert scalar(engine, "SELECT count(*) FROM ai_tools") == 0
