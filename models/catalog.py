@@ -182,3 +182,22 @@ def _table(row: Any) -> Table:
             ForeignKey(**{**key, "columns": tuple(key["columns"])}) for key in row["keys"] or ()
         ),
     )
+
+
+_TRIGGERS = text("""
+SELECT t.tgname || ' on ' || n.nspname || '.' || c.relname
+FROM pg_trigger t
+JOIN pg_class c ON c.oid = t.tgrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_proc p ON p.oid = t.tgfoid
+JOIN pg_namespace f ON f.oid = p.pronamespace
+WHERE NOT t.tgisinternal AND :function IN (
+  p.proname, quote_ident(p.proname), quote_ident(f.nspname) || '.' || quote_ident(p.proname))
+ORDER BY 1 LIMIT 5
+""")
+
+
+def name_triggers(connection: Connection, function: str) -> str:
+    """The triggers that call a function, in words that follow its name; '' where none does."""
+    found = connection.scalars(_TRIGGERS, {"function": function}).all() if function else []
+    return f" (trigger {', '.join(found)})" if found else ""

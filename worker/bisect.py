@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from models.catalog import name_triggers
 from models.database import STATEMENT_TIMEOUT_MS, as_ours
 from models.deferred import CHECK_NOW, DEFER_AGAIN
 from models.errors import BadRow, MigrationError, Misconfigured, TooBig
@@ -216,7 +217,11 @@ class _Trial:
         found = self._refusals[kind]
         is_news = not are_rejected(self._context.connection, kind, keys)
         if is_news and found.note(error) and self._refuses_all(found, rest()):
-            raise Misconfigured(f"The database refuses every {kind} of the batch: {error.message}")
+            function = error.function if isinstance(error, BadRow) else ""
+            triggers = name_triggers(self._context.connection, function)
+            raise Misconfigured(
+                f"The database refuses every {kind} of the batch: {error.message}{triggers}"
+            )
         self._rejected.append((kind, keys, "rejected", error))
 
     def _refuses_all(self, found: refusals.Refusals, rest: Sequence[Scope]) -> bool:

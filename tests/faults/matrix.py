@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.faults import database, deaths, messages
+from tests.faults import database, deaths, messages, surroundings
 from tests.faults.deaths import WINDOWS, Play, killed
 
 
@@ -232,6 +232,22 @@ ROWS = (
         " of 30.",
         database.slow,
         is_quick=True,
+    ),
+    Row(
+        "repeatable read as default",
+        "default_transaction_isolation of the database is repeatable read, and the application"
+        " changes e-mails until the cutover.",
+        surroundings.repeatable_read,
+    ),
+    Row(
+        "two environments on one Redis",
+        "Another database with a worker and a run of its own uses the same Redis at the same time.",
+        surroundings.shared_redis,
+    ),
+    Row(
+        "worker with another search_path",
+        "One of two workers resolves the tables' names in another schema, where they exist too.",
+        surroundings.other_search_path,
     ),
     Row(
         "disk full",

@@ -21,6 +21,7 @@ from models import database as databases
 from models.ledger import OPEN_STATES
 from tests import wait
 from tests.faults.world import Lane, NotInjected, Stopped
+from tests.oracle import Expectation, Snapshot
 
 BATCH_SIZE, CHILDREN = 30, 2
 QUEUES = "migration:*:migration.*"
@@ -60,6 +61,8 @@ class Site:
     proofs: list[tuple[str, Callable[[], object]]] = field(default_factory=list)
     engine: Engine = field(init=False)
     redis: redis.Redis = field(init=False)
+    before: Snapshot = field(init=False)
+    expectation: Expectation = field(init=False)
 
     @property
     def prefix(self) -> str:
@@ -70,6 +73,7 @@ class Site:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.lane.start()
+        self.before, self.expectation = self.lane.before, self.lane.expectation
         with self.lane.admin() as connection:
             connection.execute(text("DROP DATABASE IF EXISTS site WITH (FORCE)"))
             connection.execute(text("CREATE DATABASE site TEMPLATE legacy"))

@@ -91,7 +91,7 @@ def _ends(site: Site, verdict: Verdict, over: float | None) -> None:
         ).all()
     run = found[0]
     wanted = "completed"
-    if any(site.lane.expectation.quarantined.values()):
+    if any(site.expectation.quarantined.values()):
         wanted = "completed_with_quarantine"
     if len(found) != 1 or run.state != wanted:
         verdict.stuck = 1
@@ -104,7 +104,7 @@ def _ends(site: Site, verdict: Verdict, over: float | None) -> None:
 
 
 def _compare(site: Site, verdict: Verdict) -> None:
-    before, expectation = site.lane.before, site.lane.expectation
+    before, expectation = site.before, site.expectation
     with site.engine.connect() as connection:
         differences = oracle.compare(connection, before, expectation)
         set_aside = {

@@ -10,14 +10,14 @@ import sqlalchemy as sa
 from sqlalchemy import text
 
 from models import database as databases
-from models.settings import DEFAULT_GRANTS, parse_grants
+from models.settings import DEFAULTGRANTS, parse_grants
 from producer import local, sample
 from producer.local import directories
 from tests import oracle
 from tests.faults.nursery import Nursery
 
 USERS = 120
-_GRANTS = parse_grants(DEFAULT_GRANTS)
+GRANTS = parse_grants(DEFAULTGRANTS)
 
 
 class NotInjected(Exception):
@@ -44,7 +44,7 @@ class Lane:
             sample.load(connection, USERS, subscriptions_per_user=1)
             self.before = oracle.snapshot(connection, oracle.Names())
         engine.dispose()
-        self.expectation = oracle.expected(self.before, _GRANTS)
+        self.expectation = oracle.expected(self.before, GRANTS)
 
     def address(self, database: str) -> str:
         return self.servers.database_url.replace("/dashboard?", f"/{database}?")

@@ -44,6 +44,7 @@ def test_five_batches_with_one_error_pause_the_run_and_it_goes_on_from_there(
     assert found.error.message.startswith(
         "5 batches failed with the same error. users: The database refuses every user"
     )
+    assert "in function refuse (trigger refuse on public.ai_suites)" in found.error.message
     assert "producer retry" in found.error.hint and "producer resume" in found.error.hint
     assert "closed" not in found.model_dump_json()
     assert list(found.failures.values()) == [5] == [scalar(engine, FAILED)]
