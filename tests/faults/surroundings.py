@@ -1,4 +1,4 @@
-"""Surroundings that a run does not choose: session defaults, a shared Redis, another search path."""
+"""Surroundings that a run does not choose: session defaults, a shared Redis, search paths."""
 
 from __future__ import annotations
 
