@@ -25,6 +25,8 @@ UNION ALL SELECT 'CREATE on schema ' || :schema,
   has_schema_privilege(CAST(:schema AS text), 'CREATE')
 """)
 
+_UNCHANGED = "Nothing was changed."
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -73,7 +75,9 @@ def refuse(connection: Connection, fatal: Sequence[Obstacle]) -> None:
         hint = "Grant them, or connect as the tables' owner."
     if len(fatal) > named:
         message += f"; and {len(fatal) - named} more, which producer check lists"
-    raise first.kind(message, hint=f"{hint} Nothing was changed.".strip())
+    if not hint.endswith(_UNCHANGED):
+        hint = f"{hint} {_UNCHANGED}".strip()
+    raise first.kind(message, hint=hint)
 
 
 def _of(row: str, error: MigrationError) -> Obstacle:

@@ -84,8 +84,8 @@ def _client(url: str) -> redis.Redis:
 def _info(client: redis.Redis) -> Mapping[str, Any]:
     try:
         return dict(client.info())
-    except redis.exceptions.NoPermissionError:
-        # It may not be asked what it is: what it does decides.
+    except redis.exceptions.ResponseError:
+        # It cannot or may not say what it is: what it does decides.
         client.ping()
         return {}
 

@@ -31,7 +31,9 @@ def upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
 
 def _upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
     with transaction(engine, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=0) as connection:
-        return bring_up(connection, settings)
+        added = bring_up(connection, settings)
+        relations.require_own_ledger(connection, settings)
+        return added
 
 
 def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str, str]]:
@@ -50,7 +52,6 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
         f"{TRY_JSONB}; {capture.FUNCTION}; {identity.FUNCTIONS}".replace("%", "%%")
     )
     identity.settle(connection)
-    relations.require_own_ledger(connection, settings)
     backlog.define(connection)
     # Outside Alembic's list of revisions: what the application dropped, or what another
     # legacy table lacks, is missing whatever revision the database says it is at.

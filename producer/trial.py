@@ -23,7 +23,7 @@ from models import target as target_tables
 from models.catalog import Table
 from models.database import classify, transaction
 from models.declared import TABLES
-from models.errors import BadRow, MigrationError, TooBig, Transient
+from models.errors import BadRow, Incompatible, MigrationError, Misconfigured, TooBig, Transient
 from models.ledger import runs
 from models.legacy import Legacy, list_cast
 from models.obstacles import Obstacle
@@ -133,7 +133,9 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
             _copy_triggers(connection, settings, vars(legacy) | target.tables)
     except DBAPIError as failure:
         _raise_if_passing(failure)
-        found.refuse(f"the schema step: {refusals.of(failure.orig).words}", is_fatal=True)
+        error = classify(failure)
+        kind = Misconfigured if isinstance(error, Misconfigured) else Incompatible
+        found.obstacles.append(Obstacle(ROW, error.message, error.hint, kind=kind))
         return
     tables = legacy_tables.read(connection, settings)
     if found.is_real:

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
 from models import database as databases
+from models import identity
 from models.database import sqlstate
 from models.ledger import WORKED_ON, batches, stages
 from models.messages import RunReport
@@ -156,6 +157,9 @@ def shake(
 
         main = databases.create(address)
         stack.callback(main.dispose)
+        with main.begin() as connection:
+            # The database is the copy of a template.
+            identity.settle(connection)
         workers = [session(f"worker {number}") for number in range(WORKERS)]
         applications = [
             _Restless(session(f"app {n}"), seed=10 * seed + n, prefix=f"live{n}")

@@ -37,7 +37,7 @@ def examined(product: Product, **environment: str) -> dict[str, Any]:
     """What the doctor says, where it could look."""
     ended = product.run("doctor", "--json", **environment)
     assert ended.status == 0, ended.err
-    assert ended.json.keys() == Diagnosis().model_dump().keys()
+    assert ended.json.keys() == {*Diagnosis().model_dump(), "database"}
     for finding in ended.json["findings"]:
         assert finding["kind"] in ended.err
     return ended.json
@@ -267,11 +267,11 @@ def test_a_finished_run_waits_for_nothing(opened: Product) -> None:
 def test_without_a_run_the_shape_is_kept(product: Product) -> None:
     ended = product.run("doctor", "--json")
     assert (ended.status, ended.json["error"]["kind"]) == (2, "unknown_run")
-    assert ended.json.keys() == Diagnosis().model_dump().keys()
+    assert ended.json.keys() == {*Diagnosis().model_dump(), "database"}
 
 
 def test_without_a_database_it_is_the_usual_error(product: Product) -> None:
     gone = product.environment["DATABASE_URL"].replace("/test_", "/no_")
     ended = product.run("doctor", "--json", DATABASE_URL=gone)
     assert (ended.status, ended.json["error"]["kind"]) == (1, "unreachable")
-    assert ended.json.keys() == Diagnosis().model_dump().keys()
+    assert ended.json.keys() == {*Diagnosis().model_dump(), "database"}

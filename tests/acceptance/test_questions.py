@@ -9,13 +9,15 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from sqlalchemy import text
 
 from tests import variants
-from tests.acceptance.conftest import Product, count, until
+from tests.acceptance.conftest import Product, count
+from tests.wait import PATIENCE_SECONDS, until
 
 STATES = "SELECT count(*) FROM migration.runs WHERE state = '{}'"
 
@@ -38,12 +40,10 @@ def answered(product: Product, answer: bytes | None, *arguments: str) -> tuple[i
             ready, _, _ = select.select([terminal], [], [], 60)
             assert ready and process.poll() is None, said
             said += os.read(terminal, 4096)
-        if answer is None:
-            process.send_signal(signal.SIGINT)
-        else:
+        if answer is not None:
             os.write(terminal, answer)
         try:
-            out, _ = process.communicate(timeout=60)
+            out = _end(process, signal.SIGINT if answer is None else None)
         finally:
             process.kill()
     os.set_blocking(terminal, False)
@@ -57,6 +57,16 @@ def answered(product: Product, answer: bytes | None, *arguments: str) -> tuple[i
     assert "Nothing was changed" in shown
     assert json.loads(out)["error"]["kind"] == "declined"
     return process.returncode, " ".join(shown.split())
+
+
+def _end(process: subprocess.Popen[bytes], sent: signal.Signals | None) -> bytes:
+    """What it says on stdout until it ends; the signal again where it came just before the read."""
+    for _ in range(int(PATIENCE_SECONDS)):
+        if sent:
+            process.send_signal(sent)
+        with suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=1)[0]
+    raise AssertionError("the command did not end")
 
 
 @pytest.mark.parametrize("answer", [b"n\n", b"\n", None], ids=["no", "return", "ctrl-c"])

@@ -22,7 +22,7 @@ class Served:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
-        self.said = process.stderr.readline()
+        self.database, self.said = process.stderr.readline(), process.stderr.readline()
         found = re.search(r"http://\S+", self.said)
         assert found, self.said + process.stderr.read()
         self.address = found[0]

@@ -11,9 +11,10 @@ from sqlalchemy import text
 
 from producer import local
 from tests import oracle, variants
-from tests.acceptance.conftest import Product, count, make, until
+from tests.acceptance.conftest import Product, count, make
 from tests.acceptance.test_main_job import NAMES, USERS, assert_right
 from tests.conftest import fresh_database
+from tests.wait import until
 
 REPUBLISHED = "SELECT sum(republished) FROM migration.batches"
 
@@ -101,13 +102,18 @@ def test_a_worker_with_another_search_path_does_not_touch_the_run(product: Produ
             )
     product.environment["MIGRATION_BATCH_SIZE"] = "20"
     astray = f"{product.environment['DATABASE_URL']}&options=-csearch_path%3Dold,public"
-    with product.worker(DATABASE_URL=astray):
-        waiting = product.start("enqueue-all", "--wait", "--json")
+    with product.worker(DATABASE_URL=astray), ExitStack() as stack:
+        waiting = stack.enter_context(product.start("enqueue-all", "--wait", "--json"))
+        stack.callback(waiting.kill)
         until(lambda: count(product, "SELECT count(*) FROM migration.runs"))
         log = product.folder / "celery-0.log"
         until(lambda: "takes no messages" in log.read_text() and "other tables" in log.read_text())
-        found = json.loads(product.run("doctor", "--json").out)
-        assert "other_tables" in [finding["kind"] for finding in found["findings"]]
+
+        def is_found() -> bool:
+            found = json.loads(product.run("doctor", "--json").out)
+            return "other_tables" in [finding["kind"] for finding in found["findings"]]
+
+        until(is_found)
         with product.worker():
             out, err = waiting.communicate(timeout=150)
     assert (waiting.returncode, json.loads(out)["differences"]) == (3, {}), err

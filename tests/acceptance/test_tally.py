@@ -28,7 +28,7 @@ class _Untallied:
     """A step whose pages never tally."""
 
     def __init__(self, step: Step) -> None:
-        self.differences, self.details = step.differences, step.details
+        self.stage, self.differences, self.details = step.stage, step.differences, step.details
 
     def account(self, *_: object) -> str:
         return "SELECT false AS tallies"
@@ -47,7 +47,7 @@ def test_no_fault_hides_in_the_sums(database: str, servers: object) -> None:
             connection.rollback()
             with connection.begin() as clean:
                 context = Context.read(connection, settings, run)
-                assert _check(context, steps_of(VERIFICATION)) == set()
+                assert _check(context, _paged()) == set()
                 assert all(_tallies(context, step) for step in steps_of(VERIFICATION))
                 clean.rollback()
             seen = 0
@@ -55,9 +55,9 @@ def test_no_fault_hides_in_the_sums(database: str, servers: object) -> None:
                 with connection.begin() as spoiled:
                     _spoil(connection, number)
                     context = Context.read(connection, settings, run)
-                    found = _check(context, steps_of(VERIFICATION))
+                    found = _check(context, _paged())
                     connection.execute(sa.delete(differences))
-                    told = _check(context, map(_Untallied, steps_of(VERIFICATION)))
+                    told = _check(context, map(_Untallied, _paged()))
                     assert found == told, fault
                     seen += bool(found)
                     spoiled.rollback()
@@ -74,6 +74,11 @@ def _spoil(connection: Connection, number: int) -> None:
     assert values is not None, fault
     for statement in fault.statements:
         assert connection.execute(text(statement), values).rowcount == 1, statement
+
+
+def _paged() -> list[Step]:
+    """The steps whose pages the verification holds against sums."""
+    return [step for step in steps_of(VERIFICATION) if step.stage != VERIFICATION]
 
 
 def _check(context: Context, steps: Iterable[Step | _Untallied]) -> set[Difference]:

@@ -144,7 +144,7 @@ def test_rows_that_a_faulty_worker_set_aside_are_a_difference_and_a_retry_migrat
     engine: Engine, settings: Settings
 ) -> None:
     before = snapshot(engine)
-    bad = "btrim(coalesce(u.email::text, ''), :blanks) = '' AS is_bad"
+    bad = "btrim(coalesce({email}, ''), :blanks) = '' AS is_bad"
     assert bad in users._MIGRATE
     with pytest.MonkeyPatch.context() as patched:
         faulty = bad.replace(" AS is_bad", " OR u.email LIKE '%.1%' AS is_bad")

@@ -20,7 +20,9 @@ PAGED = ("users", "verification")
 # Whatever a table or a catalog could hold of it.
 _TRACES = """
 SELECT md5(string_agg(found, ',' ORDER BY found)) FROM (
-  SELECT c.oid::text || c.relname || c.relnatts || c.relhastriggers AS found FROM pg_class c
+  SELECT c.oid::text || c.relname || c.relnatts
+      || (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = c.oid) AS found
+    FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname NOT LIKE 'pg\\_%'
   UNION ALL SELECT nspname FROM pg_namespace WHERE nspname NOT LIKE 'pg\\_temp%'
   UNION ALL SELECT typname FROM pg_type WHERE typtype = 'e'

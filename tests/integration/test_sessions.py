@@ -85,14 +85,14 @@ def judged(engine: Engine, settings: Settings, worker: Engine | None = None) -> 
 
 
 @contextmanager
-def role(engine: Engine, defaults: dict[str, str]) -> Iterator[Engine]:
+def role(engine: Engine, address: str, defaults: dict[str, str]) -> Iterator[Engine]:
     """An engine of a role with these defaults."""
     name = f"worker_{uuid.uuid4().hex}"
     change(engine, f"CREATE ROLE {name} SUPERUSER LOGIN",
            *(f"ALTER ROLE {name} SET {key} TO {value}" if key == "search_path"
              else f"ALTER ROLE {name} SET {key} TO '{value}'"
              for key, value in defaults.items()))  # fmt: skip
-    its = databases.create(engine.url.set(username=name).render_as_string(hide_password=False))
+    its = databases.create(address.replace("://postgres@", f"://{name}@"))
     try:
         yield its
     finally:
@@ -102,12 +102,12 @@ def role(engine: Engine, defaults: dict[str, str]) -> Iterator[Engine]:
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_no_default_of_a_role_decides_how_a_run_ends(
-    engine: Engine, settings: Settings, name: str
+    engine: Engine, settings: Settings, database: str, name: str
 ) -> None:
     change(engine, *HIJACK)
     # A backslash, where the role's literals take it for an escape.
     change(engine, "UPDATE users SET email = 'a\\b' || email WHERE email LIKE '%@%'")
-    with role(engine, DEFAULTS[name]) as worker:
+    with role(engine, database, DEFAULTS[name]) as worker:
         judged(engine, settings, worker)
 
 
@@ -223,10 +223,10 @@ def test_an_encoding_of_the_environment_decides_nothing(
     engine.dispose()
 
 
-def test_a_transaction_has_the_settings_that_it_needs(engine: Engine) -> None:
+def test_a_transaction_has_the_settings_that_it_needs(engine: Engine, database: str) -> None:
     change(engine, *HIJACK)
     odd = {key: value for each in DEFAULTS.values() for key, value in each.items()}
-    with role(engine, odd) as worker, transaction(worker) as connection:
+    with role(engine, database, odd) as worker, transaction(worker) as connection:
         shown = {
             name: connection.scalar(text(f"SHOW {name}"))
             for name in (*odd, "transaction_isolation")
@@ -242,9 +242,9 @@ def test_a_transaction_has_the_settings_that_it_needs(engine: Engine) -> None:
     assert path == '"$user", public, pg_temp'
 
 
-def test_a_read_only_default_is_named(engine: Engine, settings: Settings) -> None:
+def test_a_read_only_default_is_named(engine: Engine, settings: Settings, database: str) -> None:
     with (
-        role(engine, {"default_transaction_read_only": "on"}) as worker,
+        role(engine, database, {"default_transaction_read_only": "on"}) as worker,
         pytest.raises(databases.Transient) as refused,
         databases.as_ours(),
     ):
