@@ -76,7 +76,7 @@ def refuse(connection: Connection, fatal: Sequence[Obstacle]) -> None:
     if len(fatal) > named:
         message += f"; and {len(fatal) - named} more, which producer check lists"
     if not hint.endswith(_UNCHANGED):
-        hint = f"{hint} {_UNCHANGED}".strip()
+        hint = f"{hint.removesuffix('.')}. {_UNCHANGED}" if hint else _UNCHANGED
     raise first.kind(message, hint=hint)
 
 

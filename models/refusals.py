@@ -14,6 +14,8 @@ _CONNECTION = (
     (r"Connection refused", "connection refused: no server listens there"),
     (r"No such file or directory", "no server listens on that socket"),
     (r"timeout expired|timed out", "no answer in time"),
+    (r"no pg_hba\.conf entry.*no encryption", "no pg_hba.conf entry admits this user from here"
+     " without encryption"),
     (r"no pg_hba\.conf entry", "no pg_hba.conf entry admits this user from here"),
     (r"authentication failed", "authentication failed"),
     (r"database .* does not exist|no such database", "the database does not exist"),
@@ -28,8 +30,8 @@ _CONNECTION = (
      " not agree on TLS"),
     (r"root certificate file", "the file of sslrootcert cannot be read"),
     (r"certificate file|private key file", "the file of sslcert or sslkey cannot be read"),
-    (r"certificate verify failed|does not match host name|certificate", "its certificate cannot be"
-     " verified"),
+    (r"does not match host name", "its certificate is for another host name"),
+    (r"certificate", "its certificate cannot be verified"),
     (r"SSL|GSSAPI", "the encrypted connection fails"),
     (r"server closed|terminating connection|reset by peer", "the server closed the connection"),
     (r"unreachable|No route to host", "the network does not reach the host"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from models import preflight
+from models import preflight, taken
 from models.database import LOCK_TIMEOUT_MS, retry_locks, transaction
 from models.errors import MigrationError, TooBig, Transient
 from models.ledger import OPEN_STATES, SCHEMA, runs
@@ -45,6 +45,7 @@ def _is_open(engine: Engine, settings: Settings, *, reads_values: bool) -> bool:
     with transaction(
         engine, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=_STATEMENT_TIMEOUT_MS
     ) as connection:
+        taken.require_own_schema(connection)
         if connection.scalar(sa.select(sa.func.to_regclass(f"{SCHEMA}.runs"))):
             states = (*OPEN_STATES, "rolling_back")
             if connection.scalar(sa.select(runs.c.id).where(runs.c.state.in_(states)).limit(1)):

@@ -78,7 +78,9 @@ def command(name: str, package: str = "") -> list[str]:
 
 def libraries() -> str:
     """LD_LIBRARY_PATH for the unpacked programs."""
-    folders = {path.parent for path in (*ROOT.glob("usr/lib/*/*.so*"), *ROOT.glob("lib/*/*.so*"))}
+    # PulseAudio's own library is in a folder of its own, which Debian's loader is told of.
+    patterns = ("usr/lib/*/*.so*", "usr/lib/*/pulseaudio/*.so*", "lib/*/*.so*")
+    folders = {path.parent for pattern in patterns for path in ROOT.glob(pattern)}
     return os.pathsep.join(sorted(map(str, folders)))
 
 

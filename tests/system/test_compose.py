@@ -149,7 +149,7 @@ def test_a_run_goes_through_the_services_of_the_file_and_each_is_found_healthy(
             started[name] = running.enter_context(machine.service(name))
             until(lambda name=name: machine.is_healthy(name))
         ended = subprocess.run(
-            [*SERVICES["producer"]["entrypoint"], *SERVICES["producer"]["command"], "--json"],
+            [*SERVICES["producer"]["entrypoint"], "enqueue-all", "--wait", "--json"],
             env=machine.environment("producer"),
             cwd=tmp_path,
             capture_output=True,

@@ -71,9 +71,8 @@ def test_a_run_and_its_rollback_pass_under_the_roles_with_kills_and_live_writes(
         for command in ("doctor", "verify --wait", "reconcile --wait", "repair tools", "health"):
             ended = product.run(*command.split(), "--json")
             assert ended.json["error"] is None, (command, ended.err)
-        for _ in range(2):
-            undone = product.run("rollback", "--wait", "--yes", "--json")
-            assert undone.json["state"] == "rolled_back", undone.err
+        undone = product.run("rollback", "--wait", "--yes", "--json")
+        assert (undone.json["state"], undone.json["standing"]) == ("rolled_back", []), undone.err
     assert count(product, "SELECT count(*) FROM migration.batches WHERE state = 'failed'") == 0
 
 
@@ -144,16 +143,16 @@ def test_a_certificate_of_another_authority_is_refused_by_every_client(site: Sit
     wrong = {"DATABASE_URL": url.replace(str(certificates.ca), str(certificates.other_ca))}
     ended = site.product.run("status", "--json", **wrong)
     assert (ended.status, ended.json["error"]["kind"]) == (1, "unreachable")
-    assert "certificate verify failed" in ended.json["error"]["message"]
+    assert "its certificate cannot be verified" in ended.json["error"]["message"]
     wrong = {"REDIS_URL": redis_address(site.servers.redis, certificates.other_ca)}
     checks = site.product.run("health", "--json", **wrong).json["checks"]
     (found,) = (check for check in checks if check["name"] == "redis")
-    assert found["verdict"] == "failed" and "CERTIFICATE_VERIFY_FAILED" in found["found"]
+    assert found["verdict"] == "failed" and "its certificate cannot be verified" in found["found"]
     # Celery's own broker connection, and without a word about certificates in the address.
     for address in (wrong["REDIS_URL"], wrong["REDIS_URL"].partition("?")[0]):
         with site.product.worker(REDIS_URL=address) as worker:
             log = site.product.folder / f"celery-{len(site.product.workers) - 1}.log"
-            until(lambda log=log: "CERTIFICATE_VERIFY_FAILED" in log.read_text())
+            until(lambda log=log: "its certificate cannot be verified" in log.read_text())
             assert "ready" not in log.read_text()
             kill_group(worker)
 
@@ -163,7 +162,7 @@ def test_a_server_of_another_name_is_refused(site: Site) -> None:
     url = site.product.environment["DATABASE_URL"].replace("@localhost:", "@127.0.0.1:")
     ended = site.product.run("status", "--json", DATABASE_URL=url)
     assert ended.json["error"]["kind"] == "unreachable"
-    assert 'does not match host name "127.0.0.1"' in ended.json["error"]["message"]
+    assert "its certificate is for another host name" in ended.json["error"]["message"]
     url = site.product.environment["REDIS_URL"].replace("@localhost:", "@127.0.0.1:")
     ended = site.product.run("check", "--json", REDIS_URL=url)
     (found,) = (check for check in ended.json["checks"] if check["name"] == "redis")
@@ -215,15 +214,14 @@ def test_what_needs_more_than_the_roles_and_rules_give_is_said_by_name(site: Sit
         client.set("session:1", "x")
     refused = site.product.run("backup", "safe", "--json")
     assert (refused.status, refused.json["error"]["kind"]) == (1, "not_allowed")
-    assert "REDIS_URL may not do that" in refused.json["error"]["message"]
+    assert "its user may not do that" in refused.json["error"]["message"]
     assert not (site.product.folder / "safe").exists()
     made = site.product.run("backup", "safe", "--json", REDIS_URL=administrator)
     assert made.status == 0, made.err
     planned = site.product.run("plan", "--json").json["error"]
     assert "permission denied for database" in planned["message"], planned
-    refused = site.product.run("restore", "safe", "--yes", "--json", REDIS_URL=administrator)
-    assert refused.json["error"]["kind"] == "client_failed"
-    assert "must be owner of" in refused.json["error"]["hint"], refused.err
+    restored = site.product.run("restore", "safe", "--yes", "--json", REDIS_URL=administrator)
+    assert restored.json["error"] is None, restored.err
     assert values(site, "SELECT count(*) FROM users")[0] == 2_000
 
 
@@ -243,4 +241,4 @@ def test_tls_is_the_only_way_in(site: Site) -> None:
     url = site.product.environment["DATABASE_URL"].replace("verify-full", "disable")
     ended = site.product.run("status", "--json", DATABASE_URL=url)
     assert ended.json["error"]["kind"] == "unreachable"
-    assert "no encryption" in ended.json["error"]["message"]
+    assert "without encryption" in ended.json["error"]["message"]
