@@ -10,14 +10,14 @@ import sqlalchemy as sa
 from sqlalchemy import text
 
 from models import database as databases
-from models.settings import DEFAULTGRANTS, parse_grants
+from models.settings import DEFAULT_GRANTS, parse_grants
 from producer import local, sample
 from producer.local import directories
 from tests import oracle
 from tests.faults.nursery import Nursery
 
 USERS = 120
-GRANTS = parse_grants(DEFAULTGRANTS)
+GRANTS = parse_grants(DEFAULT_GRANTS)
 
 
 class NotInjected(Exception):
