@@ -46,6 +46,11 @@ def known() -> str:
     return _known or NO_LEDGER
 
 
+def is_known() -> bool:
+    """Whether this process works for a ledger."""
+    return known() != NO_LEDGER
+
+
 def prefix() -> str:
     """The prefix; looks for the ledger while none is known, now and then."""
     if _known in (None, NO_LEDGER):

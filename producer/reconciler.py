@@ -32,6 +32,8 @@ from producer import enqueue, namespace, poison
 from producer.queue import QUEUES, Message, app, publish_again
 
 TICK_SECONDS = 3.0
+# As long as no ledger is there: then its first batches wait for nobody.
+LOOK_SECONDS = 0.3
 # A message that nobody claimed for this long while its queue is empty is lost.
 LOST_SECONDS = 10
 MOST_AT_ONCE = 500
@@ -51,7 +53,7 @@ class Reconciler(threading.Thread):
 
     def run(self) -> None:
         said = ""
-        while not self._over.wait(TICK_SECONDS):
+        while not self._over.wait(TICK_SECONDS if namespace.is_known() else LOOK_SECONDS):
             try:
                 tick(self._engine, self._settings)
                 if said != namespace.known():

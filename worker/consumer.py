@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery.worker.consumer import Consumer as CelerysConsumer
 
 from producer.transport import Moved
@@ -9,6 +11,11 @@ from producer.transport import Moved
 
 class Consumer(CelerysConsumer):
     """Connects anew where the process works for another ledger now; tasks under way go on."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        # At each connection, mingling waits a second for what other workers know of revoked
+        # tasks: none is ever revoked.
+        super().__init__(*arguments, **options | {"without_mingle": True})
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """What Celery does after a lost connection; less where it was not lost."""

@@ -21,7 +21,8 @@ MOST_KEYS = 1_000
 # Whole tables are joined once: hashing them is cheaper than to look up each row.
 _PLANNING = """
 SET LOCAL statement_timeout = '25min'; SET LOCAL work_mem = '64MB';
-SET LOCAL enable_seqscan = on; SET LOCAL random_page_cost = 4
+SET LOCAL enable_seqscan = on; SET LOCAL random_page_cost = 4;
+SET LOCAL max_parallel_workers_per_gather = 2
 """
 
 # `since`: what was captured and waits to be replayed, by key the first change. Whatever is counted
