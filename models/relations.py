@@ -122,13 +122,18 @@ def require(run: Any, settings: Settings, here: Here, *, by_name: bool = False) 
             hint="Run: producer schema upgrade",
         )
     if not fits(run, settings, here, by_name=by_name):
-        theirs = labels(run.relations) if run.relations else ", ".join(run.tables)
         raise OtherTables(
             f"The tables are set to {', '.join(settings.tables)} and resolve to"
-            f" {labels(here.resolved) or 'none that exists'}, but run {run.id} migrates {theirs}",
+            f" {labels(here.resolved) or 'none that exists'}, but run {run.id} migrates"
+            f" {_migrated(run)}",
             hint="Set MIGRATION_USERS_TABLE and its sisters, and the search_path of the address"
             " and the role, as they were when the run was opened.",
         )
+
+
+def _migrated(run: Any) -> str:
+    """The tables that a run migrates, in words; those of version 0.1 kept the settings' words."""
+    return labels(run.relations) if run.relations else ", ".join(run.tables)
 
 
 def adopt(connection: Connection, run: Any, settings: Settings) -> None:
@@ -157,10 +162,9 @@ def require_own_ledger(connection: Connection, settings: Settings) -> None:
     ).all()
     for run in standing:
         if not fits(run, settings, here, by_name=True):
-            theirs = labels(run.relations) if run.relations else ", ".join(run.tables)
             raise Misconfigured(
-                f"The ledger in this database belongs to the tables {theirs} (run {run.id}),"
-                f" not to {labels(here.resolved)}",
+                f"The ledger in this database belongs to the tables {_migrated(run)}"
+                f" (run {run.id}), not to {labels(here.resolved)}",
                 hint="Give each set of tables a database of its own, or end with the other first:"
                 " producer rollback --wait, then producer schema downgrade, with its settings.",
             )
