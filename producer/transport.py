@@ -12,6 +12,9 @@ from kombu.transport import TRANSPORT_ALIASES, redis
 
 from producer import namespace
 
+# How long a consumer that knows no ledger yet waits for a message; kombu's own is a second.
+IDLE_SECONDS = 0.1
+
 
 class Moved(ConnectionResetError):
     """The process works for another ledger now than when this connection was made."""
@@ -61,6 +64,10 @@ class Channel(redis.Channel):
         """Consume under the prefix of the moment."""
         self._follow()
         return super().basic_consume(*arguments, **options)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        # The first batches of a new ledger wait for no consumer that still waits elsewhere.
+        super()._brpop_start(timeout if namespace.is_known() else IDLE_SECONDS)  # type: ignore[misc]
 
     def _get_client(self) -> Any:
         super()._get_client()  # type: ignore[misc]  # It refuses redis-py where that is too old.

@@ -1,4 +1,7 @@
-"""Every legacy row is migrated or in the quarantine: counted over whole tables, in one snapshot.
+"""Every legacy row is migrated or in the quarantine: counted over whole tables, each in a snapshot.
+
+Nothing is replayed meanwhile and what is captured is told apart, so that each table is counted as
+of the last replay, whenever its batch is: the tables' figures are those of one moment.
 
 Knows nothing of batches: a page that was never cut is missing in no batch, but its rows are here.
 The same statement counts before the cutover, for the verification, and after it, for the totals.
@@ -6,6 +9,7 @@ The same statement counts before the cutover, for the verification, and after it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import text
@@ -130,24 +134,26 @@ class Accounting(Step):
     queue = "migration.verify"
 
     def items(self, context: Context) -> list[str]:
-        return ["tables", "quarantine"]
+        return [*ENTITIES, "quarantine"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         if scope.keys == ("quarantine",):
             found = judgement.judge(context)
             return {"quarantine": found, "differences": found["wrong"]}
-        counted, lost = account(context)
+        counted, lost = account(context, scope.keys or ENTITIES)
         return {"accounted": counted, "unaccounted": lost, "differences": lost}
 
 
-def account(context: Context, *, stores_all: bool = False) -> tuple[Counts, int]:
-    """How the rows of each table stand; and how many are neither migrated nor set aside.
+def account(
+    context: Context, entities: Sequence[str] = ENTITIES, *, stores_all: bool = False
+) -> tuple[Counts, int]:
+    """How the rows of these tables stand; and how many are neither migrated nor set aside.
 
     Those are stored as differences, at most MOST_KEYS of a table where not all are asked for.
     """
     counted: Counts = {}
     lost = 0
-    for row in _read(context, None if stores_all else MOST_KEYS):
+    for row in _read(context, entities, None if stores_all else MOST_KEYS):
         counted[f"{row.entity}s"] = {
             name: getattr(row, name) for name in ("total", "migrated", "quarantined")
         } | ({"changes": row.changes} if getattr(row, "changes", 0) else {})
@@ -156,22 +162,24 @@ def account(context: Context, *, stores_all: bool = False) -> tuple[Counts, int]
     return counted, lost
 
 
-def _read(context: Context, most: int | None) -> list[Any]:
+def _read(context: Context, entities: Sequence[str], most: int | None) -> list[Any]:
     # Undone for the sake of its settings.
     with context.connection.begin_nested() as nested:
         context.connection.exec_driver_sql(_PLANNING)
-        rows = _execute(context, _GLANCE)
+        rows = _execute(context, entities, _GLANCE)
         if any(row.total != row.migrated + row.quarantined for row in rows) or not any(
             row.total for row in rows
         ):
-            rows = _execute(context, _COUNT, most)
+            rows = _execute(context, entities, _COUNT, most)
         nested.rollback()
     return rows
 
 
-def _execute(context: Context, statement: str, most: int | None = None) -> list[Any]:
-    """One statement over all tables, and so in one snapshot."""
-    parts = " UNION ALL ".join(_fill(context, statement, entity, most) for entity in ENTITIES)
+def _execute(
+    context: Context, entities: Sequence[str], statement: str, most: int | None = None
+) -> list[Any]:
+    """One statement over these tables, and so in one snapshot."""
+    parts = " UNION ALL ".join(_fill(context, statement, entity, most) for entity in entities)
     return list(context.connection.execute(text(_ACCOUNT + parts), context.parameters))
 
 

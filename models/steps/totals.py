@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from models.row_hash import ENTITIES
 from models.steps.accounting import account
 from models.steps.base import Context, Counts, Scope, Step
 
 # Where nothing was replayed or closed since, the rows are as they were before the cutover.
 _AS_BEFORE = text(
     """
-SELECT a.counts -> 'accounted' FROM migration.batches a
-WHERE a.run_id = :run_id AND a.stage = 'verification' AND a.counts ? 'accounted'
-  AND NOT a.counts #> '{accounted,users}' ? 'changes'
+SELECT jsonb_object_agg(e.key, e.value)
+FROM migration.batches a CROSS JOIN jsonb_each(a.counts -> 'accounted') AS e
+WHERE a.run_id = :run_id AND a.stage = 'verification'
   AND NOT EXISTS (
     SELECT FROM migration.batches b WHERE b.run_id = :run_id AND b.stage = 'finish'
       AND ((b.counts ->> 'replayed')::int > 0 OR (b.counts ->> 'removed')::int > 0))
-LIMIT 1
+HAVING count(DISTINCT e.key) = :tables AND NOT bool_or(e.value ? 'changes')
 """
 )
 
@@ -32,7 +33,9 @@ class Totals(Step):
         return ["totals"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        as_before = context.connection.scalar(_AS_BEFORE, {"run_id": context.run_id})
+        as_before = context.connection.scalar(
+            _AS_BEFORE, {"run_id": context.run_id, "tables": len(ENTITIES)}
+        )
         if as_before is not None:
             return {"final": as_before}
         counted, lost = account(context)
