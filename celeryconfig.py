@@ -27,7 +27,8 @@ worker_disable_prefetch = True
 
 # After an hour an unacknowledged message comes back. It changes nothing when its batch is done or
 # its lease runs: leases, not messages, decide who works on what.
-# The prefix of all keys is the ledger's: `producer.transport`, which subscribes without patterns.
+# The prefix of all keys is the ledger's: `producer.broker.transport`, which subscribes without
+# patterns.
 broker_transport_options = {
     "visibility_timeout": 3600,
     "fanout_patterns": False,

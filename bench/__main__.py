@@ -13,7 +13,7 @@ import psutil
 from sqlalchemy import Engine
 
 from bench import contestants, plot
-from producer import sample
+from producer.demo import sample
 from tests.soak.site import Site, open_site
 
 RESULTS = Path(__file__).parent / "results"

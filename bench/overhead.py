@@ -24,7 +24,8 @@ from models.ledger import batches, runs
 from models.settings import load
 from models.steps import by_name, users
 from models.steps.base import Context, Scope
-from producer import enqueue, sample
+from producer.demo import sample
+from producer.runs import advance
 from tests.driving import start
 from tests.soak.site import open_site
 from worker import batch
@@ -39,7 +40,7 @@ def main(number: int, repetitions: int) -> None:
     """Time both over the same pages, in turn; prints medians in seconds, and their ratio."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     found: dict[str, list[float]] = {"engine": [], "bare": []}
-    with open_site() as site, mock.patch.object(enqueue, "publish_window"):
+    with open_site() as site, mock.patch.object(advance, "publish_window"):
         legacy = site.fresh("legacy")
         with legacy.begin() as connection:
             sample.load(connection, number, dirty=False)
@@ -63,7 +64,7 @@ def _once(engine: Engine, *, bare: bool) -> float:
     run_id = start(engine, settings)
     took = 0.0
     while True:
-        enqueue.advance(engine, settings, run_id)
+        advance.advance(engine, settings, run_id)
         with engine.connect() as connection:
             waiting = connection.execute(
                 sa.select(batches).where(batches.c.state == "pending").order_by(batches.c.id)

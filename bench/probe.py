@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import click
 from sqlalchemy import Engine, create_engine, text
 
-from producer import sample
+from producer.demo import sample
 from tests.soak.site import Site, finish, open_site, rows, workers
 
 REQUESTS_A_SECOND, IDLE_SECONDS = 50, 20

@@ -11,7 +11,7 @@ import psutil
 import redis
 from sqlalchemy import Engine
 
-from producer.local import directories
+from producer.embedded import directories
 from tests.soak.site import Site, rows
 
 LOOK_SECONDS = 0.2

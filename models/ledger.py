@@ -174,7 +174,7 @@ batches = sa.Table(
     sa.Column("expiries", sa.Integer, nullable=False, server_default="0"),
     sa.Column("republished", sa.Integer, nullable=False, server_default="0"),
     sa.Column("worker", sa.Text),
-    # Null: not published yet; `producer.enqueue.advance` does it when the stage's turn has come.
+    # Null: not published yet; `producer.runs.advance` does it when the stage's turn comes.
     _now("published_at", null=True),
     _now("lease_until", null=True),
     _now("started_at", null=True),

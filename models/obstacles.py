@@ -1,7 +1,7 @@
 """What the catalog says against a run: every obstacle of every table that is read or written.
 
 `models.legacy` and `models.target` judge columns and types; this judges the rest of a table. What
-cannot be judged from the catalog is listed as a warning, and the trial (`producer.trial`) tries it.
+cannot be judged from the catalog is listed as a warning, and `producer.checks.trial` tries it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Everything that can be read and stands in the way of a run: privileges, tables, values.
 
-`producer.trial` tries what cannot be read.
+`producer.checks.trial` tries what cannot be read.
 """
 
 from __future__ import annotations

@@ -195,8 +195,12 @@ def servers() -> None:
 def enqueue_all(wait: bool) -> Any:
     """Prepare the schema, open a run and fan out its batches; joins a run that is open."""
     from models import database
-    from producer import connect, enqueue, preflight, readiness, report, tracing
-    from producer import schema as schema_step
+    from producer import connect, tracing
+    from producer.broker import readiness
+    from producer.checks import preflight
+    from producer.reports import status as report
+    from producer.runs import advance
+    from producer.schema import upgrade as schema_step
 
     engine, settings = connect.engine(), connect.settings().base
     tracing.require(settings)
@@ -206,12 +210,12 @@ def enqueue_all(wait: bool) -> Any:
     schema_step.upgrade(engine, settings)
     if not is_proved:
         preflight.require(engine, settings, is_upgraded=True)
-    run_id, is_new = enqueue.open_run(engine, settings)
+    run_id, is_new = advance.open_run(engine, settings)
     console.print(f"Run {run_id}" + ("" if is_new else " is open already: joined"))
     # The one that opened it is the root of its trace.
     traced = tracing.command(settings, "enqueue-all", run_id) if is_new else nullcontext()
     with traced:
-        enqueue.advance(engine, settings, run_id)
+        advance.advance(engine, settings, run_id)
         if wait:
             return _wait(run_id)
     found = report.read(engine, run_id)
@@ -225,7 +229,8 @@ def enqueue_all(wait: bool) -> Any:
 @click.option("--history", is_flag=True, help="All runs, and what operators did, newest first.")
 def status(run: str | None, watch: bool, history: bool) -> Any:
     """Progress by stage, rate, time left, what is set aside and what differs."""
-    from producer import output, report
+    from producer.reports import status as report
+    from producer.reports import terminal as output
 
     engine = _engine()
     if history:
@@ -254,11 +259,13 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
 )
 def write_report(run: str | None, output: Path | None) -> Any:
     """A run as one HTML file: outcome, plots, rows set aside, credits, what happened."""
-    from producer import connect, document, report
+    from producer import connect
+    from producer.reports import html
+    from producer.reports import status as report
 
     engine = _engine()
     run_id = report.read(engine, run).run_id
-    file = document.write(engine, connect.settings().base, run_id, output)
+    file = html.write(engine, connect.settings().base, run_id, output)
     console.print(f"The report of run {run_id} is in {file}", soft_wrap=True)
     return {"run_id": run_id, "file": str(file), "error": None}
 
@@ -269,7 +276,7 @@ def write_report(run: str | None, output: Path | None) -> Any:
 def serve(host: str, port: int) -> Any:
     """The console in the browser: runs, what failed, and pause, resume, cancel, retry."""
     from producer import connect
-    from producer import serve as serving
+    from producer.console import server as serving
 
     _engine()
     serving.run(connect.settings().base, host, port, console)
@@ -280,8 +287,9 @@ def serve(host: str, port: int) -> Any:
 @RUN
 def doctor(run: str | None) -> Any:
     """What a run waits for, in plain words; mends lost messages, dead leases, stuck stages."""
-    from producer import connect, output
-    from producer import doctor as diagnosis
+    from producer import connect
+    from producer.doctor import examine as diagnosis
+    from producer.reports import terminal as output
 
     found = diagnosis.examine(_engine(), connect.settings().base, run)
     output.diagnosis(console, found)
@@ -293,8 +301,9 @@ def doctor(run: str | None) -> Any:
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
 def plan(users: int | None, workers: int) -> Any:
     """Time, load and size of a run, from a rehearsal on a sample that is rolled back."""
-    from producer import connect, output
-    from producer import plan as planning
+    from producer import connect
+    from producer.checks import plan as planning
+    from producer.reports import terminal as output
 
     found = planning.make(_engine(), connect.settings().base, users, workers)
     output.plan(console, found)
@@ -306,7 +315,8 @@ def plan(users: int | None, workers: int) -> Any:
 @WAIT
 def retry(run: str | None, wait: bool) -> Any:
     """Try failed batches and the rows set aside again, and only those."""
-    from producer import connect, control
+    from producer import connect
+    from producer.runs import control
 
     return _end(control.retry(_ready(), connect.settings().base, run), wait)
 
@@ -316,7 +326,8 @@ def retry(run: str | None, wait: bool) -> Any:
 @WAIT
 def verify(run: str | None, wait: bool) -> Any:
     """Compare every legacy row with every row it must have produced, again."""
-    from producer import connect, control
+    from producer import connect
+    from producer.runs import control
 
     return _end(control.check_again(_ready(), connect.settings().base, run, VERIFICATION), wait)
 
@@ -326,7 +337,8 @@ def verify(run: str | None, wait: bool) -> Any:
 @WAIT
 def reconcile(run: str | None, wait: bool) -> Any:
     """Compare every balance with its credit log, again."""
-    from producer import connect, control
+    from producer import connect
+    from producer.runs import control
 
     return _end(control.check_again(_ready(), connect.settings().base, run, RECONCILIATION), wait)
 
@@ -335,7 +347,7 @@ def reconcile(run: str | None, wait: bool) -> Any:
 @RUN
 def pause(run: str | None) -> Any:
     """Let no further batch start; the ones under way end."""
-    from producer import control
+    from producer.runs import control
 
     return _end(control.pause(_engine(), run), False)
 
@@ -344,7 +356,8 @@ def pause(run: str | None) -> Any:
 @RUN
 def resume(run: str | None) -> Any:
     """Go on with a paused or cancelled run."""
-    from producer import connect, control
+    from producer import connect
+    from producer.runs import control
 
     return _end(control.resume(_ready(), connect.settings().base, run), False)
 
@@ -354,7 +367,8 @@ def resume(run: str | None) -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cancel(run: str | None, yes: bool) -> Any:
     """Stop a run; what it wrote stays, is consistent, and `resume` goes on with it."""
-    from producer import control, report
+    from producer.reports import status as report
+    from producer.runs import control
 
     _require_terminal("Cancel the run?", yes)
     engine = _engine()
@@ -371,7 +385,9 @@ def cancel(run: str | None, yes: bool) -> Any:
 @command(cli, "check", blank=Checks().model_dump())
 def check() -> Any:
     """Versions, disk, memory, privileges, tables, locks, bad rows, and a trial on a few rows."""
-    from producer import checks, connect, output
+    from producer import connect
+    from producer.checks import check as checks
+    from producer.reports import terminal as output
 
     found = checks.examine(connect.engine(), connect.settings().base)
     output.checks(console, found)
@@ -396,8 +412,8 @@ ALL_REDIS = click.option(
 @ALL_REDIS
 def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
     """Database, Redis and configuration files into a new folder, with checksums of all."""
-    from producer import backup as saving
     from producer import connect
+    from producer.backup import create as saving
 
     started = time.monotonic()
     engine, settings = _engine(), connect.settings()
@@ -429,7 +445,7 @@ def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
 def restore(folder: Path, yes: bool, all_redis: bool) -> Any:
     """Put a backup back, after its checksums are verified, and prove that it is all there."""
     from producer import connect
-    from producer import restore as restoring
+    from producer.backup import restore as restoring
 
     engine, settings = connect.engine(), connect.settings()
     plan = restoring.plan(engine, settings.redis_urls, folder, all_redis=all_redis)
@@ -445,8 +461,9 @@ def restore(folder: Path, yes: bool, all_redis: bool) -> Any:
 @command(cli, "health", blank=Checks().model_dump())
 def health() -> Any:
     """Database, Redis, workers, queues, Flower and the endpoints of MIGRATION_API_URLS."""
-    from producer import connect, output
-    from producer import health as checking
+    from producer import connect
+    from producer.checks import health as checking
+    from producer.reports import terminal as output
 
     found = checking.examine(connect.engine(), connect.settings().base)
     output.checks(console, found)
@@ -459,7 +476,7 @@ def health() -> Any:
 def metrics(host: str, port: int) -> Any:
     """Serve the newest run's figures to Prometheus, from the ledger, until it is stopped."""
     from producer import connect
-    from producer import metrics as ledger
+    from producer.reports import metrics as ledger
 
     engine = connect.engine()
     console.print(f"Metrics at http://{host}:{port}/metrics")
@@ -470,8 +487,9 @@ def metrics(host: str, port: int) -> Any:
 @command(cli, "performance", blank=Speeds().model_dump())
 def performance() -> Any:
     """Response times of MIGRATION_API_URLS, and of what the dashboard asks the new tables."""
-    from producer import connect, output
-    from producer import performance as measuring
+    from producer import connect
+    from producer.checks import performance as measuring
+    from producer.reports import terminal as output
 
     found = measuring.measure(_engine(), connect.settings().base)
     output.speeds(console, found)
@@ -485,8 +503,10 @@ def performance() -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
     """Undo what every run wrote, newest first, or RUN; keeps and lists what was changed since."""
-    from producer import connect, output, report
-    from producer import rollback as undo
+    from producer import connect
+    from producer.reports import status as report
+    from producer.reports import terminal as output
+    from producer.runs import rollback as undo
 
     engine, settings = _ready(), connect.settings().base
     chosen = undo.targets(engine, run, force=force)
@@ -522,8 +542,8 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def forget(run: str, yes: bool) -> Any:
     """Drop a finished run's before-images; after that it cannot be rolled back."""
-    from producer import report
-    from producer import rollback as undo
+    from producer.reports import status as report
+    from producer.runs import rollback as undo
 
     engine = _engine()
     run_id = report.read(engine, run).run_id
@@ -539,7 +559,10 @@ def forget(run: str, yes: bool) -> Any:
 @click.argument("more", nargs=-1, metavar="[KEY]...")
 def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) -> Any:
     """The rows set aside, with their reasons; accepts those that stay out (--accept KEY …)."""
-    from producer import connect, control, output, report
+    from producer import connect
+    from producer.reports import status as report
+    from producer.reports import terminal as output
+    from producer.runs import control
 
     engine = _engine()
     accepted = 0
@@ -562,7 +585,7 @@ def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) ->
 @click.option("--users", type=click.IntRange(1), default=5_000, show_default=True)
 def demo(users: int) -> Any:
     """The whole migration on embedded servers and generated data, from nothing to its end."""
-    from producer import demo as show
+    from producer.demo import demo as show
 
     found = show.run(users, console)
     _say_database()
@@ -604,7 +627,7 @@ def repair_credits(user: str | None, dry_run: bool, force: bool) -> Any:
 def upgrade() -> Any:
     """Add the ledger and what the target schema lacks; changes nothing when it is there."""
     from producer import connect
-    from producer import schema as schema_step
+    from producer.schema import upgrade as schema_step
 
     added = schema_step.upgrade(_engine(), connect.settings().base)
     for kind, table, name in added:
@@ -618,8 +641,9 @@ def upgrade() -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def downgrade(yes: bool) -> Any:
     """Drop what the upgrade and the runs added, after a rollback; says first what would be lost."""
-    from producer import connect, output
-    from producer import downgrade as dropping
+    from producer import connect
+    from producer.reports import terminal as output
+    from producer.schema import downgrade as dropping
 
     engine, settings = _engine(), connect.settings().base
     lost = dropping.would_lose(engine, settings)
@@ -638,8 +662,9 @@ def downgrade(yes: bool) -> Any:
 @command(schema, "show", blank={"schema": None, "legacy": {}, "target": {}})
 def show_schema() -> Any:
     """The legacy tables as found, and what of the target schema exists."""
-    from producer import connect, output
-    from producer import schema as schema_step
+    from producer import connect
+    from producer.reports import terminal as output
+    from producer.schema import upgrade as schema_step
 
     found = schema_step.describe(_engine(), connect.settings().base)
     output.schema(console, found)
@@ -649,16 +674,17 @@ def show_schema() -> Any:
 @command(servers, "stop", blank={"stopped": False}, says_database=False)
 def stop() -> Any:
     """Stop the embedded servers of MIGRATION_HOME; their data stay."""
-    from producer import local
+    from producer import embedded
 
-    stopped = local.stop(load().home.absolute())
+    stopped = embedded.stop(load().home.absolute())
     console.print("Stopped." if stopped else "No embedded server was running.")
     return {"stopped": stopped, "error": None}
 
 
 def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> Any:
-    from producer import connect, output
+    from producer import connect
     from producer import repair as repairing
+    from producer.reports import terminal as output
 
     settings = connect.settings().base
     found = repairing.run(_engine(), settings, what, user=user, dry_run=dry_run, force=force)
@@ -694,7 +720,7 @@ def _engine() -> Any:
 
 def _ready() -> Any:
     """The engine, where database and Redis can carry a run."""
-    from producer import readiness
+    from producer.broker import readiness
 
     engine = _engine()
     readiness.require()
@@ -702,7 +728,8 @@ def _ready() -> Any:
 
 
 def _end(run_id: str, wait: bool) -> Any:
-    from producer import output, report
+    from producer.reports import status as report
+    from producer.reports import terminal as output
 
     if wait:
         return _wait(run_id)
@@ -712,8 +739,9 @@ def _end(run_id: str, wait: bool) -> Any:
 
 
 def _wait(run_id: str) -> tuple[RunReport, int]:
-    from producer import connect, output
-    from producer import wait as waiting
+    from producer import connect
+    from producer.reports import terminal as output
+    from producer.runs import wait as waiting
 
     found = waiting.until_over(_engine(), connect.settings().base, run_id, console)
     output.summary(console, found)

@@ -13,7 +13,8 @@ from sqlalchemy import Engine
 from models import database
 from models.errors import MigrationError, Misconfigured, NotAllowed, Unreachable
 from models.settings import Settings, load
-from producer import local, refusals
+from producer import embedded
+from producer.broker import refusals
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,13 @@ def settings() -> Connected:
     """
     base = load()
     if base.database_url is None:
-        if not local.exist(base.home.absolute()):
+        if not embedded.exist(base.home.absolute()):
             raise Misconfigured(
                 "DATABASE_URL is not set",
                 hint="Set DATABASE_URL and REDIS_URL. Embedded servers, as producer demo starts"
                 f" them, were looked for in MIGRATION_HOME ({base.home}); there are none.",
             )
-        servers = local.start(base.home.absolute())
+        servers = embedded.start(base.home.absolute())
         database_url, redis_url = servers.database_url, servers.redis_url
         broker = backend = redis_url
     else:
@@ -114,7 +115,7 @@ def is_local() -> bool:
 def result_url(url: str) -> str:
     """A redis-py address as Celery writes it for results, with our backend in front."""
     address = celery_url(url).removeprefix("redis+")
-    return f"producer.results:ChordBackend+{address}"
+    return f"producer.broker.chords:ChordBackend+{address}"
 
 
 def celery_url(url: str) -> str:

@@ -13,7 +13,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from models.errors import MigrationError
-from producer.refusals import of_redis
+from producer.broker.refusals import of_redis
 
 
 def name_of(failure: BaseException) -> str:

@@ -15,7 +15,8 @@ from models.ledger import runs
 from models.repairs import REPAIRS, Change, left_alone
 from models.settings import Settings
 from models.steps.base import Context, Scope
-from producer import partition, report
+from producer.reports import status
+from producer.runs import partition
 
 PAGE_ROWS = 2_000
 # So many changes are shown; all of them are counted, and those of balances stand in the audit.
@@ -36,7 +37,7 @@ def run(
     Safe to repeat. Raises NotAllowed while a run is open, and Misconfigured for an unknown user.
     """
     with transaction(engine) as connection:
-        last = report.find_run(connection, None)
+        last = status.find_run(connection, None)
         relations.adopt(connection, last, settings)
         if last.state in (*ledger.OPEN_STATES, "rolling_back"):
             raise NotAllowed(

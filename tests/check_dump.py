@@ -22,8 +22,8 @@ from sqlalchemy import text
 
 from models import database as databases
 from models.settings import DEFAULT_GRANTS, parse_grants
-from producer import local
-from producer.local import directories, postgres, programs
+from producer import embedded
+from producer.embedded import directories, postgres, programs
 from tests import oracle, variants
 from tests.acceptance.conftest import Product
 from tests.conftest import fresh_database
@@ -44,7 +44,7 @@ def main() -> None:
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
-        servers = local.start(home)
+        servers = embedded.start(home)
         old = Path(folder) / "old"
         try:
             address = _old_postgres(old) if given.old else servers.database_url
@@ -55,8 +55,8 @@ def main() -> None:
                             given.dump, variant, url, servers.redis_url, Path(folder), wanted
                         )
         finally:
-            local.erase(home)
-            local.erase(old)
+            embedded.erase(home)
+            embedded.erase(old)
     sys.exit(failed)
 
 

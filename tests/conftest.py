@@ -20,9 +20,8 @@ import redis
 from psycopg2 import sql
 
 from models.errors import Misconfigured
-from producer import local
-from producer.local import directories, postgres, programs
-from producer.local import redis as valkey
+from producer import embedded
+from producer.embedded import directories, postgres, programs, valkey
 
 # Database 0 belongs to whoever uses the session's servers by their own address.
 _redis_databases = itertools.cycle(range(1, 15))
@@ -46,7 +45,7 @@ def _settle() -> Path:
     os.environ["MIGRATION_HOME"] = str(home)
     # A test that needs them says what is missing.
     with suppress(Misconfigured):
-        local.start(home)
+        embedded.start(home)
     return home
 
 
@@ -60,28 +59,28 @@ def _environment() -> Iterator[Path]:
 
 def pytest_unconfigure() -> None:
     """No server and no folder outlives the session, whether a test asked for them or not."""
-    local.erase(_HOME)
+    embedded.erase(_HOME)
     shutil.rmtree(_HOME.parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def servers(_environment: Path) -> Iterator[local.Servers]:
+def servers(_environment: Path) -> Iterator[embedded.Servers]:
     """The session's PostgreSQL and Valkey, under the session's MIGRATION_HOME."""
     try:
-        yield local.start(_environment)
+        yield embedded.start(_environment)
     finally:
-        local.erase(_environment)
+        embedded.erase(_environment)
 
 
 @pytest.fixture
-def database(servers: local.Servers) -> Iterator[str]:
+def database(servers: embedded.Servers) -> Iterator[str]:
     """The address of an empty database of the test's own."""
     with fresh_database(servers.database_url) as url:
         yield url
 
 
 @pytest.fixture
-def redis_url(servers: local.Servers) -> Iterator[str]:
+def redis_url(servers: embedded.Servers) -> Iterator[str]:
     """The address of an empty Redis database that no other test uses at the same time."""
     url = servers.redis_url.replace("db=0", f"db={next(_redis_databases)}")
     with closing(redis.Redis.from_url(url)) as client:
@@ -116,7 +115,7 @@ def own_redis(tmp_path: Path) -> Iterator[directories.Place]:
             valkey.run_redis(programs.valkey_program(), place)
         yield place
     finally:
-        local.erase(home)
+        embedded.erase(home)
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +132,7 @@ def old_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             postgres.run_postgres(bin_dir, place)
         yield f"postgresql://postgres@/dashboard?host={place.sockets}"
     finally:
-        local.erase(home)
+        embedded.erase(home)
 
 
 @pytest.fixture
@@ -156,7 +155,7 @@ def icu_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             postgres.run_postgres(found[-1].parent, place)
         yield f"postgresql://postgres@/dashboard?host={place.sockets}"
     finally:
-        local.erase(home)
+        embedded.erase(home)
 
 
 def address(place: directories.Place) -> str:

@@ -13,7 +13,9 @@ from sqlalchemy import Engine, event, text
 from models.ledger import WORKED_ON, batches
 from models.messages import RunReport
 from models.settings import Settings
-from producer import enqueue, report, schema
+from producer.reports import status
+from producer.runs import advance
+from producer.schema import upgrade
 from tests.wait import until
 from worker import batch
 
@@ -30,8 +32,8 @@ def scalar(engine: Engine, query: str) -> Any:
 
 
 def start(engine: Engine, settings: Settings) -> str:
-    schema.upgrade(engine, settings)
-    run_id, _ = enqueue.open_run(engine, settings)
+    upgrade.upgrade(engine, settings)
+    run_id, _ = advance.open_run(engine, settings)
     return run_id
 
 
@@ -45,7 +47,7 @@ def go_on(
 ) -> RunReport:
     """Advance and work until the run is over; `before` is called with each batch's stage."""
     while True:
-        enqueue.advance(engine, settings, run_id)
+        advance.advance(engine, settings, run_id)
         order = batches.c.id.desc() if backwards else batches.c.id
         with engine.connect() as connection:
             waiting = connection.execute(
@@ -53,7 +55,7 @@ def go_on(
                 .where(batches.c.run_id == run_id, batches.c.state == "pending")
                 .order_by(order)
             ).all()
-        found = report.read(engine, run_id)
+        found = status.read(engine, run_id)
         if found.state not in WORKED_ON:
             return found
         for row in waiting:

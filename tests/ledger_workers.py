@@ -14,7 +14,7 @@ from models import database as databases
 from models.claims import MAX_LAPSES, Claim
 from models.errors import LeaseLost
 from models.ledger import batches, runs
-from producer import reconciler
+from producer.runs import reconciler
 from tests.ledger_watch import digest
 from tests.ledger_world import Place
 

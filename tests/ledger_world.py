@@ -16,8 +16,11 @@ from models import database as databases
 from models.claims import Claim
 from models.ledger import OPEN_STATES, batches, quarantine, runs
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from producer import control, enqueue, reconciler, report, schema
-from producer.queue import QUEUES, Message
+from producer.broker.queue import QUEUES, Message
+from producer.reports import status
+from producer.runs import advance as enqueue
+from producer.runs import control, reconciler
+from producer.schema import upgrade
 from tests import oracle, variants
 from tests.conftest import fresh_database
 from tests.ledger_watch import INSTALL, Watch
@@ -128,13 +131,13 @@ class Place:
             run_id = self.open_run() or (self.run_ids() or [None])[-1]
             if run_id is None:
                 run_id, _ = enqueue.open_run(self.engine, self.settings)
-            state = report.read(self.engine, run_id).state
+            state = status.read(self.engine, run_id).state
             if state in ("paused", "cancelled"):
                 control.resume(self.engine, self.settings, run_id)
             elif state in ("preparing", "running"):
                 self._drive(run_id)
             elif state == "failed" or self._has_killers():
-                assert next(retries) < 3, report.read(self.engine, run_id).error
+                assert next(retries) < 3, status.read(self.engine, run_id).error
                 control.retry(self.engine, self.settings, run_id)
                 self.watch.check(is_retry=True)
             else:
@@ -142,16 +145,16 @@ class Place:
                 return
 
     def _drive(self, run_id: str) -> None:
-        while report.read(self.engine, run_id).state in ("preparing", "running"):
+        while status.read(self.engine, run_id).state in ("preparing", "running"):
             self.deliver_many(1000)
             self.watch.check()
-            if report.read(self.engine, run_id).state not in ("preparing", "running"):
+            if status.read(self.engine, run_id).state not in ("preparing", "running"):
                 return
             self.lapse()
             self.lose_messages()
             reconciler.tick(self.engine, self.settings)
             self.watch.check()
-            state = report.read(self.engine, run_id).state
+            state = status.read(self.engine, run_id).state
             assert self.messages or state not in ("preparing", "running"), "the run stands still"
 
     def _has_killers(self) -> bool:
@@ -181,7 +184,7 @@ class Templates:
             variants.PLAIN.build(connection, USERS)
         with engine.connect() as connection:
             self._before = oracle.snapshot(connection, oracle.Names())
-        schema.upgrade(engine, settings)
+        upgrade.upgrade(engine, settings)
         with engine.begin() as connection:
             connection.exec_driver_sql(INSTALL.replace("%", "%%"))
         engine.dispose()

@@ -29,7 +29,9 @@ from models.messages import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from models.steps import VERIFICATION, changes
 from models.steps.settle import Settle
-from producer import enqueue, report, schema
+from producer.reports import status
+from producer.runs import advance
+from producer.schema import upgrade
 from tests import oracle, variants
 from tests.application import FOREIGN_KEY_VIOLATION, Application
 from worker import batch
@@ -128,7 +130,7 @@ def build(engine: Engine, settings: Settings) -> oracle.Snapshot:
     with engine.begin() as connection:
         variants.PLAIN.build(connection, USERS)
         before = oracle.snapshot(connection, oracle.Names())
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     with engine.begin() as connection:
         connection.exec_driver_sql(_PAUSE)
         for table in _TABLES:
@@ -194,7 +196,7 @@ def _run(
 
     They stop before the last lock, or from the verification on spare what a later run leaves alone.
     """
-    run_id, _ = enqueue.open_run(main, settings)
+    run_id, _ = advance.open_run(main, settings)
     free, over = list(workers), threading.Event()
 
     def work(batch_id: int) -> None:
@@ -212,7 +214,7 @@ def _run(
         writing = [writers.submit(go_on_writing, application) for application in applications]
         try:
             while True:
-                enqueue.advance(main, settings, run_id)
+                advance.advance(main, settings, run_id)
                 with main.connect() as connection:
                     waiting = connection.execute(
                         sa.select(batches.c.id, batches.c.step)
@@ -225,7 +227,7 @@ def _run(
                 if stops and any(row.step == Settle.name for row in waiting):
                     over.set()
                     wait(writing)
-                ended = report.read(main, run_id)
+                ended = status.read(main, run_id)
                 if ended.state not in WORKED_ON:
                     return ended
                 list(pool.map(work, [row.id for row in waiting]))
@@ -249,7 +251,7 @@ def _few_keys_a_batch() -> Iterator[None]:
         mock.patch.object(changes, "KEYS_A_BATCH", KEYS_A_BATCH),
         mock.patch.object(changes, "ROUNDS", 2),
         mock.patch.object(batch, "_catalogs", _Catalogs()),
-        mock.patch.object(enqueue, "publish_window", lambda window: None),
+        mock.patch.object(advance, "publish_window", lambda window: None),
     ):
         yield
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from sqlalchemy import Engine, text
 
 from models import database as databases
-from producer.local import directories
-from producer.local.programs import postgres_bin_dir, reachable
+from producer.embedded import directories
+from producer.embedded.programs import postgres_bin_dir, reachable
 from tests.wait import until
 
 PORT = 5433

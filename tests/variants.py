@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
-from producer import sample
+from producer.demo import sample
 from tests.oracle import Names
 
 

@@ -16,9 +16,10 @@ from celery.signals import (
 )
 
 from models.settings import unknown
-from producer import connect, logs, tracing, transport
-from producer.queue import app
-from producer.reconciler import Reconciler
+from producer import connect, logs, tracing
+from producer.broker import transport
+from producer.broker.queue import app
+from producer.runs.reconciler import Reconciler
 from worker import flower
 
 __all__ = ["app"]

@@ -24,7 +24,8 @@ from models.errors import LeaseLost, MigrationError, OtherTables, Stopped, Trans
 from models.settings import Settings
 from models.steps import RECONCILIATION, VERIFICATION, by_name, undo_stage_names
 from models.steps.base import Context, Counts, Step
-from producer import budget, namespace, poison
+from producer.broker import namespace
+from producer.runs import budget, poison
 from worker import bisect, settle, stopping
 from worker.watch import Watch
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from celery.worker.consumer import Consumer as CelerysConsumer
 
-from producer.transport import Moved
+from producer.broker.transport import Moved
 
 
 class Consumer(CelerysConsumer):

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from producer.queue import ADVANCE
+from producer.broker.queue import ADVANCE
 from worker.tasks import BATCH_TASKS
 
 # Two ids and the names around them take 1,500 bytes; nothing of ours grows with the data.

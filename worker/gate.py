@@ -14,8 +14,8 @@ import structlog
 from kombu.transport import redis
 from kombu.utils.encoding import bytes_to_str
 
-from producer import transport
-from producer.queue import QUEUES
+from producer.broker import transport
+from producer.broker.queue import QUEUES
 from worker.envelope import Refused, admit
 
 log = structlog.get_logger("migration.gate")

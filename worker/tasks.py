@@ -10,9 +10,10 @@ from celery.exceptions import Reject
 
 from models.errors import Stopped
 from models.steps import STEPS, UNDO_STEPS
-from producer import enqueue, tracing
+from producer import tracing
+from producer.broker.queue import ADVANCE, app
 from producer.connect import engine, settings
-from producer.queue import ADVANCE, app
+from producer.runs import advance as enqueue
 from worker import batch, throttle
 
 # A batch that hangs outside SQL would renew its lease for ever. Its process is killed after this

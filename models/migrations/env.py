@@ -1,4 +1,4 @@
-"""Alembic's entry: runs on the connection, and in the transaction, of `producer.schema`."""
+"""Alembic's entry: runs on the connection, and in the transaction, of `producer.schema.upgrade`."""
 
 import sqlalchemy as sa
 from alembic import context

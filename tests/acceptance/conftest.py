@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models import database as databases
-from producer import local
+from producer import embedded
 from tests.conftest import fresh_database
 
 COMMAND_SECONDS = 300
@@ -117,7 +117,7 @@ def product(database: str, redis_url: str, tmp_path: Path) -> Iterator[Product]:
 
 @pytest.fixture(scope="module")
 def module_product(
-    servers: local.Servers, tmp_path_factory: pytest.TempPathFactory
+    servers: embedded.Servers, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Product]:
     """The product for all tests of a module together."""
     redis_url = servers.redis_url.replace("db=0", "db=15")

@@ -18,8 +18,8 @@ import redis
 from sqlalchemy import text
 
 from models.errors import Misconfigured
-from producer import backup, clients, keyspace, restore
-from producer.local import directories
+from producer.backup import clients, create, keyspace, restore
+from producer.embedded import directories
 from tests import variants
 from tests.acceptance.conftest import Product
 from tests.conftest import address
@@ -74,7 +74,7 @@ def ends(product: Product) -> dict[bytes, bool]:
 
 def state(product: Product) -> dict[str, Any]:
     with product.engine.connect() as connection, connection.begin():
-        found = backup.describe(connection)
+        found = create.describe(connection)
     places = keyspace.places({"redis": product.environment["REDIS_URL"]}, whole_servers=True)
     return found | {"redis": {place.number: keyspace.digests(place) for place in places}}
 
@@ -101,7 +101,7 @@ def test_a_backup_comes_back_row_by_row_and_key_by_key(school: Product) -> None:
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (backup.MANIFEST, backup.SUMS)
+        if path.is_file() and path.name not in (create.MANIFEST, create.SUMS)
     }
     assert made.json["manifest"]["bytes"] == sizes
     for path in (folder, *folder.rglob("*")):
@@ -181,18 +181,18 @@ def test_all_databases_of_a_redis_are_a_choice_and_each_is_listed(school: Produc
 
 def as_version_0_1(folder: Path) -> None:
     """Make a backup what version 0.1 wrote: all databases of the server, by their numbers."""
-    manifest = json.loads((folder / backup.MANIFEST).read_text())
+    manifest = json.loads((folder / create.MANIFEST).read_text())
     numbers = {name: str(of["database"]) for name, of in manifest["redis_databases"].items()}
-    lines = [json.loads(line) for line in (folder / backup.REDIS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / create.REDIS).read_text().splitlines()]
     for line in lines:
         line["database"] = int(numbers[line.pop("place")])
-    (folder / backup.REDIS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / create.REDIS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     manifest["redis"] = {numbers[name]: of for name, of in manifest["redis"].items()}
     for name in ("redis_databases", "all_redis_databases"):
         del manifest[name]
-    (folder / backup.MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
-    sums = "".join(f"{digest}  {name}\n" for name, digest in backup.hashes(folder).items())
-    (folder / backup.SUMS).write_text(sums)
+    (folder / create.MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
+    sums = "".join(f"{digest}  {name}\n" for name, digest in create.hashes(folder).items())
+    (folder / create.SUMS).write_text(sums)
 
 
 def test_a_backup_of_version_0_1_gives_back_the_configured_database_only(school: Product) -> None:
@@ -222,10 +222,10 @@ def test_a_flipped_byte_in_any_file_is_caught_before_anything_is_touched(school:
             with pytest.raises(restore.Damaged):
                 restore.verify(folder)
         path.write_bytes(content)
-    (folder / backup.REDIS).write_bytes(b"")
+    (folder / create.REDIS).write_bytes(b"")
     damaged = school.run("restore", "safe", "--yes", "--json")
     assert (damaged.status, damaged.json["error"]["kind"]) == (1, "damaged_backup")
-    assert backup.REDIS in damaged.json["error"]["message"]
+    assert create.REDIS in damaged.json["error"]["message"]
     assert state(school) == before
 
 

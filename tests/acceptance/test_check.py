@@ -20,7 +20,9 @@ from sqlalchemy import text
 from models import database as databases
 from models.errors import Incompatible, Misconfigured
 from models.settings import load
-from producer import checks, local, readiness
+from producer import embedded
+from producer.broker import readiness
+from producer.checks import check as checks
 from tests import variants
 from tests.acceptance.conftest import Product
 from tests.integration.test_probing import Endpoints, serving
@@ -187,7 +189,7 @@ def test_a_table_in_the_way_is_named_with_its_column(school: Product) -> None:
     assert "ai_tools.id: expected" in found["found"]
 
 
-def test_a_replica_is_no_place_to_migrate(servers: local.Servers, _environment: Path) -> None:
+def test_a_replica_is_no_place_to_migrate(servers: embedded.Servers, _environment: Path) -> None:
     primary = databases.create(servers.database_url)
     with standby(_environment) as replica:
         found = {check.name: check for check in checks.examine(replica, load())}

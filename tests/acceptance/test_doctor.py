@@ -15,7 +15,7 @@ from sqlalchemy import text
 from models.ledger import batches
 from models.messages import Diagnosis
 from models.settings import load
-from producer.local import directories, processes
+from producer.embedded import directories, processes
 from tests import variants
 from tests.acceptance.conftest import Ended, Product, count
 from tests.conftest import address

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 import httpx
 import redis
 
-from producer import sample
+from producer.demo import sample
 from tests.acceptance.conftest import Product
 from tests.integration.test_probing import closed_port
 from tests.wait import until

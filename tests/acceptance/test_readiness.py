@@ -12,9 +12,9 @@ import redis
 from sqlalchemy import text
 
 from models.errors import MigrationError
-from producer import local, readiness
-from producer.local import directories, programs
-from producer.local import redis as valkey
+from producer import embedded
+from producer.broker import readiness
+from producer.embedded import directories, programs, valkey
 from tests import variants
 from tests.acceptance.conftest import Product
 from tests.conftest import address
@@ -29,7 +29,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
         def begin(**settings: str) -> str:
             home = tmp_path / f"redis-{len(settings)}" / ".migration"
-            stack.callback(local.erase, home)
+            stack.callback(embedded.erase, home)
             given = {name.replace("_", "-"): value for name, value in settings.items()}
             with monkeypatch.context() as patch, directories.locked(home):
                 patch.setattr(valkey, "SETTINGS", valkey.SETTINGS | given)

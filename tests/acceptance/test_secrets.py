@@ -12,7 +12,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from producer.local import directories
+from producer.embedded import directories
 from tests import variants
 from tests.acceptance.conftest import Product
 from tests.acceptance.test_flower import LOGIN, PASSWORD, flower

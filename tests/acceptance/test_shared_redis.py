@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 from sqlalchemy import text
 
-from producer import local
+from producer import embedded
 from tests import oracle, variants
 from tests.acceptance.conftest import Product, count, make
 from tests.acceptance.test_main_job import NAMES, USERS, assert_right
@@ -20,7 +20,7 @@ REPUBLISHED = "SELECT sum(republished) FROM migration.batches"
 
 
 @pytest.fixture
-def pair(servers: local.Servers, product: Product) -> Iterator[tuple[Product, Product]]:
+def pair(servers: embedded.Servers, product: Product) -> Iterator[tuple[Product, Product]]:
     """Two environments, each with a database of its own, on one Redis."""
     folder = product.folder / "other"
     folder.mkdir()
@@ -29,7 +29,7 @@ def pair(servers: local.Servers, product: Product) -> Iterator[tuple[Product, Pr
 
 
 @pytest.fixture
-def without_ledger(servers: local.Servers, product: Product) -> Iterator[Product]:
+def without_ledger(servers: embedded.Servers, product: Product) -> Iterator[Product]:
     """A third environment, where nobody has made a ledger."""
     folder = product.folder / "empty"
     folder.mkdir()

@@ -7,7 +7,7 @@ import signal
 from sqlalchemy import text
 
 from models.settings import load
-from producer import enqueue
+from producer.runs import advance
 from tests import variants
 from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches, count
 from tests.driving import start
@@ -40,10 +40,10 @@ def test_a_batch_that_waits_for_a_lock_is_handed_back_in_time(product: Product) 
     settings = load()
     run_id = start(product.engine, settings)
     while not count(product, f"{WAITS} AND step = 'users'"):
-        enqueue.advance(product.engine, settings, run_id)
+        advance.advance(product.engine, settings, run_id)
         for batch_id in pending(product):
             batch.run(product.engine, settings, run_id, batch_id, "test")
-        enqueue.advance(product.engine, settings, run_id)
+        advance.advance(product.engine, settings, run_id)
     waiting = product.start("enqueue-all", "--wait", "--json")
     with product.engine.connect() as application:
         application.execute(text("UPDATE users SET full_name = full_name"))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from producer import local, sample
-from producer.reconciler import LOST_SECONDS
+from producer import embedded
+from producer.demo import sample
+from producer.runs.reconciler import LOST_SECONDS
 from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches, count
 from tests.driving import scalar
 from tests.standby import is_streaming, say, standby
@@ -21,7 +22,7 @@ SMALL = {"MIGRATION_BATCH_SIZE": "25"}
 
 @pytest.mark.slow
 def test_a_standby_that_falls_behind_stops_the_dispatching_until_it_has_caught_up(
-    product: Product, servers: local.Servers, _environment: Path
+    product: Product, servers: embedded.Servers, _environment: Path
 ) -> None:
     _load(product, 4_000)
     limits = {"MIGRATION_THROTTLE": f"lag={LIMIT_SECONDS}"}

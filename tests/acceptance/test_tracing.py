@@ -12,7 +12,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from sqlalchemy import text
 
-from producer import sample
+from producer.demo import sample
 from tests.acceptance.conftest import Product
 from tests.integration.test_probing import closed_port
 from tests.wait import PATIENCE_SECONDS

@@ -16,7 +16,7 @@ from contextlib import suppress
 import psutil
 from sqlalchemy import text
 
-from producer.local.processes import is_gone
+from producer.embedded.processes import is_gone
 from tests.faults import clocks
 from tests.faults.site import Site, Worker
 from tests.faults.world import USERS, NotInjected

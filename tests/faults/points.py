@@ -105,9 +105,9 @@ def before_the_product() -> None:
     wrap(QoS, "append", lambda real: _around(real, "record", lambda *_: True))
     wrap(Channel, "_put", _around_put)
     wrap(DefaultDialect, "do_execute", lambda real: _around(real, "sql", lambda *_: True))
-    import producer.queue
+    import producer.broker.queue as queue
 
-    wrap(producer.queue, "publish_window", lambda real: _around(real, "window", lambda *_: True))
+    wrap(queue, "publish_window", lambda real: _around(real, "window", lambda *_: True))
 
 
 def after_the_product() -> None:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import text
 
 from models.ledger import batches, quarantine, runs
-from producer import report
+from producer.reports import status
 from tests import oracle
 from tests.faults.site import Site
 from tests.faults.standing import standing, waiting
@@ -133,7 +133,7 @@ def _compare(site: Site, verdict: Verdict) -> None:
 
 def _reported(site: Site, right: dict[str, Any]) -> list[str]:
     """Where the report's figures are not those that the oracle counts."""
-    found = report.read(site.engine, None).model_dump(mode="json")
+    found = status.read(site.engine, None).model_dump(mode="json")
     differences = []
     for name in (*_ENTITIES, "rows"):
         for figure, value in found[name].items():

@@ -11,8 +11,9 @@ from sqlalchemy import text
 
 from models import database as databases
 from models.settings import DEFAULT_GRANTS, parse_grants
-from producer import local, sample
-from producer.local import directories
+from producer import embedded
+from producer.demo import sample
+from producer.embedded import directories
 from tests import oracle
 from tests.faults.nursery import Nursery
 
@@ -34,7 +35,7 @@ class Lane:
     def __init__(self, home: Path, nursery: Nursery) -> None:
         self.home, self.nursery = home, nursery
         self.is_stopping = threading.Event()
-        self.servers = local.start(home)
+        self.servers = embedded.start(home)
         with self.admin() as connection:
             for name in ("site", "legacy"):
                 connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
@@ -60,11 +61,11 @@ class Lane:
 
     def start(self) -> None:
         """Start whatever is down of the two servers."""
-        local.start(self.home)
+        embedded.start(self.home)
 
     def close(self) -> None:
         """Stop the servers and remove their data."""
-        local.erase(self.home)
+        embedded.erase(self.home)
 
     @property
     def place(self) -> directories.Place:

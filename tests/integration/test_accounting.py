@@ -12,8 +12,8 @@ from sqlalchemy import Engine, text
 from models.messages import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from models.steps import users
-from producer import control, partition, rollback, windows
-from producer.partition import Page
+from producer.runs import control, partition, rollback, windows
+from producer.runs.partition import Page
 from tests import oracle
 from tests.driving import change, go_on, scalar, start, whole_run
 

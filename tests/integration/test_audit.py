@@ -8,7 +8,8 @@ from sqlalchemy.exc import DBAPIError
 
 from models.errors import NotAllowed
 from models.settings import Settings
-from producer import control, report
+from producer.reports import status
+from producer.runs import control
 from tests.driving import change, start
 
 USERS = 20
@@ -21,7 +22,7 @@ def test_every_control_action_is_noted_with_what_it_changed(
     control.pause(engine, None)
     control.resume(engine, settings, run_id)
     control.cancel(engine, run_id)
-    found = report.actions(engine)
+    found = status.actions(engine)
     assert [entry["action"] for entry in found] == [
         "cancel",
         "resume",
@@ -39,10 +40,10 @@ def test_every_control_action_is_noted_with_what_it_changed(
 
 def test_an_action_that_is_refused_leaves_no_entry(engine: Engine, settings: Settings) -> None:
     run_id = start(engine, settings)
-    before = report.actions(engine)
+    before = status.actions(engine)
     with pytest.raises(NotAllowed):
         control.retry(engine, settings, run_id)
-    assert report.actions(engine) == before
+    assert status.actions(engine) == before
 
 
 @pytest.mark.parametrize(

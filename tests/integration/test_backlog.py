@@ -9,8 +9,9 @@ from sqlalchemy import Engine, text
 
 from models.ledger import batches
 from models.settings import Settings
-from producer import control, enqueue, rollback, schema
-from producer.queue import QUEUES, Message
+from producer.broker.queue import QUEUES, Message
+from producer.runs import advance, control, rollback
+from producer.schema import upgrade
 from tests.driving import change, go_on, start
 
 USERS, BATCH_SIZE = 300, 50
@@ -43,7 +44,7 @@ def test_it_is_the_open_batches_of_each_queue_through_a_run_and_its_rollback(
         assert backlog(engine) == expected(engine)
         seen.append(backlog(engine))
 
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     assert backlog(engine) == NOBODY
     run_id = start(engine, settings)
     go_on(engine, settings, run_id, before=look)
@@ -59,7 +60,7 @@ def test_a_run_keeps_one_worker_between_two_windows_and_none_while_it_is_paused(
 ) -> None:
     run_id = start(engine, settings)
     assert backlog(engine) == NOBODY | {"migration.control": 1}
-    enqueue.advance(engine, settings, run_id)
+    advance.advance(engine, settings, run_id)
     change(engine, "UPDATE migration.batches SET state = 'done'")
     assert backlog(engine) == NOBODY | {"migration.control": 1}
     control.pause(engine, run_id)

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event
 from models import database as databases
 from models.settings import Settings
 from models.steps.settle import HELD_MS
-from producer import control
+from producer.runs import control
 from tests import variants
 from tests.driving import change, go_on, scalar, wait_for_lock, whole_run
 from tests.integration.test_live_writes import snapshot, triggers, wrong_rows

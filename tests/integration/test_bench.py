@@ -9,14 +9,15 @@ from sqlalchemy import Engine
 from bench import contestants, guide, script
 from models import database as databases
 from models.settings import load
-from producer import local, sample
+from producer import embedded
+from producer.demo import sample
 from tests.conftest import fresh_database
 from tests.driving import whole_run
 
 USERS = 150
 
 
-def test_every_contestant_writes_what_the_product_writes(servers: local.Servers) -> None:
+def test_every_contestant_writes_what_the_product_writes(servers: embedded.Servers) -> None:
     def product(engine: Engine) -> None:
         assert whole_run(engine, load()).state == "completed"
 
@@ -31,7 +32,7 @@ def test_every_contestant_writes_what_the_product_writes(servers: local.Servers)
     assert all(found == written[0] for found in written)
 
 
-def _written(servers: local.Servers, way: Callable[[Engine], None]) -> dict[str, object]:
+def _written(servers: embedded.Servers, way: Callable[[Engine], None]) -> dict[str, object]:
     with fresh_database(servers.database_url) as url:
         engine = databases.create(url)
         try:

@@ -14,7 +14,7 @@ from models import database as databases
 from models.errors import LeaseLost, NotAllowed
 from models.ledger import batches, move_run, runs, stages
 from models.settings import Settings
-from producer import schema
+from producer.schema import upgrade
 from tests import variants
 
 SETTINGS = Settings.model_construct(
@@ -29,7 +29,7 @@ def engine(database: str) -> Iterator[Engine]:
     engine = databases.create(database)
     with engine.begin() as connection:
         variants.PLAIN.build(connection, 1)
-    schema.upgrade(engine, SETTINGS)
+    upgrade.upgrade(engine, SETTINGS)
     with engine.begin() as connection:
         connection.execute(
             sa.insert(runs).values(

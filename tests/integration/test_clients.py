@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 from models import addresses
 from models import database as databases
-from producer import clients
+from producer.backup import clients
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ from werkzeug.test import TestResponse
 
 from models import database as databases
 from models.settings import Settings
-from producer import console, enqueue, report
-from producer import schema as schema_step
+from producer.console import app
+from producer.reports import status
+from producer.runs import advance
+from producer.schema import upgrade as schema_step
 from tests import large_ledger
 from tests.driving import change, scalar, spent, start, whole_run
 
@@ -25,7 +27,7 @@ LOOPBACK = ["127.0.0.1", "localhost"]
 
 @pytest.fixture
 def client(engine: Engine, settings: Settings) -> FlaskClient:
-    return console.create(engine, settings, PASSWORD, hosts=LOOPBACK).test_client()
+    return app.create(engine, settings, PASSWORD, hosts=LOOPBACK).test_client()
 
 
 @pytest.fixture
@@ -64,7 +66,7 @@ def test_without_a_login_there_is_nothing_to_see_and_nothing_to_do(
         assert (answer.status_code, answer.location) == (302, "/login"), path
         assert run_id not in answer.text.replace(path, "")
     assert client.get(f"/runs/{run_id}/progress").status_code == 401
-    for action in console.ACTIONS:
+    for action in app.ACTIONS:
         answer = client.post(f"/runs/{run_id}/{action}", data={"csrf_token": token(client)})
         assert (answer.status_code, answer.location) == (302, "/login"), action
     assert state(engine) == "preparing"
@@ -73,7 +75,7 @@ def test_without_a_login_there_is_nothing_to_see_and_nothing_to_do(
 def test_a_wrong_password_is_refused_and_after_five_of_them_the_right_one_too(
     client: FlaskClient,
 ) -> None:
-    for _ in range(console.ATTEMPTS_A_MINUTE):
+    for _ in range(app.ATTEMPTS_A_MINUTE):
         answer = log_in(client, "wrong horse")
         assert answer.status_code == 403
         assert "not the password" in answer.text
@@ -111,7 +113,7 @@ def test_every_answer_has_its_headers_and_no_page_has_script_of_its_own(
 def test_the_cookie_is_for_this_site_alone_and_for_tls_beyond_loopback(
     engine: Engine, settings: Settings, hosts: list[str] | None, is_secure: bool
 ) -> None:
-    client = console.create(engine, settings, PASSWORD, hosts=hosts).test_client()
+    client = app.create(engine, settings, PASSWORD, hosts=hosts).test_client()
     cookie = client.get("/login", base_url="https://localhost").headers["Set-Cookie"]
     assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
     assert ("Secure" in cookie) == is_secure
@@ -129,10 +131,10 @@ def test_pause_resume_and_cancel_are_noted_with_the_name_of_who_pressed_them(
         page = press(ada, run_id, action)
         assert f"Done: {action}." in page.text
         assert state(engine) == then
-    noted = [row for row in report.actions(engine) if row["actor"] == "Ada (console)"]
+    noted = [row for row in status.actions(engine) if row["actor"] == "Ada (console)"]
     assert [row["action"] for row in noted] == ["cancel", "resume", "pause"]
     assert {row["origin"] for row in noted} == {"console/127.0.0.1"}
-    audit_of_others = [row for row in report.actions(engine) if row["action"] == "enqueue-all"]
+    audit_of_others = [row for row in status.actions(engine) if row["action"] == "enqueue-all"]
     assert audit_of_others[0]["actor"] != "Ada (console)"
 
 
@@ -165,7 +167,7 @@ def test_what_the_ledger_holds_is_text_and_never_html(
     ada: FlaskClient, engine: Engine, settings: Settings
 ) -> None:
     run_id = start(engine, settings)
-    enqueue.advance(engine, settings, run_id)
+    advance.advance(engine, settings, run_id)
     change(
         engine,
         "UPDATE migration.batches SET state = 'failed', finished_at = now(),"

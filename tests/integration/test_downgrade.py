@@ -8,7 +8,8 @@ from sqlalchemy import Engine, text
 from models import database as databases
 from models.errors import NotAllowed
 from models.settings import Settings
-from producer import control, downgrade, rollback, schema
+from producer.runs import control, rollback
+from producer.schema import downgrade, upgrade
 from tests import variants
 from tests.driving import change, go_on, start, whole_run
 
@@ -80,7 +81,7 @@ def test_a_run_that_wrote_nothing_is_not_in_the_way_and_an_open_one_is(
 
 
 def test_what_would_be_lost_is_counted(engine: Engine, settings: Settings) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(
         engine,
         "INSERT INTO organizations (id, name, subscription_tier) VALUES ('x', 'Mine', 'free')",
@@ -93,7 +94,7 @@ def test_what_would_be_lost_is_counted(engine: Engine, settings: Settings) -> No
 def test_an_object_of_somebody_else_is_not_dropped_with_it(
     engine: Engine, settings: Settings
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(engine, "CREATE VIEW tools AS SELECT name FROM ai_tools")
     before = catalog(engine)
     with pytest.raises(NotAllowed, match="ai_tools") as refused:

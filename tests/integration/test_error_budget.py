@@ -14,7 +14,8 @@ from models.database import transaction
 from models.errors import NotAllowed
 from models.ledger import batches
 from models.settings import Settings
-from producer import budget, control, enqueue, report
+from producer.reports import status
+from producer.runs import advance, budget, control
 from tests.driving import change, go_on, scalar, start
 from tests.integration.test_live_writes import snapshot, wrong_rows
 from tests.integration.test_refusals import refuse_on
@@ -38,7 +39,7 @@ def test_five_batches_with_one_error_pause_the_run_and_it_goes_on_from_there(
 ) -> None:
     before = snapshot(engine)
     run_id = refused(engine, settings)
-    found = report.read(engine, run_id)
+    found = status.read(engine, run_id)
     assert (found.state, found.exit_status, found.paused_by) == ("paused", 1, "error budget")
     assert found.paused_at and found.error
     assert found.error.message.startswith(
@@ -53,7 +54,7 @@ def test_five_batches_with_one_error_pause_the_run_and_it_goes_on_from_there(
     def try_again() -> None:
         again = getattr(control, go_on_with)
         assert again(engine, settings, run_id) == run_id
-        assert report.read(engine, run_id).paused_by is None
+        assert status.read(engine, run_id).paused_by is None
 
     # Not mended yet: it pauses again.
     try_again()
@@ -68,7 +69,7 @@ def test_five_batches_with_one_error_pause_the_run_and_it_goes_on_from_there(
 def test_fewer_failures_than_the_budget_fail_the_run(engine: Engine, settings: Settings) -> None:
     settings = settings.model_copy(update={"error_budget": 9})
     run_id = refused(engine, settings)
-    found = report.read(engine, run_id)
+    found = status.read(engine, run_id)
     assert (found.state, found.paused_by, scalar(engine, FAILED)) == ("failed", None, 8)
 
 
@@ -76,8 +77,8 @@ def test_batches_with_different_errors_do_not_add_up(engine: Engine, settings: S
     run_id = start(engine, settings)
     go_on_until_users(engine, settings, run_id)
     fail(engine, run_id, ["one", "two", "three", "one", "two", "three", "one", "two"])
-    enqueue.advance(engine, settings, run_id)
-    assert report.read(engine, run_id).state == "failed"
+    advance.advance(engine, settings, run_id)
+    assert status.read(engine, run_id).state == "failed"
 
 
 def test_workers_that_fail_at_once_pause_the_run_once(engine: Engine, settings: Settings) -> None:
@@ -96,7 +97,7 @@ def test_workers_that_fail_at_once_pause_the_run_once(engine: Engine, settings: 
         worker.start()
     for worker in workers:
         worker.join()
-    assert report.read(engine, run_id).paused_by == budget.PAUSED_BY
+    assert status.read(engine, run_id).paused_by == budget.PAUSED_BY
     # Nothing is claimed while it is paused, whoever tries.
     waiting = set(ids) - {
         row for row in _ids(engine, "SELECT id FROM migration.batches WHERE state = 'failed'")
@@ -111,8 +112,8 @@ def test_failures_during_an_operators_pause_are_tried_again_when_it_is_resumed(
     run_id = start(engine, settings)
     go_on_until_users(engine, settings, run_id)
     fail(engine, run_id, ["one"] * 8, meanwhile=lambda: control.pause(engine, run_id))
-    enqueue.advance(engine, settings, run_id)
-    found = report.read(engine, run_id)
+    advance.advance(engine, settings, run_id)
+    found = status.read(engine, run_id)
     assert found.exit_status == 0 and found.paused_by and " from " in found.paused_by
     with pytest.raises(NotAllowed):
         control.retry(engine, settings, run_id)
@@ -122,7 +123,7 @@ def test_failures_during_an_operators_pause_are_tried_again_when_it_is_resumed(
 
 def go_on_until_users(engine: Engine, settings: Settings, run_id: str) -> None:
     while not _ids(engine, "SELECT id FROM migration.batches WHERE stage = 'users'"):
-        enqueue.advance(engine, settings, run_id)
+        advance.advance(engine, settings, run_id)
         for id_ in _ids(
             engine,
             "SELECT id FROM migration.batches WHERE state = 'pending' AND stage <> 'users'",

@@ -11,7 +11,10 @@ from sqlalchemy import Engine, text
 from models import database as databases
 from models.errors import Misconfigured, OtherTables
 from models.settings import Settings
-from producer import control, enqueue, local, namespace, rollback, schema
+from producer import embedded
+from producer.broker import namespace
+from producer.runs import advance, control, rollback
+from producer.schema import upgrade
 from tests.conftest import fresh_database
 from tests.driving import change, go_on, scalar, start, whole_run
 from worker import batch
@@ -22,7 +25,7 @@ ID = "SELECT id FROM migration.ledger"
 
 
 @contextmanager
-def copy(servers: local.Servers, engine: Engine) -> Iterator[Engine]:
+def copy(servers: embedded.Servers, engine: Engine) -> Iterator[Engine]:
     """A copy of the engine's database, made by CREATE DATABASE TEMPLATE."""
     engine.dispose()
     name = str(engine.url.database)
@@ -49,16 +52,16 @@ def astray(address: str) -> Engine:
 
 
 def test_a_ledger_keeps_its_id_and_a_copy_takes_another(
-    engine: Engine, settings: Settings, servers: local.Servers
+    engine: Engine, settings: Settings, servers: embedded.Servers
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     first = scalar(engine, ID)
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     assert scalar(engine, ID) == first
     with copy(servers, engine) as other:
         namespace.follow(other, settings)
         assert namespace.known() == namespace.NO_LEDGER
-        schema.upgrade(other, settings)
+        upgrade.upgrade(other, settings)
         namespace.follow(other, settings)
         assert scalar(other, ID) != first
         assert namespace.known() == namespace.of(scalar(other, ID))
@@ -66,20 +69,20 @@ def test_a_ledger_keeps_its_id_and_a_copy_takes_another(
 
 
 def test_a_run_in_a_copy_goes_on_only_after_the_copy_has_an_id(
-    engine: Engine, settings: Settings, servers: local.Servers
+    engine: Engine, settings: Settings, servers: embedded.Servers
 ) -> None:
     run_id = start(engine, settings)
-    enqueue.advance(engine, settings, run_id)
+    advance.advance(engine, settings, run_id)
     with copy(servers, engine) as other:
         with pytest.raises(Misconfigured, match="copy"):
-            enqueue.advance(other, settings, run_id)
-        schema.upgrade(other, settings)
+            advance.advance(other, settings, run_id)
+        upgrade.upgrade(other, settings)
         # All oids are those of the original: the tables are the same ones.
         assert go_on(other, settings, run_id).exit_status == 3
 
 
 def test_a_renamed_database_is_the_same_one(engine: Engine, settings: Settings) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(engine, "UPDATE migration.ledger SET database = database || '_renamed'")
     assert scalar(engine, "SELECT migration.ledger_id()") == scalar(engine, ID)
 
@@ -88,7 +91,7 @@ def test_a_renamed_database_is_the_same_one(engine: Engine, settings: Settings) 
 def test_another_cluster_or_oid_is_another_database(
     engine: Engine, settings: Settings, part: str
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(engine, f"UPDATE migration.ledger SET database = regexp_replace(database, {part})")
     assert scalar(engine, "SELECT migration.ledger_id()") is None
 
@@ -96,7 +99,7 @@ def test_another_cluster_or_oid_is_another_database(
 def test_a_role_that_may_not_see_the_cluster_knows_the_database_by_oid_and_name(
     engine: Engine, settings: Settings
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(engine, "UPDATE migration.ledger SET database = regexp_replace(database, '^[0-9]+', '')")
     assert scalar(engine, "SELECT migration.ledger_id()") == scalar(engine, ID)
     change(engine, "UPDATE migration.ledger SET database = database || '_other'")
@@ -109,7 +112,7 @@ def test_a_worker_with_another_search_path_leaves_the_run_alone(
     monkeypatch.setattr(batch, "STRANGER_SECONDS", 0)
     other_schema(engine)
     run_id = start(engine, settings)
-    enqueue.advance(engine, settings, run_id)
+    advance.advance(engine, settings, run_id)
     stray = astray(database)
     first = scalar(engine, "SELECT min(id) FROM migration.batches")
     for _ in range(10):
@@ -117,7 +120,7 @@ def test_a_worker_with_another_search_path_leaves_the_run_alone(
     state = "SELECT state || ' ' || hand_backs || ' ' || lapses FROM migration.batches WHERE id = "
     assert scalar(engine, f"{state}{first}") == "pending 0 0"
     with pytest.raises(OtherTables, match=r"old\.users.*public\.users"):
-        enqueue.advance(stray, settings, run_id)
+        advance.advance(stray, settings, run_id)
     namespace.follow(stray, settings)
     assert namespace.is_strangers(namespace.known())
     namespace.follow(engine, settings)
@@ -136,8 +139,8 @@ def test_a_second_set_of_tables_is_refused_by_name(
     before = scalar(engine, rows)
     stray = astray(database)
     for command in (
-        lambda: schema.upgrade(stray, settings),
-        lambda: enqueue.open_run(stray, settings),
+        lambda: upgrade.upgrade(stray, settings),
+        lambda: advance.open_run(stray, settings),
         lambda: control.retry(stray, settings, run_id),
         lambda: rollback.start(stray, settings, run_id, force=False),
     ):
@@ -180,11 +183,11 @@ def test_a_table_that_took_the_place_of_another_is_another(
         "CREATE TABLE projects (LIKE works INCLUDING ALL)",
     )
     with pytest.raises(OtherTables, match="projects"):
-        enqueue.advance(engine, settings, run_id)
+        advance.advance(engine, settings, run_id)
 
 
 def test_the_worker_role_needs_no_more_than_its_tables(engine: Engine, settings: Settings) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     with engine.begin() as connection:
         connection.exec_driver_sql(
             "CREATE ROLE reader; GRANT USAGE ON SCHEMA migration TO reader; SET LOCAL ROLE reader"

@@ -29,7 +29,9 @@ from models import database as databases
 from models.errors import NotAllowed
 from models.ledger import OPEN_STATES, quarantine
 from models.settings import load
-from producer import control, enqueue, report
+from producer.reports import status
+from producer.runs import advance as enqueue
+from producer.runs import control
 from tests.ledger_watch import digest
 from tests.ledger_workers import ANY, FEW, Workers
 from tests.ledger_world import END, STARTS, Templates
@@ -158,7 +160,7 @@ class LedgerModel(Workers):
     ) -> None:
         """Assert that a command works in these states of the run, and only in these."""
         if known := self.place.run_ids():
-            found = report.read(self.engine, run_id or known[-1])
+            found = status.read(self.engine, run_id or known[-1])
             # Paused by its error budget.
             state = "spent" if found.state == "paused" and found.error else found.state
             try:

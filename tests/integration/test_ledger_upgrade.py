@@ -13,7 +13,8 @@ from sqlalchemy import Engine, text
 
 from models import database as databases
 from models.settings import Settings, load
-from producer import local, schema
+from producer import embedded
+from producer.schema import upgrade
 from tests import oracle, variants
 from tests.conftest import fresh_database
 from tests.driving import go_on, scalar
@@ -40,7 +41,7 @@ def engine(database: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def before(servers: local.Servers) -> Iterator[oracle.Snapshot]:
+def before(servers: embedded.Servers) -> Iterator[oracle.Snapshot]:
     """The legacy rows as they were, and are now."""
     with fresh_database(servers.database_url) as url:
         other = databases.create(url)
@@ -54,7 +55,7 @@ def before(servers: local.Servers) -> Iterator[oracle.Snapshot]:
 def test_a_run_of_version_0_1_ends_right_after_the_upgrade(
     engine: Engine, settings: Settings, before: oracle.Snapshot
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     run_id = scalar(engine, "SELECT id FROM migration.runs WHERE state = 'running'")
     found = go_on(engine, settings, run_id)
     assert (found.state, found.differences) == ("completed_with_quarantine", {})
@@ -65,6 +66,6 @@ def test_a_run_of_version_0_1_ends_right_after_the_upgrade(
 def test_the_upgrade_keeps_what_the_ledger_held(engine: Engine, settings: Settings) -> None:
     held = "SELECT md5(string_agg(b::text, '' ORDER BY b.id)) FROM migration.batches b"
     before = scalar(engine, held)
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     assert scalar(engine, held) == before
     assert scalar(engine, "SELECT version_num FROM migration.alembic_version") != "0001"

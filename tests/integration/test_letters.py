@@ -11,7 +11,8 @@ from models import database as databases
 from models.database import transaction
 from models.errors import Incompatible
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from producer import checks, schema
+from producer.checks import check
+from producer.schema import upgrade
 from tests import oracle, variants
 from tests.conftest import fresh_database
 from tests.driving import change, go_on, scalar, start, whole_run
@@ -125,7 +126,7 @@ def test_a_key_that_takes_different_letters_for_equal_is_refused_by_name(
 
 
 def test_so_is_such_a_column_of_an_adopted_table(icu_engine: Engine, settings: Settings) -> None:
-    schema.upgrade(icu_engine, settings)
+    upgrade.upgrade(icu_engine, settings)
     change(icu_engine, ANY_CASE, "ALTER TABLE ai_tools ALTER name TYPE varchar COLLATE ci")
     with pytest.raises(Incompatible, match=r"public\.ai_tools\.name: expected a deterministic"):
         start(icu_engine, settings)
@@ -160,7 +161,7 @@ def test_a_status_is_active_in_any_case_of_its_letters(engine: Engine, settings:
         "UPDATE gpt_subscriptions SET status = 'ARCHIVED' WHERE id IN"
         " (SELECT max(id) FROM gpt_subscriptions)",
     )
-    found = {row.name: row for row in checks.examine(engine, settings)}["subscription statuses"]
+    found = {row.name: row for row in check.examine(engine, settings)}["subscription statuses"]
     assert (found.verdict, found.found) == (
         "warning",
         "1 rows of public.gpt_subscriptions have a status that is none of active, inactive, paused:"
@@ -172,7 +173,7 @@ def test_a_status_is_active_in_any_case_of_its_letters(engine: Engine, settings:
 
 def test_the_check_names_no_value_of_a_text_column(engine: Engine, settings: Settings) -> None:
     def found() -> tuple[str, str]:
-        row = {row.name: row for row in checks.examine(engine, settings)}["subscription statuses"]
+        row = {row.name: row for row in check.examine(engine, settings)}["subscription statuses"]
         return row.verdict, row.found
 
     assert found() == ("ok", "none but active, inactive, paused")
@@ -189,7 +190,7 @@ def test_the_check_names_no_value_of_a_text_column(engine: Engine, settings: Set
 def test_only_a_tool_of_its_owner_is_what_a_project_points_at(
     engine: Engine, settings: Settings
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     own, other = "(SELECT min(id) FROM users)", "(SELECT max(id) FROM users)"
     change(
         engine,

@@ -11,8 +11,9 @@ from models.claims import LEASE_SECONDS
 from models.database import transaction
 from models.messages import RunReport
 from models.settings import Settings
-from producer import enqueue, reconciler, report
-from producer.reconciler import LOST_SECONDS
+from producer.reports import status
+from producer.runs import advance, reconciler
+from producer.runs.reconciler import LOST_SECONDS
 from tests.driving import change, scalar, start, whole_run
 
 USERS = 60
@@ -27,7 +28,7 @@ def claim(engine: Engine, run_id: str, worker: str) -> int:
 
 
 def look(engine: Engine) -> RunReport:
-    found = report.read(engine, None)
+    found = status.read(engine, None)
     assert found.live is not None
     return found
 
@@ -36,7 +37,7 @@ def test_a_worker_shows_with_its_batch_and_goes_when_it_is_gone(
     engine: Engine, settings: Settings
 ) -> None:
     run_id = start(engine, settings)
-    enqueue.advance(engine, settings, run_id)
+    advance.advance(engine, settings, run_id)
     batch_id = claim(engine, run_id, "here/1")
     (hand,) = look(engine).live.hands  # type: ignore[union-attr]
     assert (hand.worker, hand.batch_id, hand.stage) == ("here/1", batch_id, "organization")
@@ -62,7 +63,7 @@ def test_the_reconciler_leaves_a_word_on_what_it_set_right_and_none_on_calm_roun
     engine: Engine, settings: Settings
 ) -> None:
     run_id = start(engine, settings)
-    enqueue.advance(engine, settings, run_id)
+    advance.advance(engine, settings, run_id)
     reconciler.tick(engine, settings)
     assert look(engine).live.recovery is None  # type: ignore[union-attr]
     claim(engine, run_id, "dead/1")
@@ -75,7 +76,7 @@ def test_the_reconciler_leaves_a_word_on_what_it_set_right_and_none_on_calm_roun
         "UPDATE migration.batches SET published_at = published_at"
         f" - interval '{LOST_SECONDS + 1} seconds' WHERE state = 'pending'",
     )
-    from producer.queue import app
+    from producer.broker.queue import app
 
     with app.connection_or_acquire() as connection:
         connection.default_channel.client.flushdb()
@@ -88,9 +89,9 @@ def test_what_is_shown_is_the_same_after_redis_was_flushed(
     engine: Engine, settings: Settings, redis_url: str
 ) -> None:
     whole_run(engine, settings)
-    before = report.read(engine, None)
+    before = status.read(engine, None)
     client = redis.Redis.from_url(redis_url)
     client.flushall()
     client.close()
-    assert report.read(engine, None) == before
+    assert status.read(engine, None) == before
     assert before.progress == 1.0

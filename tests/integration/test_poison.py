@@ -12,7 +12,8 @@ from models import claims
 from models import database as databases
 from models.ledger import batches
 from models.settings import Settings
-from producer import control, enqueue, reconciler, report
+from producer.reports import status
+from producer.runs import advance, control, reconciler
 from tests.driving import change, go_on, scalar, start
 from worker import batch
 
@@ -35,8 +36,8 @@ class Workers:
         before: Callable[[str], None] = lambda stage: None,
     ) -> None:
         """Work until the run is over, dying at these keys; `before` gets each batch's stage."""
-        while report.read(self.engine, self.run_id).state in ("preparing", "running"):
-            enqueue.advance(self.engine, self.settings, self.run_id)
+        while status.read(self.engine, self.run_id).state in ("preparing", "running"):
+            advance.advance(self.engine, self.settings, self.run_id)
             with self.engine.connect() as connection:
                 waiting = connection.execute(
                     sa.select(batches)
@@ -95,7 +96,7 @@ def test_a_row_that_kills_its_worker_is_set_aside_and_nothing_else(
     user, subscription = good_rows(engine)
     workers = Workers(engine, settings, start(engine, settings))
     workers.run(users={user}, subscriptions={subscription})
-    ended = report.read(engine, workers.run_id)
+    ended = status.read(engine, workers.run_id)
     assert ended.exit_status == 3, ended.error
     with engine.connect() as connection:
         killed = connection.execute(
@@ -153,7 +154,7 @@ def test_a_row_that_kills_once_it_has_changed_is_set_aside_with_what_it_had(
 
     workers = Workers(engine, settings, start(engine, settings))
     workers.run(users={user}, subscriptions={subscription}, step=step, before=write)
-    ended = report.read(engine, workers.run_id)
+    ended = status.read(engine, workers.run_id)
     assert (ended.exit_status, ended.differences) == (3, {}), ended.error
     assert ended.quarantine["worker_died"] == 2
     assert scalar(engine, f"SELECT count(*) FROM ai_suites WHERE user_id = '{user}'") == 0

@@ -16,8 +16,11 @@ from models import database as databases
 from models.errors import Incompatible, MigrationError, Transient
 from models.messages import Check
 from models.settings import Settings
-from producer import checks, output, plan, preflight, schema, trial
-from producer.local import programs
+from producer.checks import check as checks
+from producer.checks import plan, preflight, trial
+from producer.embedded import programs
+from producer.reports import terminal
+from producer.schema import upgrade
 from tests import oracle
 from tests.driving import change, scalar, start, whole_run
 from tests.integration.obstacles import CASES, FINE, REFUSED, WARNED, Case
@@ -135,7 +138,7 @@ def test_what_check_says_is_what_the_run_does(
     assert traces(world, settings) == before
     with world.connect() as connection:
         snapshot = oracle.snapshot(connection, case.variant.names)
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     preflight.require(engine, settings, is_upgraded=True)
     ended = whole_run(engine, settings)
     assert ended.state in ("completed", "completed_with_quarantine"), ended.error
@@ -163,7 +166,7 @@ def test_a_deferred_trigger_that_refuses_one_row_is_a_warning_with_its_name(
         found = looked(engine, settings)["trial"]
         assert (found.verdict, "refuses 1 of" in found.found) == ("warning", True), found
         assert "function late" in found.found and "no:" not in found.found
-        schema.upgrade(engine, settings)
+        upgrade.upgrade(engine, settings)
     engine.dispose()
 
 
@@ -173,7 +176,7 @@ def test_a_trigger_on_what_is_made_later_is_found_after_the_schema_step(
     build(world, PLAIN)
     engine = as_operator(world, database)
     assert preflight.require(engine, settings) is False
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(world, "ALTER TABLE ai_suites ADD CONSTRAINT c CHECK (name = 'x')")
     with pytest.raises(Incompatible, match="constraint c") as refused:
         preflight.require(engine, settings, is_upgraded=True)
@@ -197,7 +200,7 @@ def test_locks_of_the_application_end_a_trial_and_it_is_unknown(
 ) -> None:
     build(world, PLAIN)
     engine = as_operator(world, database)
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     with world.begin() as application:
         application.exec_driver_sql("SELECT FROM users FOR UPDATE")
         found = looked(engine, settings)["trial"]
@@ -263,7 +266,7 @@ def test_the_workers_role_is_tried_as_it_is(
 ) -> None:
     build(world, PLAIN)
     operator = as_operator(world, database)
-    schema.upgrade(operator, settings)
+    upgrade.upgrade(operator, settings)
     operator.dispose()
     roles = Path(__file__).parents[2] / "deploy" / "roles.sql"
     subprocess.run(
@@ -286,7 +289,7 @@ def test_names_are_folded_and_never_cut() -> None:
     out = io.StringIO()
     console = Console(file=out, width=80)
     name = "public.dashboard_gpt_subscriptions_of_the_whole_district.active_gpt_identifier"
-    output.checks(console, [Check(name="legacy tables", verdict="failed", found=name, hint=name)])
+    terminal.checks(console, [Check(name="legacy tables", verdict="failed", found=name, hint=name)])
     said = out.getvalue()
     assert "…" not in said and "legacy tables" in said
     assert "".join(line[23:].strip() for line in said.splitlines()).count("district") <= 2

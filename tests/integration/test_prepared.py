@@ -11,8 +11,10 @@ from sqlalchemy import Engine
 from models import database as databases
 from models.errors import Transient
 from models.settings import load
-from producer import checks, local, schema
-from producer.local import directories, postgres, programs
+from producer import embedded
+from producer.checks import check
+from producer.embedded import directories, postgres, programs
+from producer.schema import upgrade
 from tests import variants
 
 
@@ -32,23 +34,23 @@ def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
         yield engine
         engine.dispose()
     finally:
-        local.erase(home)
+        embedded.erase(home)
 
 
 def test_one_that_was_forgotten_is_named(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "LOCK_SECONDS", 0)
+    monkeypatch.setattr(check, "LOCK_SECONDS", 0)
     monkeypatch.setattr(databases, "LOCK_ATTEMPTS", 1)
     with engine.begin() as connection:
         connection.exec_driver_sql("LOCK TABLE users IN ROW EXCLUSIVE MODE")
         connection.exec_driver_sql("PREPARE TRANSACTION 'forgotten'")
     with engine.connect() as connection, connection.begin():
-        found = checks._locks(connection, load())
+        found = check._locks(connection, load())
     assert found.verdict == "failed"
     assert "'forgotten'" in found.found and "ROLLBACK PREPARED" in found.hint
     with pytest.raises(Transient) as refused:
-        schema.upgrade(engine, load())
+        upgrade.upgrade(engine, load())
     assert "pg_prepared_xacts" in refused.value.hint
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql("ROLLBACK PREPARED 'forgotten'")
     with engine.connect() as connection, connection.begin():
-        assert checks._locks(connection, load()).verdict == "ok"
+        assert check._locks(connection, load()).verdict == "ok"

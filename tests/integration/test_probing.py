@@ -13,8 +13,8 @@ import pytest
 import trustme
 
 from models.settings import load
-from producer import health, performance
-from producer.probing import Answer, ask_all
+from producer.checks import health, performance
+from producer.checks.http import Answer, ask_all
 from tests.wait import PATIENCE_SECONDS
 
 LIMIT = 1.0

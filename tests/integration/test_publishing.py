@@ -9,14 +9,14 @@ from contextlib import closing
 
 import redis
 
-from producer.local import directories
-from producer.namespace import NO_LEDGER
+from producer.broker.namespace import NO_LEDGER
+from producer.embedded import directories
 from tests.conftest import address
 from worker.envelope import admit
 
 MESSAGES = 1_200
 _PUBLISH = f"""
-from producer.queue import Message, publish_window
+from producer.broker.queue import Message, publish_window
 run = "20260101-000000-abcd"
 publish_window([Message(run, n, "users", "users") for n in range(1, {MESSAGES + 1})])
 """
@@ -47,7 +47,7 @@ def test_a_window_is_one_chord_in_few_round_trips(
 _LOSE = """
 import kombu.exceptions, redis
 from redis.client import Pipeline
-from producer.queue import Message, publish_again, publish_window
+from producer.broker.queue import Message, publish_again, publish_window
 
 def lose(*_, **__):
     raise redis.ConnectionError("cut off")

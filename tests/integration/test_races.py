@@ -17,7 +17,8 @@ from models import database as databases
 from models.errors import Incompatible, LeaseLost, Misconfigured, NotAllowed
 from models.ledger import batches, quarantine
 from models.settings import Settings
-from producer import control, enqueue, schema
+from producer.runs import advance, control
+from producer.schema import upgrade
 from tests.driving import change, go_on, scalar, start, wait_for_lock, whole_run
 from worker import batch
 
@@ -80,7 +81,7 @@ def test_a_tool_that_is_lost_is_made_again_and_never_of_a_tool(
 def test_a_step_without_rows_of_its_own_fails_instead_of_being_set_aside(
     engine: Engine, settings: Settings
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(engine, "ALTER TABLE organizations ADD CHECK (name <> 'Default Organization')")
     failed = whole_run(engine, settings)
     assert (failed.state, failed.exit_status) == ("failed", 1)
@@ -94,7 +95,7 @@ def test_a_step_without_rows_of_its_own_fails_instead_of_being_set_aside(
 def test_a_table_that_refuses_every_row_fails_the_batch_and_quarantines_nobody(
     engine: Engine, settings: Settings
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(engine, "ALTER TABLE ai_suites ADD CHECK (name = 'impossible')")
     failed = whole_run(engine, settings)
     assert (failed.state, failed.exit_status) == ("failed", 1)
@@ -110,10 +111,10 @@ def test_a_table_that_refuses_every_row_fails_the_batch_and_quarantines_nobody(
 def test_an_adopted_column_that_takes_no_null_is_refused_by_name(
     engine: Engine, settings: Settings, table: str, column: str
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(engine, f"ALTER TABLE {table} ALTER {column} SET NOT NULL")
     with pytest.raises(Incompatible, match=f"{table}.{column}"):
-        schema.upgrade(engine, settings)
+        upgrade.upgrade(engine, settings)
 
 
 def test_a_retry_takes_the_owner_before_its_project_in_whatever_order_they_come(
@@ -186,12 +187,12 @@ def test_a_locked_row_hands_the_batch_back_instead_of_failing_the_run(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = start(engine, settings)
-    enqueue.advance(engine, settings, run_id)
+    advance.advance(engine, settings, run_id)
     users = None
     while users is None:
         first = scalar(engine, "SELECT min(id) FROM migration.batches WHERE state = 'pending'")
         assert batch.run(engine, settings, run_id, first, "test") == {"outcome": "done"}
-        enqueue.advance(engine, settings, run_id)
+        advance.advance(engine, settings, run_id)
         users = scalar(engine, "SELECT min(id) FROM migration.batches WHERE stage = 'users'")
     impatient = functools.partial(databases.transaction, lock_timeout_ms=100)
     with engine.begin() as application, monkeypatch.context() as patch:
@@ -209,7 +210,7 @@ def test_a_locked_row_hands_the_batch_back_instead_of_failing_the_run(
 def test_a_retry_never_lowers_an_attempt_so_the_fence_holds(
     engine: Engine, settings: Settings
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     change(engine, "ALTER TABLE ai_suites ADD CHECK (name = 'impossible')")
     failed = whole_run(engine, settings)
     assert failed.run_id
@@ -222,7 +223,7 @@ def test_a_retry_never_lowers_an_attempt_so_the_fence_holds(
         "SELECT id FROM migration.batches WHERE stage = 'organization' AND state = 'pending'",
     )
     batch.run(engine, settings, failed.run_id, early, "test")
-    enqueue.advance(engine, settings, failed.run_id)
+    advance.advance(engine, settings, failed.run_id)
     with databases.transaction(engine) as connection:
         assert claims.claim(connection, failed.run_id, row.id, "new")
     with pytest.raises(LeaseLost), databases.transaction(engine) as connection:
@@ -270,7 +271,7 @@ def test_a_cancelled_run_is_not_resumed_beside_an_open_one(
 ) -> None:
     first = start(engine, settings)
     control.cancel(engine, first)
-    second, is_new = enqueue.open_run(engine, settings)
+    second, is_new = advance.open_run(engine, settings)
     assert is_new
     with pytest.raises(NotAllowed, match=second):
         control.resume(engine, settings, first)
@@ -281,7 +282,7 @@ def test_a_worker_set_to_other_tables_does_not_touch_the_run(
 ) -> None:
     run_id = start(engine, settings)
     change(engine, "CREATE TABLE others (LIKE users INCLUDING ALL)")
-    enqueue.advance(engine, settings, run_id)
+    advance.advance(engine, settings, run_id)
     batch_id = scalar(engine, "SELECT min(id) FROM migration.batches")
     other = settings.model_copy(update={"users_table": "others"})
     assert batch.run(engine, other, run_id, batch_id, "test") == {"outcome": "failed"}

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from models.settings import Settings
-from producer import control, rollback
+from producer.runs import control, rollback
 from tests.driving import change, go_on, scalar, start, whole_run
 from tests.integration.test_live_writes import snapshot, wrong_rows
 

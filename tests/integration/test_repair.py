@@ -10,7 +10,8 @@ from sqlalchemy import Engine, text
 
 from models.errors import Misconfigured, NotAllowed
 from models.settings import Settings
-from producer import repair, report
+from producer import repair
+from producer.reports import status
 from tests import oracle
 from tests.driving import change, start, whole_run
 
@@ -99,7 +100,7 @@ def test_planted_damage_is_repaired_exactly_and_a_second_repair_finds_nothing(
     assert found["changed"] == rehearsed["changed"] == CHANGES[what]
     assert sorted(map(str, found["changes"])) == sorted(map(str, rehearsed["changes"]))
     assert mend(engine, settings, what)["changed"] == 0
-    noted = [e for e in report.actions(engine) if e["action"] == f"repair {what}"]
+    noted = [e for e in status.actions(engine) if e["action"] == f"repair {what}"]
     assert len(noted) == (PLANTED if what == "credits" else 1)
 
 
@@ -110,7 +111,7 @@ def test_one_user_is_repaired_alone(engine: Engine, settings: Settings) -> None:
     found = mend(engine, settings, "credits", user=wrong[0]["key"])
     assert found["changes"] == wrong[:1]
     assert mend(engine, settings, "credits", dry_run=True)["changed"] == PLANTED - 1
-    (entry,) = (e for e in report.actions(engine) if e["action"] == "repair credits")
+    (entry,) = (e for e in status.actions(engine) if e["action"] == "repair credits")
     assert entry["before"]["credits_balance"] == wrong[0]["before"]
     assert entry["after"] == {"user": wrong[0]["key"], "credits_balance": wrong[0]["after"]}
 

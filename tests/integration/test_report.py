@@ -11,7 +11,8 @@ from sqlalchemy import Engine
 from models import audit
 from models.database import name_of, transaction
 from models.settings import Settings
-from producer import control, document, reconciler, record
+from producer.reports import history, html
+from producer.runs import control, reconciler
 from tests.driving import change, go_on, scalar, start
 
 USERS = 120
@@ -34,14 +35,14 @@ def run_id(engine: Engine, settings: Settings) -> str:
 
 
 def page(engine: Engine, settings: Settings) -> str:
-    return document.render(record.read(engine, settings, None))
+    return html.render(history.read(engine, settings, None))
 
 
 def test_it_tells_everything_that_the_ledger_knows(
     engine: Engine, settings: Settings, run_id: str
 ) -> None:
-    found = record.read(engine, settings, run_id)
-    text = document.render(found)
+    found = history.read(engine, settings, run_id)
+    text = html.render(found)
     said = " ".join(re.sub(r"<[^>]*>", " ", text).split())
     assert name_of(engine) in said
     assert found.report.quarantine
@@ -60,7 +61,7 @@ def test_it_tells_everything_that_the_ledger_knows(
 def test_the_sums_of_the_plot_are_the_rows_of_the_stages(
     engine: Engine, settings: Settings, run_id: str
 ) -> None:
-    found = record.read(engine, settings, run_id)
+    found = history.read(engine, settings, run_id)
     by_stage = {stage.name: stage.rows for stage in found.report.stages if stage.rows}
     drawn = {name: round(sum(r) * found.pace.width) for name, r in found.pace.rates.items()}
     assert drawn == by_stage
@@ -69,7 +70,7 @@ def test_the_sums_of_the_plot_are_the_rows_of_the_stages(
 def test_credits_are_told_by_type_of_user_and_a_wrong_balance_shows(
     engine: Engine, settings: Settings, run_id: str
 ) -> None:
-    found = record.read(engine, settings, run_id)
+    found = history.read(engine, settings, run_id)
     assert sum(row.users for row in found.credits) == scalar(engine, "SELECT count(*) FROM users")
     assert sum(row.granted for row in found.credits) == found.report.credits_granted > 0
     assert all(row.logged == row.balances for row in found.credits)
@@ -78,10 +79,10 @@ def test_credits_are_told_by_type_of_user_and_a_wrong_balance_shows(
         "UPDATE users SET credits_balance = credits_balance + 1 WHERE id ="
         " (SELECT min(id) FROM users WHERE user_type = 'teacher')",
     )
-    again = record.read(engine, settings, run_id)
+    again = history.read(engine, settings, run_id)
     wrong = [row.name for row in again.credits if row.logged != row.balances]
     assert wrong == ["teacher"]
-    assert 'class="n bad"' in document.render(again)
+    assert 'class="n bad"' in html.render(again)
 
 
 def test_it_needs_nothing_but_itself_and_no_id_is_there_twice(
@@ -123,7 +124,7 @@ def test_differences_are_told_by_kind_and_one_by_one(engine: Engine, settings: S
     found = go_on(engine, settings, start(engine, settings), before=spoil)
     assert found.state == "failed"
     text = page(engine, settings)
-    assert len(record.read(engine, settings, None).differences) == 2
+    assert len(history.read(engine, settings, None).differences) == 2
     assert "tool usage logs" in text and "The first of them" in text
     assert "The run failed" in text
 
@@ -138,7 +139,7 @@ def test_a_run_that_wrote_nothing_has_a_report_too(engine: Engine, settings: Set
 def test_it_is_written_below_the_home_again_and_again(
     engine: Engine, settings: Settings, run_id: str
 ) -> None:
-    first = document.write(engine, settings, None, None)
+    first = html.write(engine, settings, None, None)
     assert first == settings.home.absolute() / "reports" / f"{run_id}.html"
-    assert document.write(engine, settings, None, None) == first
+    assert html.write(engine, settings, None, None) == first
     assert first.read_text(encoding="utf-8").startswith("<!doctype html>")

@@ -16,8 +16,8 @@ from sqlalchemy import Engine, text
 
 from models import database as databases
 from models.settings import Settings
-from producer import backup, clients, restore
-from producer.restorable import NotRestorable
+from producer.backup import clients, create, restore
+from producer.backup.restorable import NotRestorable
 from tests import variants
 from tests.driving import change, whole_run
 
@@ -165,12 +165,12 @@ def prove(url: str, redis_url: str, settings: Settings, role: str, folder: Path)
     """Back up, migrate, restore, as the role; catalog and rows must be as they were."""
     before = catalog(url)
     with connected(url, role) as (own, engine):
-        made = backup.make(engine, own, {"redis": redis_url}, folder / "safe", None, print)
+        made = create.make(engine, own, {"redis": redis_url}, folder / "safe", None, print)
         whole_run(engine, settings)
         change(engine, "CREATE TABLE later (n int); CREATE SCHEMA later; SELECT lo_creat(-1)")
         put_back(engine, own, redis_url, folder / "safe")
         with engine.connect() as connection, connection.begin():
-            assert backup.describe(connection)["tables"] == made["tables"]
+            assert create.describe(connection)["tables"] == made["tables"]
         # And once more: nothing of the first restore is in the way.
         put_back(engine, own, redis_url, folder / "safe")
     assert catalog(url) == before
@@ -212,7 +212,7 @@ def test_a_subscription_is_refused_for_any_role(
             " WITH (connect = false, slot_name = NONE)",
         )
         with pytest.raises(NotRestorable, match="subscription remote"):
-            backup.make(engine, own, {"redis": redis_url}, tmp_path / "safe", None, print)
+            create.make(engine, own, {"redis": redis_url}, tmp_path / "safe", None, print)
         change(engine, "DROP SUBSCRIPTION remote")
 
 
@@ -226,6 +226,6 @@ def test_what_the_owner_could_not_put_back_is_named_before_anything_is_written(
         connected(database, "restoring_owner") as (own, engine),
         pytest.raises(NotRestorable) as refused,
     ):
-        backup.make(engine, own, {"redis": redis_url}, tmp_path / "safe", None, print)
+        create.make(engine, own, {"redis": redis_url}, tmp_path / "safe", None, print)
     assert what in refused.value.message and "restoring_owner" in refused.value.message
     assert not list(tmp_path.iterdir())

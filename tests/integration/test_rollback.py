@@ -13,7 +13,9 @@ from models import database as databases
 from models.errors import NotAllowed
 from models.messages import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from producer import control, report, rollback, schema
+from producer.reports import status
+from producer.runs import control, rollback
+from producer.schema import upgrade
 from tests import oracle, variants
 from tests.application import Application
 from tests.driving import change, go_on, scalar, start, whole_run
@@ -57,7 +59,7 @@ def test_a_run_is_undone_to_the_row_and_made_again(
     )
     with engine.begin() as connection:
         variant.build(connection, USERS)
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     with engine.connect() as connection:
         before = oracle.snapshot(connection, names)
     first = whole_run(engine, settings)
@@ -179,14 +181,14 @@ def test_what_was_changed_since_is_kept_and_listed_and_a_new_run_builds_on_it(
     assert scalar(engine, "SELECT count(*) FROM credit_logs WHERE reason = 'migration_grant'") == 2
     # What is wrong with what was kept was wrong before the rollback.
     whole_run(engine, settings)
-    found_now = {row["key"] for row in report.first_differences(engine, None)}
+    found_now = {row["key"] for row in status.first_differences(engine, None)}
     money = {key for _, _, key, column in wanted if column == "credits_balance"}
     assert found_now - money == {mine_seen(wanted)}
     assert found_now & money == money
 
 
 def test_force_undoes_also_what_was_changed_since(engine: Engine, settings: Settings) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     before = shot(engine)
     whole_run(engine, settings)
     edit(engine)
@@ -203,7 +205,7 @@ def test_force_undoes_also_what_was_changed_since(engine: Engine, settings: Sett
 
 
 def test_a_run_that_was_cancelled_on_the_way_is_undone(engine: Engine, settings: Settings) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     before = shot(engine)
     run_id = start(engine, settings)
     seen: list[str] = []
@@ -254,7 +256,7 @@ def test_the_newest_run_goes_first_and_takes_nothing_of_the_one_before(
 def test_runs_that_wrote_nothing_are_passed_over_whatever_their_state(
     engine: Engine, settings: Settings
 ) -> None:
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     before = shot(engine)
     empty = start(engine, settings)
     control.cancel(engine, empty)
@@ -271,9 +273,9 @@ def test_runs_that_wrote_nothing_are_passed_over_whatever_their_state(
     found = go_on(engine, settings, str(first.run_id))
     assert (found.state, found.conflicts) == ("rolled_back", {})
     assert rollback.left(engine) == []
-    states = {row["run_id"]: row["state"] for row in report.history(engine)}
+    states = {row["run_id"]: row["state"] for row in status.history(engine)}
     assert set(states.values()) == {"rolled_back"} and len(states) == 4
-    assert report.read(engine, None).users.migrated == 0
+    assert status.read(engine, None).users.migrated == 0
     assert shot(engine) == before
     assert scalar(engine, "SELECT count(*) FROM migration.quarantine") == 0
     with pytest.raises(NotAllowed, match="rolled back already"):
@@ -341,7 +343,7 @@ def test_an_application_that_goes_on_writing_loses_nothing_and_leaves_nothing_be
 
     def stop(stage: str) -> None:
         # No foreign key stands yet: whoever deletes a user leaves the rest behind.
-        if stage == "switch" and not is_complete and report.read(engine, None).state == "running":
+        if stage == "switch" and not is_complete and status.read(engine, None).state == "running":
             control.cancel(engine, migrating)
 
     go_on(engine, settings, migrating, before=stop)

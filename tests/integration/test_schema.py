@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from models import database as databases
 from models import ledger, legacy, target
 from models.settings import Settings
-from producer import schema
+from producer.schema import upgrade
 from tests import variants
 
 SETTINGS = Settings.model_construct(
@@ -31,18 +31,18 @@ def engine(database: str) -> Iterator[Engine]:
 def test_a_second_upgrade_adds_nothing(engine: Engine) -> None:
     with engine.begin() as connection:
         variants.PLAIN.build(connection, 1)
-    assert ("table", "ai_tools", "ai_tools") in schema.upgrade(engine, SETTINGS)
-    assert schema.upgrade(engine, SETTINGS) == []
+    assert ("table", "ai_tools", "ai_tools") in upgrade.upgrade(engine, SETTINGS)
+    assert upgrade.upgrade(engine, SETTINGS) == []
 
 
 def test_what_the_application_dropped_comes_back(engine: Engine) -> None:
     with engine.begin() as connection:
         variants.PLAIN.build(connection, 1)
-    schema.upgrade(engine, SETTINGS)
+    upgrade.upgrade(engine, SETTINGS)
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE marketplace_listings"))
         connection.execute(text("ALTER TABLE users DROP COLUMN last_login"))
-    assert schema.upgrade(engine, SETTINGS) == [
+    assert upgrade.upgrade(engine, SETTINGS) == [
         ("table", "marketplace_listings", "marketplace_listings"),
         ("column", "users", "last_login"),
     ]
@@ -51,7 +51,7 @@ def test_what_the_application_dropped_comes_back(engine: Engine) -> None:
 def test_the_migrated_ledger_is_the_declared_one(engine: Engine) -> None:
     with engine.begin() as connection:
         variants.PLAIN.build(connection, 1)
-    schema.upgrade(engine, SETTINGS)
+    upgrade.upgrade(engine, SETTINGS)
     with engine.connect() as connection:
         context = MigrationContext.configure(
             connection,
@@ -77,7 +77,7 @@ def test_every_declared_column_exists_with_a_type_that_fits(
     )
     with engine.begin() as connection:
         variant.build(connection, 1)
-    schema.upgrade(engine, settings)
+    upgrade.upgrade(engine, settings)
     with engine.connect() as connection:
         tables = legacy.read(connection, settings)
         found = target.check(connection, tables)
@@ -91,7 +91,7 @@ def test_the_dashboards_own_alembic_version_is_not_touched(engine: Engine) -> No
         variants.PLAIN.build(connection, 1)
         connection.execute(text("CREATE TABLE alembic_version (version_num varchar(32))"))
         connection.execute(text("INSERT INTO alembic_version VALUES ('theirs')"))
-    schema.upgrade(engine, SETTINGS)
+    upgrade.upgrade(engine, SETTINGS)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "theirs"
         assert connection.scalar(text("SELECT version_num FROM migration.alembic_version"))
@@ -103,8 +103,8 @@ def test_a_locked_table_is_waited_for_and_then_upgraded(engine: Engine) -> None:
     with engine.begin() as reader:
         reader.execute(text("SELECT count(*) FROM users"))
         with pytest.raises(sa.exc.DBAPIError) as refused:
-            schema._upgrade(engine, SETTINGS)
+            upgrade._upgrade(engine, SETTINGS)
     assert databases.sqlstate(refused.value) == "55P03"
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT to_regclass('ai_tools')")) is None
-    assert schema.upgrade(engine, SETTINGS)
+    assert upgrade.upgrade(engine, SETTINGS)

@@ -17,8 +17,8 @@ from models import database as databases
 from models import sessions
 from models.database import transaction
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from producer import sample
-from producer.local import Servers
+from producer.demo import sample
+from producer.embedded import Servers
 from tests import oracle, variants
 from tests.application import Application
 from tests.conftest import fresh_database

@@ -11,7 +11,7 @@ import pytest
 
 from models import database as databases
 from models.settings import Settings, load
-from producer import local
+from producer import embedded
 from tests import oracle, shaking
 from tests.conftest import fresh_database
 
@@ -20,13 +20,13 @@ SEEDS = 8
 
 
 @pytest.fixture(scope="module")
-def school(servers: local.Servers) -> Iterator[str]:
+def school(servers: embedded.Servers) -> Iterator[str]:
     with fresh_database(servers.database_url) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def before(school: str, servers: local.Servers) -> oracle.Snapshot:
+def before(school: str, servers: embedded.Servers) -> oracle.Snapshot:
     engine = databases.create(school)
     try:
         return shaking.build(engine, load())
@@ -36,7 +36,7 @@ def before(school: str, servers: local.Servers) -> oracle.Snapshot:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_whatever_meets_at_one_row_the_end_is_right(
-    servers: local.Servers, settings: Settings, school: str, before: oracle.Snapshot, seed: int
+    servers: embedded.Servers, settings: Settings, school: str, before: oracle.Snapshot, seed: int
 ) -> None:
     template = school.partition("/test_")[2].partition("?")[0]
     with fresh_database(servers.database_url, template=f"test_{template}") as address:

@@ -12,7 +12,7 @@ import psutil
 from sqlalchemy import Engine
 
 from models.errors import UnknownRun
-from producer import report
+from producer.reports import status
 from tests.soak.chaos import _victim
 from tests.soak.site import Site, finish, load, workers
 
@@ -70,7 +70,7 @@ def _once(site: Site, dice: random.Random, most: int) -> dict[str, Any]:
 
         ended = finish(producer, watch)
         end = time.monotonic()
-    shares.append(report.read(engine, None).progress)
+    shares.append(status.read(engine, None).progress)
     engine.dispose()
     moment, judged = dice.choice(seen)
     covered = [left.at_least <= end - at <= left.at_most for at, left in seen]
@@ -97,5 +97,5 @@ def _once(site: Site, dice: random.Random, most: int) -> dict[str, Any]:
 def _look(engine: Engine) -> Any:
     """The report of the newest run; None before there is one."""
     with suppress(UnknownRun):
-        return report.read(engine, None)
+        return status.read(engine, None)
     return None

@@ -9,7 +9,7 @@ from typing import Any
 import redis
 from sqlalchemy import Engine, text
 
-from producer import backup, keyspace
+from producer.backup import create, keyspace
 from tests.acceptance.test_backup import fill
 from tests.soak.site import Site, finish, load
 
@@ -49,5 +49,5 @@ def run(site: Site, users: int) -> dict[str, Any]:
 
 def _state(site: Site, engine: Engine) -> dict[str, Any]:
     with engine.connect() as connection, connection.begin():
-        found = backup.describe(connection)
+        found = create.describe(connection)
     return found | {"redis": keyspace.digests(site.servers.redis_url)}

@@ -20,7 +20,8 @@ from sqlalchemy import Engine, text
 
 from models import database as databases
 from models.settings import DEFAULT_GRANTS, parse_grants
-from producer import local, sample
+from producer import embedded
+from producer.demo import sample
 from tests import oracle, wait
 
 GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
@@ -31,7 +32,7 @@ class Site:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.servers = local.start(home)
+        self.servers = embedded.start(home)
         self.name = "dashboard"
 
     def fresh(self, name: str, template: str | None = None) -> Engine:
@@ -85,7 +86,7 @@ def open_site() -> Iterator[Site]:
         try:
             yield Site(home)
         finally:
-            local.erase(home)
+            embedded.erase(home)
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from producer import local
-from producer.local import directories
+from producer import embedded
+from producer.embedded import directories
 
 # Fixtures are found by their names here.
 from tests.acceptance.conftest import product
@@ -79,7 +79,7 @@ def site(tls_servers: secured.Servers, tmp_path: Path) -> Iterator[secured.Site]
 
 
 @pytest.fixture
-def pooler(servers: local.Servers, _environment: Path) -> Iterator[Pooler]:
+def pooler(servers: embedded.Servers, _environment: Path) -> Iterator[Pooler]:
     """A PgBouncer in transaction mode, with fewer connections than the product opens."""
     program = packages.command("pgbouncer")
     place = directories.find(_environment)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from producer.local.processes import owner_of
+from producer.embedded.processes import owner_of
 
 HERE = Path(__file__).parent
 HOME = Path(".system").absolute()

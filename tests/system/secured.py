@@ -14,8 +14,8 @@ import psycopg2
 from psycopg2 import sql
 
 from models import database as databases
-from producer import sample
-from producer.local.programs import postgres_bin_dir
+from producer.demo import sample
+from producer.embedded.programs import postgres_bin_dir
 from tests.acceptance.conftest import Product
 from tests.system import servers
 from tests.system.servers import Server, database_address, redis_address

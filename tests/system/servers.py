@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import trustme
 
-from producer.local import directories
-from producer.local.directories import Place
+from producer.embedded import directories
+from producer.embedded.directories import Place
 from tests.system import packages
 from tests.wait import until
 

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from deploy.make_secrets import write
-from producer import sample
+from producer.demo import sample
 from tests.acceptance.conftest import Product, kill_group
 from tests.integration.test_probing import closed_port
 from tests.system import packages

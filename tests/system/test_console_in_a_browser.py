@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import text
 
-from producer import sample
+from producer.demo import sample
 from tests import variants
 from tests.acceptance.conftest import Product, count
 from tests.acceptance.test_serve import serving

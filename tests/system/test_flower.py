@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from producer import sample
+from producer.demo import sample
 from tests.acceptance.conftest import Product, count
 from tests.acceptance.test_flower import flower
 from tests.integration.test_probing import closed_port

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from models.settings import DEFAULT_GRANTS, parse_grants
-from producer import sample
+from producer.demo import sample
 from tests import oracle
 from tests.acceptance.conftest import Product, batches, kill_group
 from tests.system.conftest import POOL_SIZE, Pooler

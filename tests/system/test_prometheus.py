@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from producer import sample
+from producer.demo import sample
 from tests.acceptance.conftest import Product
 from tests.acceptance.test_metrics import answers, exporting
 from tests.integration.test_probing import closed_port

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
-SOURCE = (DEPLOY.parent / "producer/metrics.py").read_text()
+SOURCE = (DEPLOY.parent / "producer/reports/metrics.py").read_text()
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/migration.json").read_text())
 
 

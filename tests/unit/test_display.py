@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from models.messages import Batches, Hand, Live, Recovery, RunReport, Stage, TimeLeft
-from producer import display, timing
+from producer.reports import live_view, time_left
 
 
 def a_report(**more: object) -> RunReport:
@@ -44,9 +44,9 @@ def printed(*reports: RunReport, width: int = 80, terminal: bool = True) -> str:
     before = None
     for found in reports:
         if terminal:
-            console.print(display.screen(found))
+            console.print(live_view.screen(found))
         else:
-            display.news(console, found, before)
+            live_view.news(console, found, before)
         before = found
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text
@@ -103,7 +103,7 @@ def test_a_word_of_the_reconciler_comes_once_in_a_pipe() -> None:
 
 def test_time_left_is_said_in_the_unit_that_fits() -> None:
     def said(low: float, high: float) -> str:
-        return display.span(TimeLeft(at_least=low, likely=low, at_most=high))
+        return live_view.span(TimeLeft(at_least=low, likely=low, at_most=high))
 
     assert said(20, 50) == "20 to 50 s"
     assert said(20, 20.2) == "20 s"
@@ -120,7 +120,7 @@ def test_a_lease_that_nobody_renews_is_waited_for() -> None:
     ]
     healthy = Live(hands=[Hand(worker="a/1", batch_id=1, lease_seconds=15.0)])
     dead = Live(hands=[Hand(worker="a/1", batch_id=1, lease_seconds=10.5)])
-    calm, stalled = (timing.left(stages, 100, live) for live in (healthy, dead))
+    calm, stalled = (time_left.left(stages, 100, live) for live in (healthy, dead))
     assert calm and stalled
     assert calm.at_least < 3 < calm.likely < 5 < 10.5 < stalled.at_least
     assert calm.at_most < stalled.at_most
@@ -131,14 +131,14 @@ def test_a_stage_that_works_and_has_no_rows_is_no_matter_of_pace() -> None:
         Stage(name="loosen", state="running", seconds=1.0, busy_seconds=1.0),
         Stage(name="undo_users", state="running", rows=1, rows_total=10, busy_seconds=1.0),
     ]
-    found = timing.left(stages, 10, Live())
+    found = time_left.left(stages, 10, Live())
     assert found and found.likely > 9
 
 
 def test_progress_is_whole_when_the_run_is_complete_and_only_then() -> None:
     stages = [Stage(name="users", state="done", rows=10, rows_total=10), Stage(name="finish")]
-    assert 0.0 < timing.progress(stages, 10, "running") < 0.999
+    assert 0.0 < time_left.progress(stages, 10, "running") < 0.999
     over = [Stage(name="users", state="running", rows=12, rows_total=12)]
-    assert timing.progress(over, 10, "running") == 0.999
-    assert timing.progress(stages, 10, "completed") == 1.0
-    assert timing.progress([], 0, "running") == 0.0
+    assert time_left.progress(over, 10, "running") == 0.999
+    assert time_left.progress(stages, 10, "completed") == 1.0
+    assert time_left.progress([], 0, "running") == 0.0

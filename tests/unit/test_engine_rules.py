@@ -14,7 +14,7 @@ from models.steps import STEPS, UNDO_STEPS, stage_names, stages_before, steps_of
 from models.steps.base import Context, Step, add
 from models.steps.declarations import require_declared
 from models.steps.users import Users
-from producer.partition import (
+from producer.runs.partition import (
     FIRST_ROWS,
     LARGEST_ROWS,
     SMALLEST_ROWS,

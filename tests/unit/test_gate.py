@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from kombu import Connection
 from structlog.testing import capture_logs
 
-from producer.namespace import NO_LEDGER
+from producer.broker.namespace import NO_LEDGER
 from tests import forgeries
 from tests.forgeries import KINDS, PERSONAL, Kind
 from tests.genuine import QUEUES, callback, encoded, real
@@ -28,7 +28,7 @@ from worker.gate import Transport, check
 # Every way in which the product publishes: as the producer and as a worker, in chords and alone,
 # and a message that came back.
 PUBLISH = """
-from producer.queue import Message, QUEUES, app, publish_again, publish_window
+from producer.broker.queue import Message, QUEUES, app, publish_again, publish_window
 from models.steps import STEPS, stage_names, steps_of
 messages = [
     Message("20261122-221104-752c", 2**63 - 1, stage, step.name)

@@ -1,0 +1,1 @@
+"""Backups of the database and Redis, and their way back."""

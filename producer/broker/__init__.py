@@ -1,0 +1,1 @@
+"""Celery and Redis: publishing, chords, the ledger's own keys, who is there."""

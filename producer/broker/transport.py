@@ -1,0 +1,119 @@
+"""Kombu's Redis transport with keys of the ledger's: who publishes takes the prefix of the moment.
+
+A consumer keeps the prefix that it began with; where that is no longer the process's, it connects
+anew, and what it had is restored first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu.transport import TRANSPORT_ALIASES, redis
+
+from producer.broker import namespace
+
+# How long a consumer that knows no ledger yet waits for a message; kombu's own is a second.
+IDLE_SECONDS = 0.1
+
+
+class Moved(ConnectionResetError):
+    """The process works for another ledger now than when this connection was made."""
+
+
+class PubSub(redis.PrefixedRedisPubSub):
+    """Subscribes to topics by their names, none of which is a pattern (`celeryconfig`).
+
+    Redis allows a pattern only where its rules hold the very same one, and the prefix is random.
+    """
+
+    def psubscribe(self, *topics: Any, **handlers: Any) -> Any:
+        """Subscribe by name."""
+        return self.subscribe(*topics, **handlers)
+
+    def punsubscribe(self, *topics: Any) -> Any:
+        """Unsubscribe by name."""
+        return self.unsubscribe(*topics)  # type: ignore[no-untyped-call]
+
+
+class Client(redis.PrefixedStrictRedis):
+    """Kombu's client."""
+
+    def pubsub(self, **options: Any) -> PubSub:
+        """Kombu's subscriber, by name."""
+        return PubSub(self.connection_pool, global_keyprefix=self.global_keyprefix, **options)
+
+
+class Channel(redis.Channel):
+    """Kombu's channel with the prefix of the ledger."""
+
+    Prefixed: type[redis.PrefixedStrictRedis] = Client
+    from_transport_options = tuple(
+        name for name in redis.Channel.from_transport_options if name != "global_keyprefix"
+    )
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.global_keyprefix = namespace.prefix()
+        super().__init__(*arguments, **options)
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether messages may be on their way to it: then its prefix stays."""
+        return bool(self.active_queues or self.active_fanout_queues)
+
+    def basic_consume(self, *arguments: Any, **options: Any) -> Any:
+        """Consume under the prefix of the moment."""
+        self._follow()
+        return super().basic_consume(*arguments, **options)
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        # The first batches of a new ledger wait for no consumer that still waits elsewhere.
+        super()._brpop_start(timeout if namespace.is_known() else IDLE_SECONDS)  # type: ignore[misc]
+
+    def _get_client(self) -> Any:
+        super()._get_client()  # type: ignore[misc]  # It refuses redis-py where that is too old.
+        return self._make
+
+    def _make(self, **options: Any) -> redis.PrefixedStrictRedis:
+        self._follow()
+        return self.Prefixed(global_keyprefix=self.global_keyprefix, **options)
+
+    def _follow(self) -> None:
+        if not self.is_consuming and self.global_keyprefix != namespace.known():
+            self.global_keyprefix = namespace.known()
+            # Kombu keeps a client for what it consumes.
+            self.__dict__.pop("client", None)
+
+
+class Poller(redis.MultiChannelPoller):
+    """Kombu's poller; raises Moved where a consumer has another prefix than the process."""
+
+    _channels: set[Channel]
+
+    def on_poll_start(self) -> None:
+        now = namespace.known()
+        if any(c.is_consuming and c.global_keyprefix != now for c in self._channels):
+            raise Moved(f"This process works under {now} now")
+        super().on_poll_start()
+
+    def get(self, *arguments: Any, **options: Any) -> Any:
+        # Who waits for messages without an event loop has nobody else who looks: Flower, say.
+        namespace.refresh()
+        return super().get(*arguments, **options)
+
+
+class Transport(redis.Transport):
+    """Kombu's transport with our channel."""
+
+    Channel = Channel
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.cycle = Poller()
+
+
+def use(path: str) -> None:
+    """Let this transport serve Redis addresses.
+
+    By the names of the schemes: for a Unix socket, Celery takes no other than its scheme's.
+    """
+    TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), path))

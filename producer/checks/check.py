@@ -1,0 +1,398 @@
+"""The guide's checklist before a migration: a verdict a row, and what to do about it.
+
+Read-only, but for the trial, which is rolled back (`producer.checks.trial`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from models import identity, preflight, relations, sessions, taken
+from models.catalog import quote_name
+from models.database import check_reachable, classify
+from models.errors import MigrationError, Misconfigured
+from models.forecast import STATUSES, quarantine_by_reason, unknown_statuses
+from models.legacy import Legacy
+from models.messages import Check
+from models.preflight import Preflight
+from models.settings import Settings
+from models.steps import capture
+from producer.broker import readiness
+from producer.checks import obstacle_rows
+from producer.checks.http import ask_all
+
+GIGABYTE = 10**9
+DISK_BYTES, MEMORY_BYTES, CORES = GIGABYTE, 4 * GIGABYTE, 2
+# Rows and indexes that a user brings, and a little more (docs/scaling.md has the measurement).
+BYTES_A_USER = 8_000
+OLDEST_FASTAPI = (0, 68)
+CLOCK_SECONDS = OPENAPI_SECONDS = 5.0
+# Whoever holds a lock for longer, or is in a transaction for longer, is in the way.
+LOCK_SECONDS, TRANSACTION_SECONDS = 5, 60
+_READING = "ISOLATION LEVEL READ COMMITTED, READ ONLY"
+
+_IN_THE_WAY = text("""
+SELECT count(DISTINCT l.pid) FILTER (WHERE a.xact_start IS NOT NULL) AS sessions,
+  count(DISTINCT l.pid) FILTER (WHERE a.xact_start IS NULL) AS hidden,
+  max(extract(epoch FROM now() - a.xact_start)) AS seconds
+FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.granted AND l.pid <> pg_backend_pid() AND l.relation = ANY(ARRAY(
+    SELECT to_regclass(name)::oid FROM unnest(CAST(:tables AS text[])) AS name))
+  AND l.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
+    'ExclusiveLock', 'AccessExclusiveLock', 'RowExclusiveLock')
+  AND coalesce(a.xact_start < now() - make_interval(secs => :seconds), true)
+""")
+_PREPARED = text("""
+SELECT p.gid, extract(epoch FROM now() - p.prepared) AS seconds
+FROM pg_prepared_xacts p
+WHERE p.database = current_database() AND p.prepared < now() - make_interval(secs => :seconds)
+  AND EXISTS (
+    SELECT FROM pg_locks own JOIN pg_locks l ON l.virtualtransaction = own.virtualtransaction
+    WHERE own.transactionid = p.transaction AND own.pid IS NULL AND l.pid IS NULL
+      AND l.relation = ANY(ARRAY(
+        SELECT to_regclass(name)::oid FROM unnest(CAST(:tables AS text[])) AS name)))
+ORDER BY p.prepared LIMIT 1
+""")
+_LONG = text("""
+SELECT count(*) FILTER (WHERE xact_start IS NOT NULL) AS sessions,
+  count(*) FILTER (WHERE xact_start IS NULL) AS hidden,
+  max(extract(epoch FROM now() - xact_start)) AS seconds
+FROM pg_stat_activity
+WHERE pid <> pg_backend_pid() AND datname = current_database()
+  AND (xact_start < now() - make_interval(secs => :seconds) OR query = '<insufficient privilege>')
+""")
+
+
+def examine(engine: Engine, settings: Settings) -> list[Check]:
+    """Every check, in the order of the guide's list; nothing of what they do remains."""
+    return [
+        _python(),
+        *_database(engine, settings),
+        *readiness.examine(),
+        _named("fastapi", lambda: _fastapi(settings)),
+        _disk("disk for backups", settings.home, DISK_BYTES),
+        _memory(psutil.virtual_memory().total),
+        _cores(psutil.cpu_count() or 0),
+    ]
+
+
+def _ok(found: str) -> Check:
+    return Check(verdict="ok", found=found)
+
+
+def _python() -> Check:
+    return _ok(platform.python_version()).model_copy(update={"name": "python"})
+
+
+def _named(name: str, look: Callable[[], Check]) -> Check:
+    try:
+        found = look()
+    except DBAPIError as failure:
+        error = classify(failure)
+        found = Check(verdict="unknown", found=f"could not be read: {error.message}")
+    except MigrationError as error:
+        found = Check(verdict="failed", found=error.message, hint=error.hint)
+    return found.model_copy(update={"name": name})
+
+
+@contextmanager
+def _reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that cannot write, and waits for no lock of others for long."""
+    with engine.connect() as connection, connection.begin():
+        sessions.begin(
+            connection, statement_timeout_ms=120_000, lock_timeout_ms=2_000, mode=_READING
+        )
+        yield connection
+
+
+def _database(engine: Engine, settings: Settings) -> list[Check]:
+    found: list[Check] = []
+
+    def look(name: str, check: Callable[[Connection], Check]) -> None:
+        def inside() -> Check:
+            with _reading(engine) as connection:
+                return check(connection)
+
+        found.append(_named(name, inside))
+
+    def on_legacy(name: str, check: Callable[[Connection, Legacy], Check]) -> None:
+        tables = standing.legacy
+        if tables is None or not standing.is_sound:
+            found.append(obstacle_rows.skipped(name, "legacy tables"))
+        else:
+            look(name, lambda connection: check(connection, tables))
+
+    try:
+        check_reachable(engine)
+    except MigrationError as error:
+        return [Check(name="postgresql", verdict="failed", found=error.message, hint=error.hint)]
+    look("postgresql", _version)
+    look("writable", _writable)
+    look("encoding", _encoding)
+    look("extensions", _extensions)
+    standing, rows = _standing(engine, settings)
+    found += rows
+    on_legacy("ledger", lambda connection, legacy: _ledger(connection, settings, legacy))
+    on_legacy("rows set aside", _forecast)
+    on_legacy("subscription statuses", _statuses)
+    # By name alone: reading more of a table's catalog would wait for the lock itself.
+    look("locks", lambda connection: _locks(connection, settings))
+    look("long transactions", _long_transactions)
+    look("clock", _clock)
+    on_legacy("disk of the database", _database_disk)
+    found.append(obstacle_rows.try_out(engine, settings, [*found[:2], *rows]))
+    return found
+
+
+def _version(connection: Connection) -> Check:
+    return _ok(str(connection.scalar(text("SHOW server_version"))))
+
+
+def _writable(connection: Connection) -> Check:
+    if connection.scalar(text("SELECT pg_is_in_recovery()")):
+        return Check(verdict="failed", found="a replica", hint="Set DATABASE_URL to the primary.")
+    if connection.scalar(text("SHOW default_transaction_read_only")) == "on":
+        return Check(
+            verdict="failed",
+            found="read-only by default_transaction_read_only",
+            hint="Set it to off for the migration's role.",
+        )
+    return _ok("a primary")
+
+
+def _encoding(connection: Connection) -> Check:
+    encoding = str(connection.scalar(text("SHOW server_encoding")))
+    if encoding == "UTF8":
+        return _ok(encoding)
+    return Check(
+        verdict="warning",
+        found=encoding,
+        hint="JSON escapes that it has no letter for are set aside with their rows.",
+    )
+
+
+def _extensions(connection: Connection) -> Check:
+    there = connection.scalar(text("SELECT true FROM pg_language WHERE lanname = 'plpgsql'"))
+    if there:
+        return _ok("plpgsql; no other is needed")
+    return Check(verdict="failed", found="no plpgsql", hint="CREATE EXTENSION plpgsql")
+
+
+def _standing(engine: Engine, settings: Settings) -> tuple[Preflight, list[Check]]:
+    """What the catalog and the values say of the tables; unknown where they cannot be read now."""
+    try:
+        with _reading(engine) as connection:
+            found = preflight.examine(connection, settings)
+            return found, obstacle_rows.rows(connection, found)
+    except DBAPIError as failure:
+        message = f"could not be read: {classify(failure).message}"
+        unread = Check(name="legacy tables", verdict="unknown", found=message)
+        return Preflight(None, None, []), [unread]
+
+
+def _ledger(connection: Connection, settings: Settings, legacy: Legacy) -> Check:
+    """The schema `migration`, where there is one, is the ledger of these tables."""
+    taken.require_own_schema(connection)
+    capture.require_free_names(connection, legacy)
+    if connection.scalar(text("SELECT to_regprocedure('migration.ledger_id()')")) is None:
+        return _ok("none yet")
+    relations.require_own_ledger(connection, settings)
+    if identity.read(connection) is None:
+        return Check(
+            verdict="warning",
+            found="the copy of another database's",
+            hint="It gets an identity of its own from producer schema upgrade, or enqueue-all.",
+        )
+    return _ok("of these tables")
+
+
+def _forecast(connection: Connection, legacy: Legacy) -> Check:
+    found, is_exact = quarantine_by_reason(connection, legacy)
+    rest = "" if is_exact else "; malformed JSON cannot be told before the run (PostgreSQL 16 can)"
+    if not found:
+        return _ok(f"none{rest}")
+    said = ", ".join(f"{count:,} {reason}" for reason, count in found.items())
+    return Check(
+        verdict="warning",
+        found=said + rest,
+        hint="They are set aside, the rest goes through; mend them before, or retry them after.",
+    )
+
+
+def _statuses(connection: Connection, legacy: Legacy) -> Check:
+    found = unknown_statuses(connection, legacy)
+    known = ", ".join(STATUSES)
+    if not found:
+        return _ok(f"none but {known}")
+    table = legacy.subscriptions
+    labels = table.columns["status"].enum or ()
+    others = ", ".join(each for each in labels if each.strip().lower() not in STATUSES)
+    return Check(
+        verdict="warning",
+        found=f"{found:,} rows of {table.label} have a status that is none of {known}"
+        + (f": {others}" if others else ""),
+        hint="Their tools are not active. Change the rows before the run where they are to be.",
+    )
+
+
+def _locks(connection: Connection, settings: Settings) -> Check:
+    names = [quote_name(name) for name in settings.tables]
+    given = {"tables": names, "seconds": LOCK_SECONDS}
+    forgotten = connection.execute(_PREPARED, given).one_or_none()
+    if forgotten:
+        return Check(
+            verdict="failed",
+            found=f"the prepared transaction {forgotten.gid!r} holds locks on the legacy tables,"
+            f" for {forgotten.seconds:,.0f} s",
+            hint="End it: COMMIT PREPARED or ROLLBACK PREPARED, see pg_prepared_xacts.",
+        )
+    row = connection.execute(_IN_THE_WAY, given).one()
+    if not row.sessions:
+        return _hidden(row.hidden, "that hold locks on the legacy tables") or _ok("none in the way")
+    return Check(
+        verdict="failed",
+        found=f"{row.sessions} sessions hold locks on the legacy tables, for {row.seconds:,.0f} s",
+        hint="Find them in pg_locks and pg_stat_activity, and end their transactions.",
+    )
+
+
+def _hidden(sessions: int, which: str) -> Check | None:
+    """The verdict where others' sessions show themselves, but not since when they are at it."""
+    if not sessions:
+        return None
+    return Check(
+        verdict="unknown",
+        found=f"{sessions} sessions {which}: since when cannot be seen",
+        hint="GRANT pg_read_all_stats to the role that DATABASE_URL works as, for the night.",
+    )
+
+
+def _long_transactions(connection: Connection) -> Check:
+    row = connection.execute(_LONG, {"seconds": TRANSACTION_SECONDS}).one()
+    if not row.sessions:
+        return _hidden(row.hidden, "of other roles") or _ok("none")
+    return Check(
+        verdict="warning",
+        found=f"{row.sessions}, the oldest for {row.seconds:,.0f} s",
+        hint="Building an index waits for them: end them, or begin when they are over.",
+    )
+
+
+def _clock(connection: Connection) -> Check:
+    before = datetime.now(UTC)
+    there = connection.scalar(text("SELECT clock_timestamp() AT TIME ZONE 'UTC'"))
+    middle = before + (datetime.now(UTC) - before) / 2
+    assert there is not None
+    seconds = (there.replace(tzinfo=UTC) - middle).total_seconds()
+    if abs(seconds) < CLOCK_SECONDS:
+        return _ok(f"{abs(seconds):.1f} s apart")
+    return Check(
+        verdict="warning",
+        found=f"the database's is {abs(seconds):,.0f} s {'ahead' if seconds > 0 else 'behind'}",
+        hint="Leases go by the database's clock alone; logs will not match. Check NTP.",
+    )
+
+
+def _database_disk(connection: Connection, legacy: Legacy) -> Check:
+    users = int(
+        connection.scalar(
+            text("SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = :oid"),
+            {"oid": legacy.users.oid},
+        )
+        or 0
+    )
+    needed = max(DISK_BYTES, users * BYTES_A_USER)
+    with connection.begin_nested() as attempt:
+        try:
+            folder = Path(str(connection.scalar(text("SHOW data_directory"))))
+        except DBAPIError:
+            attempt.rollback()
+            folder = Path()
+    url = connection.engine.url
+    host = str(url.host or os.environ.get("PGHOST", "/"))
+    is_here = host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
+    if not (is_here and folder.is_absolute() and folder.exists()):
+        return Check(
+            verdict="unknown",
+            found="cannot be seen from here",
+            hint=f"Look for {needed / GIGABYTE:,.1f} GB of free space there.",
+        )
+    return _disk("", folder, needed)
+
+
+def _disk(name: str, folder: Path, needed: int) -> Check:
+    """Free space where the folder is, or will be."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    said = f"{free / GIGABYTE:,.1f} GB free, {needed / GIGABYTE:,.1f} GB needed"
+    if free >= needed:
+        return Check(name=name, verdict="ok", found=said)
+    return Check(name=name, verdict="failed", found=said, hint=f"Make room under {there}.")
+
+
+def _memory(there: int) -> Check:
+    said = f"{there / GIGABYTE:,.1f} GB"
+    # What is sold as 4 GB shows a little less: firmware and kernel take theirs.
+    if there >= 0.9 * MEMORY_BYTES:
+        return Check(name="memory", verdict="ok", found=said)
+    hint = "The guide asks for 4 GB; workers take 100 MB each."
+    return Check(name="memory", verdict="failed", found=said, hint=hint)
+
+
+def _cores(there: int) -> Check:
+    if there >= CORES:
+        return Check(name="cores", verdict="ok", found=str(there))
+    return Check(name="cores", verdict="failed", found=str(there), hint="The guide asks for 2.")
+
+
+def _fastapi(settings: Settings) -> Check:
+    """The dashboard's: from a setting, this environment, or the form of its OpenAPI page."""
+    version = settings.fastapi_version
+    if version is None:
+        try:
+            version = metadata.version("fastapi")
+        except metadata.PackageNotFoundError:
+            return _openapi(settings)
+    if _numbers(version) >= OLDEST_FASTAPI:
+        return _ok(version)
+    return Check(verdict="failed", found=version, hint="FastAPI 0.68 or newer is needed.")
+
+
+def _openapi(settings: Settings) -> Check:
+    """FastAPI writes OpenAPI 3.1 since its 0.99; earlier ones do not tell which they are."""
+    pages = [urlsplit(url)._replace(path="/openapi.json", query="") for url in settings.api_urls]
+    for answer in ask_all([page.geturl() for page in pages], OPENAPI_SECONDS):
+        try:
+            form = str(json.loads(answer.body)["openapi"])
+        except (ValueError, KeyError, TypeError):
+            continue
+        if _numbers(form) >= (3, 1):
+            return _ok(f"0.99 or newer (OpenAPI {form})")
+    return Check(
+        verdict="unknown",
+        found="not installed here, and its pages do not tell",
+        hint="0.68 or newer is needed; say which it is in MIGRATION_FASTAPI_VERSION.",
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(\.\d+)*", version)
+    if not found:
+        raise Misconfigured(f"{version!r} is no version")
+    return tuple(int(part) for part in found.group().split("."))

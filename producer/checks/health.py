@@ -1,0 +1,158 @@
+"""Whether all that the migration and the dashboard need answers: the guide's health check."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import redis
+import sqlalchemy as sa
+from kombu.exceptions import OperationalError
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from models.database import check_reachable, classify, transaction
+from models.errors import MigrationError
+from models.ledger import SCHEMA, WORKED_ON, batches, runs, throttled_by
+from models.messages import Check
+from models.settings import DEFAULT_FLOWER_URL, Settings
+from producer.broker import readiness
+from producer.broker.queue import app
+from producer.broker.refusals import of_redis
+from producer.broker.snapshot import REDIS_ERRORS
+from producer.checks.http import ask_all
+from producer.runs.reconciler import queue_lengths
+
+URL_SECONDS = 5.0
+# A batch that waits for so long, with workers there, is not drained.
+STUCK_SECONDS = 120
+
+
+def examine(engine: Engine, settings: Settings) -> list[Check]:
+    """One verdict a thing; none of them takes longer than its limit."""
+    return [
+        _timed("database", lambda: _database(engine)),
+        _timed("redis", _redis),
+        _timed("workers", lambda: _workers(engine)),
+        _timed("queues", lambda: _queues(engine)),
+        _flower(settings),
+        *_urls(settings),
+    ]
+
+
+def _timed(name: str, look: Callable[[], Check]) -> Check:
+    started = time.monotonic()
+    try:
+        found = look()
+    except DBAPIError as failure:
+        found = Check(verdict="failed", found=classify(failure).message, hint="See DATABASE_URL.")
+    except MigrationError as failure:
+        found = Check(verdict="failed", found=failure.message, hint=failure.hint)
+    except (*REDIS_ERRORS, redis.RedisError, OperationalError, OSError) as failure:
+        found = Check(
+            verdict="failed",
+            found=f"Redis does not answer: {of_redis(failure)}",
+            hint="See REDIS_URL.",
+        )
+    return found.model_copy(update={"name": name, "seconds": round(time.monotonic() - started, 3)})
+
+
+def _database(engine: Engine) -> Check:
+    check_reachable(engine)
+    with transaction(engine, statement_timeout_ms=5_000) as connection:
+        connection.scalar(sa.text("SELECT 1"))
+        is_replica = connection.scalar(sa.text("SELECT pg_is_in_recovery()"))
+    if is_replica:
+        return Check(
+            verdict="failed", found="answers, but it is a replica", hint="Connect to the primary."
+        )
+    return Check(verdict="ok", found="answers")
+
+
+def _redis() -> Check:
+    readiness.require()
+    return Check(verdict="ok", found="answers")
+
+
+def _workers(engine: Engine) -> Check:
+    """Without a run under way, no worker is no fault."""
+    names = [name for answer in app.control.ping(timeout=1.0) or () for name in answer]
+    if names:
+        return Check(verdict="ok", found=f"{len(names)} answer: {', '.join(sorted(names))}")
+    is_needed = _open_run(engine) is not None
+    return Check(
+        verdict="failed" if is_needed else "unknown",
+        found="none answers",
+        hint="Start one: celery -A worker worker" if is_needed else "No run is under way.",
+    )
+
+
+def _open_run(engine: Engine) -> Any:
+    with transaction(engine) as connection:
+        if not connection.scalar(sa.select(sa.func.to_regclass(f"{SCHEMA}.runs"))):
+            return None
+        return connection.execute(
+            sa.select(runs.c.id, runs.c.state, throttled_by.label("throttled_by")).where(
+                runs.c.state.in_(WORKED_ON)
+            )
+        ).one_or_none()
+
+
+def _queues(engine: Engine) -> Check:
+    """Whether batches that wait are taken: by the ledger, which knows also what Redis lost."""
+    run = _open_run(engine)
+    waiting = sum(queue_lengths().values())
+    if run is None:
+        return Check(verdict="ok", found=f"{waiting:,} messages; no run is under way")
+    with transaction(engine) as connection:
+        oldest, done = connection.execute(
+            sa.select(
+                sa.extract(
+                    "epoch",
+                    sa.func.clock_timestamp()
+                    - sa.func.min(batches.c.published_at).filter(batches.c.state == "pending"),
+                ),
+                sa.extract("epoch", sa.func.clock_timestamp() - sa.func.max(batches.c.finished_at)),
+            ).where(batches.c.run_id == run.id)
+        ).one()
+    found = f"{waiting:,} messages; the oldest batch waits {oldest or 0:,.0f} s"
+    if run.throttled_by:
+        return Check(verdict="ok", found=f"{found}; throttled: {run.throttled_by}")
+    if oldest and oldest > STUCK_SECONDS and (done is None or done > STUCK_SECONDS):
+        return Check(verdict="failed", found=found, hint="See what it waits for: producer doctor")
+    return Check(verdict="ok", found=found)
+
+
+def _flower(settings: Settings) -> Check:
+    (found,) = ask_all([f"{settings.flower_url.rstrip('/')}/healthcheck"], URL_SECONDS)
+    is_usual = settings.flower_url == DEFAULT_FLOWER_URL
+    if not found.is_right and found.status is None and is_usual:
+        return Check(
+            name="flower",
+            verdict="unknown",
+            found=f"none at {DEFAULT_FLOWER_URL}",
+            hint="Set MIGRATION_FLOWER_URL, or start it: celery -A worker flower",
+            seconds=found.seconds,
+        )
+    return _of("flower", found.is_right, found.said, found.seconds)
+
+
+def _urls(settings: Settings) -> list[Check]:
+    if not settings.api_urls:
+        return [
+            Check(
+                name="api",
+                verdict="unknown",
+                found="no URL to ask",
+                hint="Set MIGRATION_API_URLS to the dashboard's endpoints.",
+            )
+        ]
+    return [
+        _of(answer.label, answer.is_right, answer.said, answer.seconds)
+        for answer in ask_all(list(settings.api_urls), URL_SECONDS)
+    ]
+
+
+def _of(name: str, is_right: bool, said: str, seconds: float) -> Check:
+    return Check(name=name, verdict="ok" if is_right else "failed", found=said, seconds=seconds)

@@ -1,0 +1,114 @@
+"""The rows of `check` about the tables: what was found in the way, and what a trial met."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from models.database import classify
+from models.declared import TABLES
+from models.errors import MigrationError, TooBig, Transient
+from models.messages import Check
+from models.obstacles import CONSTRAINTS, LEGACY, PRIVILEGES, TARGET, Obstacle
+from models.preflight import Preflight
+from models.settings import Settings
+from producer.checks import trial
+from producer.runs import partition
+from producer.schema import upgrade
+
+SKIPPED = "skipped: see "
+
+
+def skipped(name: str, see: str) -> Check:
+    """The row of what was not looked at, since what it needs has failed."""
+    return Check(name=name, verdict="unknown", found=f"{SKIPPED}{see}")
+
+
+def rows(connection: Connection, found: Preflight) -> list[Check]:
+    """A row for the legacy tables, the privileges, the target tables, and their constraints."""
+    checks = [_row(LEGACY, found.obstacles, _legacy(connection, found))]
+    if found.legacy is None:
+        return [*checks, *(skipped(name, LEGACY) for name in (PRIVILEGES, TARGET, CONSTRAINTS))]
+    lacks = _row(PRIVILEGES, found.obstacles, "owner of the tables, may create")
+    if (
+        lacks.verdict == "failed"
+        and found.is_sound
+        and upgrade.is_current(connection, found.legacy)
+    ):
+        # What workers need is tried by the trial.
+        lacked = [each.what for each in found.obstacles if each.row == PRIVILEGES]
+        if all(what.startswith(("ownership", "CREATE")) for what in lacked):
+            lacks.verdict = "warning"
+            lacks.hint = "The producer and workers of migration.control need them; others do not."
+    checks.append(lacks)
+    if found.is_sound:
+        checks.append(_row(TARGET, found.obstacles, _target(found)))
+    else:
+        checks.append(skipped(TARGET, LEGACY))
+    checks.append(_row(CONSTRAINTS, found.obstacles, "none beyond keys"))
+    return checks
+
+
+def try_out(engine: Engine, settings: Settings, before: Sequence[Check]) -> Check:
+    """The row of the trial; it is not made where a row before says that it must fail."""
+    for check in before:
+        if check.verdict == "failed" or (check.name, check.verdict) == (LEGACY, "unknown"):
+            return skipped(trial.ROW, check.name)
+    try:
+        found = trial.run(engine, settings)
+    except (DBAPIError, Transient, TooBig) as failure:
+        error = classify(failure) if isinstance(failure, DBAPIError) else failure
+        return Check(
+            name=trial.ROW,
+            verdict="unknown",
+            found=f"could not be made: {error.message}",
+            hint="Try again when no other session locks the tables or the users.",
+        )
+    except MigrationError as error:
+        return Check(name=trial.ROW, verdict="failed", found=error.message, hint=error.hint)
+    if found.is_missing:
+        return Check(
+            name=trial.ROW,
+            verdict="unknown",
+            found=f"could not be made: {found.is_missing}",
+            hint="It is made after the schema step: producer schema upgrade, then producer check.",
+        )
+    where = "on the tables themselves" if found.is_real else "on copies of the tables"
+    said = f"{found.users} users, {found.rows:,} rows in all went through {where}, all undone"
+    return _row(trial.ROW, found.obstacles, f"{said}; {found.note}" if found.note else said)
+
+
+def _row(name: str, found: Sequence[Obstacle], otherwise: str) -> Check:
+    own = [obstacle for obstacle in found if obstacle.row == name]
+    if not own:
+        return Check(name=name, verdict="ok", found=otherwise)
+    own.sort(key=lambda obstacle: not obstacle.is_fatal)
+    hints = dict.fromkeys(obstacle.hint for obstacle in own if obstacle.hint)
+    return Check(
+        name=name,
+        verdict="failed" if own[0].is_fatal else "warning",
+        found="; ".join(obstacle.what for obstacle in own),
+        hint=" ".join(hint if hint.endswith(".") else f"{hint}." for hint in hints),
+    )
+
+
+def _legacy(connection: Connection, found: Preflight) -> str:
+    """What the run would go through, by the planner's estimate."""
+    if found.legacy is None or not found.is_sound:
+        return ""
+    counted = ", ".join(
+        f"about {partition.estimate(connection, table):,} {name}"
+        for name, table in vars(found.legacy).items()
+    )
+    names = ", ".join(table.label for table in vars(found.legacy).values())
+    return f"{counted}; keys {found.legacy.users.columns['id'].type}; {names}"
+
+
+def _target(found: Preflight) -> str:
+    there = found.target.tables if found.target else {}
+    adopted = sum(name in there for name in TABLES)
+    if adopted:
+        return f"{adopted} are there and fit, {len(TABLES) - adopted} are created"
+    return f"{len(TABLES)} are created"

@@ -1,0 +1,55 @@
+"""Before a run: all that can be read and a trial, and the refusal of what cannot go through."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from sqlalchemy import Engine
+
+from models import preflight, taken
+from models.database import LOCK_TIMEOUT_MS, retry_locks, transaction
+from models.errors import MigrationError, TooBig, Transient
+from models.ledger import OPEN_STATES, SCHEMA, runs
+from models.settings import Settings
+from producer.checks import trial
+
+_STATEMENT_TIMEOUT_MS = 600_000
+_UPGRADED = "The schema step stays and no run was opened. To undo it: producer schema downgrade"
+
+
+def require(engine: Engine, settings: Settings, *, is_upgraded: bool = False) -> bool:
+    """Raise the first obstacle to a run, before anything is changed; nothing while one is open.
+
+    Returns whether the trial was made on the tables themselves: then it need not be repeated after
+    the schema step. `is_upgraded` says that this comes after it.
+    """
+    if retry_locks(lambda: _is_open(engine, settings, reads_values=not is_upgraded)):
+        return True
+    try:
+        tried = trial.run(engine, settings)
+    except (Transient, TooBig):
+        # The application holds locks, or the tables are too large: the run copes with both.
+        return False
+    fatal = [obstacle for obstacle in tried.obstacles if obstacle.is_fatal]
+    try:
+        with transaction(engine) as connection:
+            preflight.refuse(connection, fatal)
+    except MigrationError as error:
+        if is_upgraded:
+            error.hint = error.hint.replace("Nothing was changed.", _UPGRADED)
+        raise
+    return tried.is_real
+
+
+def _is_open(engine: Engine, settings: Settings, *, reads_values: bool) -> bool:
+    """Whether a run is open; raises what can be read and is in the way, where none is."""
+    with transaction(
+        engine, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=_STATEMENT_TIMEOUT_MS
+    ) as connection:
+        taken.require_own_schema(connection)
+        if connection.scalar(sa.select(sa.func.to_regclass(f"{SCHEMA}.runs"))):
+            states = (*OPEN_STATES, "rolling_back")
+            if connection.scalar(sa.select(runs.c.id).where(runs.c.state.in_(states)).limit(1)):
+                return True
+        found = preflight.examine(connection, settings, reads_values=reads_values)
+        preflight.refuse(connection, found.fatal)
+        return False

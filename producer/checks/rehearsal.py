@@ -1,0 +1,301 @@
+"""A rehearsal: every step on a sample of the real rows, in one transaction that is rolled back.
+
+The sample is copied into a schema of its own, with the indexes that the originals have. Nothing of
+it is ever seen by anybody else, and nothing remains, however it ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import DBAPIError
+
+from models import legacy as legacy_tables
+from models import sessions
+from models.catalog import Table, quote
+from models.database import as_ours
+from models.errors import Incompatible, NotAllowed
+from models.ledger import OPEN_STATES, SCHEMA, runs
+from models.settings import Settings
+from models.steps import FINISH, RECONCILIATION, VERIFICATION, stage_names, steps_of
+from models.steps.base import Context, Scope, Step
+from models.steps.verification import read_account
+from producer.runs import partition
+from producer.schema import upgrade
+
+COPIES = "migration_rehearsal"
+NAMES = {"users": "users", "subscriptions": "gpt_subscriptions", "projects": "projects"}
+RUN = "rehearsal"
+PIECES, ROWS_A_PAGE = 8, 500
+# What follows the application's own writes has nothing to do here, and what settles a run locks.
+_LEFT_OUT = ("changed_users", "changed_projects", "late_users", "late_projects", "settle")
+_LIMITS: dict[str, Any] = {
+    "statement_timeout_ms": 600_000,
+    "lock_timeout_ms": 2_000,
+    "idle_timeout_ms": 60_000,
+}
+_PLANNING = (
+    "SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off"
+)
+
+
+@dataclass
+class Cost:
+    """What one step took: rows of its own table, seconds, statements, bytes of WAL."""
+
+    stage: str
+    step: str
+    rows: int = 0
+    seconds: float = 0.0
+    statements: int = 0
+    wal_bytes: int = 0
+
+
+@dataclass
+class Rehearsal:
+    """The costs of a sample of `users` users; `disk_bytes` is what tables and indexes grew by."""
+
+    users: int
+    costs: list[Cost] = field(default_factory=list)
+    disk_bytes: int = 0
+
+
+def rehearse(engine: Engine, settings: Settings, users: int) -> Rehearsal:
+    """Migrate about so many users on copies, verify them, close the schema, and undo all of it.
+
+    Raises NotAllowed while a run is open, Incompatible where there is no user.
+    """
+    with engine.connect() as connection, connection.begin() as whole:
+        try:
+            sessions.begin(connection, **_LIMITS)
+            connection.exec_driver_sql(_PLANNING)
+            _refuse_while_open(connection)
+            return _rehearse(connection, settings, users)
+        finally:
+            whole.rollback()
+
+
+def _refuse_while_open(connection: Connection) -> None:
+    if connection.scalar(sa.select(sa.func.to_regclass(f"{SCHEMA}.runs"))):
+        states = (*OPEN_STATES, "rolling_back")
+        found = connection.scalar(sa.select(runs.c.id).where(runs.c.state.in_(states)))
+        if found:
+            raise NotAllowed(
+                f"Run {found} is open: a rehearsal beside it would measure both",
+                hint="Wait for its end (producer status --watch), or cancel it.",
+            )
+
+
+def _rehearse(connection: Connection, settings: Settings, users: int) -> Rehearsal:
+    copies = _copy(connection, legacy_tables.read(connection, settings), settings, users)
+    upgrade.bring_up(connection, copies)
+    run = connection.execute(
+        sa.insert(runs)
+        # Not an open state: whoever opens a run meanwhile does not wait for this transaction.
+        .values(
+            id=RUN,
+            state="failed",
+            grants={name: str(amount) for name, amount in copies.credit_grants.items()},
+            batch_size="auto",
+            tables=copies.tables,
+        )
+        .returning(*runs.c)
+    ).one()
+    found = Rehearsal(_count(connection, copies.users_table))
+    if not found.users:
+        raise Incompatible("There is no user to rehearse with")
+    before = _size(connection)
+    for stage in stage_names():
+        for step in steps_of(stage):
+            if step.name not in _LEFT_OUT:
+                context = Context.read(connection, copies, run)
+                context = replace(context, is_repeat=False, own_run=RUN)
+                found.costs.append(_run(context, stage, step))
+    found.disk_bytes = _size(connection) - before
+    return found
+
+
+def make_copies(
+    connection: Connection, found: legacy_tables.Legacy, settings: Settings
+) -> Settings:
+    """Empty copies of the legacy tables; the settings that name them."""
+    connection.exec_driver_sql(f"CREATE SCHEMA {COPIES}")
+    for role, name in NAMES.items():
+        copy_table(connection, getattr(found, role), name)
+    return settings.model_copy(
+        update={f"{role}_table": f"{COPIES}.{name}" for role, name in NAMES.items()}
+    )
+
+
+def copy_table(connection: Connection, original: Table, name: str) -> None:
+    """An empty copy with all that belongs to the table alone: no foreign keys, no triggers."""
+    copy, sql = f"{COPIES}.{name}", original.sql.replace("%", "%%")
+    connection.exec_driver_sql(f"CREATE TABLE {copy} (LIKE {sql} INCLUDING ALL)")
+    # Not copied, and a publication of all tables publishes the copy too.
+    has_key = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = :oid AND indisprimary)"
+    if not connection.scalar(text(has_key), {"oid": original.oid}):
+        connection.exec_driver_sql(f"ALTER TABLE {copy} REPLICA IDENTITY FULL")
+
+
+def _copy(
+    connection: Connection, found: legacy_tables.Legacy, settings: Settings, users: int
+) -> Settings:
+    """Copy a sample of users, with all that is theirs; the settings that name the copies."""
+    copies = make_copies(connection, found, settings)
+    # Pieces from all over the table: its oldest rows are seldom like the newest.
+    starts = _starts(connection, found.users)
+    for start in starts:
+        copy_rows(
+            connection, found.users, "users",
+            f"WHERE t.id >= CAST(:start AS {_kind(found.users)}) ORDER BY t.id LIMIT :most",
+            start=start, most=-(-users // len(starts)),
+        )  # fmt: skip
+    theirs = f"WHERE t.user_id IN (SELECT u.id FROM {COPIES}.users u)"
+    for role in ("subscriptions", "projects"):
+        copy_rows(connection, getattr(found, role), NAMES[role], theirs)
+    for name in NAMES.values():
+        connection.exec_driver_sql(f"ANALYZE {COPIES}.{name}")
+    return copies
+
+
+def _starts(connection: Connection, users: Table) -> list[str]:
+    """Keys from random places of the table, and its first one."""
+    estimate = partition.count_rows(connection, users)
+    percent = min(100.0, 100.0 * PIECES * 100 / max(1, estimate))
+    sample = text(
+        f"SELECT id::text FROM (SELECT t.id, random() AS place FROM {users.sql} t"
+        " TABLESAMPLE SYSTEM (:percent)) AS s ORDER BY place LIMIT :pieces"
+    )
+    found = connection.scalars(sample, {"percent": percent, "pieces": PIECES - 1}).all()
+    # Not every key type has a min().
+    first = connection.scalar(text(f"SELECT t.id::text FROM {users.sql} t ORDER BY t.id LIMIT 1"))
+    return sorted({first, *found} - {None})
+
+
+def copy_rows(
+    connection: Connection, original: Table, name: str, which: str, **values: Any
+) -> None:
+    """Copy the rows `t` of the original that the clause selects, with all columns as they are."""
+    written = ", ".join(
+        # A lone colon would begin a bound parameter.
+        quote(column).replace(":", "\\:")
+        for column in connection.scalars(
+            text(
+                "SELECT attname FROM pg_attribute WHERE attrelid = :oid AND attnum > 0"
+                " AND NOT attisdropped AND attgenerated = ''"
+            ),
+            {"oid": original.oid},
+        )
+    )
+    connection.execute(
+        text(
+            f"INSERT INTO {COPIES}.{name} ({written}) OVERRIDING SYSTEM VALUE"
+            f" SELECT {written} FROM {original.sql} t {which} ON CONFLICT DO NOTHING"
+        ),
+        values,
+    )
+
+
+def _run(context: Context, stage: str, step: Step) -> Cost:
+    """One step over all its pages or items."""
+    cost = Cost(stage, step.name)
+    table = step.source(context)
+    if table is None:
+        scopes = [(Scope(keys=(item,)), 0) for item in step.items(context)]
+    else:
+        pages = _pages(context.connection, table)
+        scopes = [(Scope(page.low, page.high), page.rows) for page in pages]
+    with _measured(context.connection, cost):
+        for scope, rows in scopes:
+            cost.rows += rows
+            with as_ours():
+                _apply(context, stage, step, scope)
+    return cost
+
+
+def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
+    if stage in (VERIFICATION, RECONCILIATION) and step.stage != VERIFICATION:
+        find_differences(context, stage, step, scope)
+        return
+    # As a run does it: hopefully, then with care; a row that the database refuses even so would be
+    # set aside, and a rehearsal goes on.
+    for attempt in (replace(scope, is_hopeful=True), scope):
+        try:
+            with context.connection.begin_nested():
+                step.prepare(context, attempt)
+                step.apply(context, attempt)
+                return
+        except DBAPIError:
+            if stage == FINISH or scope.keys is not None:
+                raise
+
+
+def find_differences(context: Context, stage: str, step: Step, scope: Scope) -> list[Any]:
+    """What the verification's own statements find in the scope: rows as of `Step.differences`."""
+    row = read_account(context, step, scope)
+    parameters = context.parameters | {"stage": stage} | scope.parameters
+    statements = step.differences(context, scope)
+    if not getattr(row, "tallies", False):
+        statements = [*statements, *step.details(context, scope)]
+    return [
+        found
+        for statement in statements
+        for found in context.connection.execute(text(statement), parameters)
+    ]
+
+
+def _pages(connection: Connection, table: Table) -> Iterator[partition.Page]:
+    after: str | None = None
+    while True:
+        (page,) = partition.cut(connection, table, after=after, rows=ROWS_A_PAGE, pages=1)
+        yield page
+        after = page.high
+        if after is None:
+            return
+
+
+@contextmanager
+def _measured(connection: Connection, cost: Cost) -> Iterator[None]:
+    position = "SELECT pg_current_wal_insert_lsn() - '0/0'"
+    written = int(connection.scalar(text(position)) or 0)
+
+    def count(*_: Any) -> None:
+        cost.statements += 1
+
+    event.listen(connection, "before_cursor_execute", count)
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        cost.seconds = time.perf_counter() - started
+        event.remove(connection, "before_cursor_execute", count)
+    cost.wal_bytes = int(connection.scalar(text(position)) or 0) - written
+
+
+def _count(connection: Connection, table: str) -> int:
+    return int(connection.scalar(text(f"SELECT count(*) FROM {table}")) or 0)
+
+
+def _size(connection: Connection) -> int:
+    """Bytes of all tables that the rehearsal writes, with their indexes."""
+    return int(
+        connection.scalar(
+            text(
+                "SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c"
+                " WHERE c.relkind = 'r' AND c.relnamespace IN (SELECT oid FROM pg_namespace"
+                " WHERE nspname IN (:copies, :ledger))"
+            ),
+            {"copies": COPIES, "ledger": SCHEMA},
+        )
+        or 0
+    )
+
+
+def _kind(table: Table) -> str:
+    return legacy_tables.key_cast(table.columns["id"].base)

@@ -1,0 +1,359 @@
+"""A trial: a few real rows and a made-up user go through the run's own statements; all is undone.
+
+On the tables themselves where the target schema is there; before that on copies beside them, with
+the triggers that the originals have. A legacy table is never altered, and its rows are locked for
+the trial's own time only.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from models import legacy as legacy_tables
+from models import refusals
+from models import target as target_tables
+from models.catalog import Table
+from models.database import classify, transaction
+from models.declared import TABLES
+from models.errors import BadRow, Incompatible, MigrationError, Misconfigured, TooBig, Transient
+from models.ledger import runs
+from models.legacy import Legacy, list_cast
+from models.obstacles import Obstacle
+from models.settings import Settings
+from models.steps import FINISH, RECONCILIATION, VERIFICATION, stage_names, steps_of
+from models.steps.base import Context, Scope, Step
+from producer.checks import rehearsal, trial_rows
+from producer.checks.trial_rows import Rows
+from producer.runs import partition
+from producer.schema import upgrade
+
+ROW = "trial"
+LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, ATTEMPTS = 200, 10_000, 4
+# A larger part of the real rows refused is no matter of rows: the run would set as many aside.
+SHARE = 0.1
+# Without an index on user_id each statement reads a whole table, while rows are locked.
+SMALL_TABLE = 200_000
+ENTITIES = {"user": "users", "subscription": "subscriptions", "project": "projects"}
+_PLANNING = (
+    "SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off;"
+    " SET LOCAL max_parallel_workers_per_gather = 0"
+)
+_TRIGGERS = text("""
+SELECT pg_get_triggerdef(t.oid) AS definition, format('%I.%I', n.nspname, c.relname) AS table
+FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE t.tgrelid = :oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
+  AND t.tgname NOT LIKE 'migration_capture_%' ORDER BY t.tgname
+""")
+
+
+@dataclass
+class Trial:
+    """What a trial found; `is_real` where it was made on the tables themselves."""
+
+    is_real: bool = False
+    users: int = 0
+    rows: int = 0
+    note: str = ""
+    # Why there was none.
+    is_missing: str = ""
+    obstacles: list[Obstacle] = field(default_factory=list)
+
+    def refuse(self, what: str, *, is_fatal: bool) -> None:
+        """Note an obstacle."""
+        hint = (
+            "Change or drop what refuses the rows; then: producer check"
+            if is_fatal
+            else "Such rows are set aside, the rest goes through."
+        )
+        where = "" if self.is_real else " (on a copy)"
+        self.obstacles.append(Obstacle(ROW, f"{what}{where}", hint, is_fatal=is_fatal))
+
+
+class _Undo(Exception):
+    """Rolls the trial back."""
+
+
+class _Stop(Exception):
+    """Nothing after this can be tried."""
+
+
+def run(engine: Engine, settings: Settings) -> Trial:
+    """Try, undo, and say what was refused. Nothing remains, and nobody waits for it.
+
+    Raises Transient or TooBig where it could not be made: locks of others, or too slow.
+    """
+    for attempt in range(ATTEMPTS):
+        found = Trial()
+        try:
+            with transaction(
+                engine, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=STATEMENT_TIMEOUT_MS
+            ) as connection:
+                connection.exec_driver_sql(_PLANNING)
+                _try(connection, settings, found)
+                raise _Undo
+        except _Undo:
+            return found
+        except DBAPIError as failure:
+            error = classify(failure)
+        except (Transient, TooBig) as failure:
+            error = failure
+        if not isinstance(error, Transient) or attempt == ATTEMPTS - 1:
+            raise error
+        time.sleep(0.2 * (attempt + 1))
+    raise AssertionError("unreachable")
+
+
+def _try(connection: Connection, settings: Settings, found: Trial) -> None:
+    legacy = legacy_tables.read(connection, settings)
+    target = target_tables.read(connection, legacy)
+    is_current = upgrade.is_current(connection, legacy)
+    found.is_real = not target_tables.missing(target, legacy, of_legacy=True) and all(
+        table.has_index_on("user_id") or partition.estimate(connection, table) < SMALL_TABLE
+        for table in (legacy.subscriptions, legacy.projects)
+    )
+    may_create = "SELECT has_database_privilege(current_database(), 'CREATE')"
+    if not found.is_real and not connection.scalar(text(may_create)):
+        found.is_missing = "the role may not make copies of the tables (CREATE on the database)"
+        return
+    rows = trial_rows.pick(connection, legacy)
+    try:
+        _probe(connection, legacy, found)
+        if not found.is_real:
+            settings = _copy(connection, legacy, target, settings, rows)
+        if not found.is_real or not is_current:
+            with connection.begin_nested():
+                upgrade.bring_up(connection, settings)
+        if not found.is_real:
+            _copy_triggers(connection, settings, vars(legacy) | target.tables)
+    except DBAPIError as failure:
+        _raise_if_passing(failure)
+        error = classify(failure)
+        kind = Misconfigured if isinstance(error, Misconfigured) else Incompatible
+        found.obstacles.append(Obstacle(ROW, error.message, error.hint, kind=kind))
+        return
+    tables = legacy_tables.read(connection, settings)
+    if found.is_real:
+        trial_rows.lock(connection, tables, rows)
+    trial_rows.make_up(connection, tables, rows)
+    found.users, found.note = len(rows.users) - len(rows.made_up & set(rows.users)), rows.note
+    found.rows = len(rows.users) + len(rows.subscriptions) + len(rows.projects)
+    try:
+        _all_stages(Context.read(connection, settings, _open(connection, settings)), rows, found)
+    except _Stop:
+        return
+
+
+def _probe(connection: Connection, legacy: Legacy, found: Trial) -> None:
+    """An UPDATE of no row: what the server refuses for the table itself, whatever its rows are."""
+    for table, column in ((legacy.users, "email"), (legacy.projects, "active_gpt_id")):
+        sql = table.sql.replace("%", "%%")
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql(
+                    f"WITH u AS (UPDATE {sql} SET {column} = {column} WHERE false RETURNING 1)"
+                    " SELECT count(*) FROM u"
+                )
+        except DBAPIError as failure:
+            _raise_if_passing(failure)
+            # A role of the workers may write some columns only, and the stages try those.
+            if not (found.is_real and getattr(failure.orig, "pgcode", "") == "42501"):
+                found.refuse(
+                    f"{table.label} cannot be updated: {refusals.of(failure.orig).words}",
+                    is_fatal=True,
+                )
+
+
+def _copy(
+    connection: Connection, legacy: Legacy, target: Any, settings: Settings, rows: Rows
+) -> Settings:
+    """Copies of the legacy tables with the rows of the trial, and of what would be adopted."""
+    copies = rehearsal.make_copies(connection, legacy, settings)
+    for name in TABLES:
+        if name in target.tables:
+            rehearsal.copy_table(connection, target.tables[name], name)
+    for role, name in rehearsal.NAMES.items():
+        table: Table = getattr(legacy, role)
+        kind = list_cast(table.columns["id"].base)
+        which = f"WHERE t.id = ANY(CAST(:keys AS {kind}[]))"
+        rehearsal.copy_rows(connection, table, name, which, keys=list(getattr(rows, role)))
+    return copies
+
+
+def _copy_triggers(connection: Connection, settings: Settings, originals: dict[str, Table]) -> None:
+    copied = rehearsal.NAMES | {name: name for name in TABLES}
+    for role, name in copied.items():
+        if role not in originals or role == "subscriptions":
+            continue
+        for row in connection.execute(_TRIGGERS, {"oid": originals[role].oid}).all():
+            copied_to = f" ON {rehearsal.COPIES}.{name} "
+            definition = row.definition.replace(f" ON {row.table} ", copied_to, 1)
+            connection.exec_driver_sql(definition.replace("%", "%%"))
+
+
+def _open(connection: Connection, settings: Settings) -> Any:
+    """A run for the trial, in no open state: whoever opens a run does not wait for it."""
+    return connection.execute(
+        sa.insert(runs)
+        .values(
+            id=f"trial-{secrets.token_hex(4)}",
+            state="failed",
+            grants={name: str(amount) for name, amount in settings.credit_grants.items()},
+            batch_size="auto",
+            tables=settings.tables,
+        )
+        .returning(*runs.c)
+    ).one()
+
+
+def _all_stages(context: Context, rows: Rows, found: Trial) -> None:
+    owners: dict[str, str | None] = rows.subscriptions | rows.projects
+    refused: set[str] = set()
+    # Workers of other queues make no organization; without it each user differs.
+    owner = text("SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = :oid")
+    organizations = context.target.table("organizations")
+    rows.has_organization = bool(context.connection.scalar(owner, {"oid": organizations.oid}))
+    for stage in stage_names():
+        if stage == FINISH:
+            continue
+        for step in steps_of(stage):
+            keys = _keys(context, step, rows)
+            if keys is None:
+                continue
+            left = [key for key in keys if not {key, owners.get(key)} & refused]
+            if stage in (VERIFICATION, RECONCILIATION):
+                _verify(context, stage, step, left, rows, found)
+            elif left:
+                refused |= _write(context, step, left, rows, found)
+
+
+def _keys(context: Context, step: Step, rows: Rows) -> list[str] | None:
+    """What the trial gives to a step; None for steps that change the schema or take up changes."""
+    if step.is_late or step.is_settling or not step.transactional:
+        return None
+    if step.name == "organization":
+        return step.items(context) if rows.has_organization else None
+    table = step.source(context)
+    if table is None or type(step).key_lists is not Step.key_lists:
+        return None
+    legacy = {each.oid for each in vars(context.legacy).values()}
+    if table.oid in legacy and step.entity in ENTITIES:
+        return list(getattr(rows, ENTITIES[step.entity]))
+    first = text(f"SELECT t.id::text FROM {table.sql} t ORDER BY t.id LIMIT 20")
+    return list(context.connection.scalars(first))
+
+
+def _write(context: Context, step: Step, keys: Sequence[str], rows: Rows, found: Trial) -> set[str]:
+    """Apply the step to the keys; returns those that are refused, and notes why."""
+    failure = _attempt(context, step, keys)
+    if failure is None:
+        return set()
+    made_up = [key for key in keys if key in rows.made_up]
+    why = _attempt(context, step, made_up) if made_up else None
+    if why is not None or step.source(context) is None:
+        shown = why or failure
+        found.refuse(
+            f"{step.name}: the database refuses any row: {refusals.of(shown.orig).words}",
+            is_fatal=True,
+        )
+        raise _Stop
+    real = [key for key in keys if key not in rows.made_up]
+    most = max(1, int(SHARE * len(real)))
+    refused: dict[str, DBAPIError] = {}
+    _bisect(context, step, real, failure, refused, most)
+    is_fatal = len(refused) > most
+    by_name: dict[str, int] = {}
+    for each in refused.values():
+        by_name[refusals.of(each.orig).words] = by_name.get(refusals.of(each.orig).words, 0) + 1
+    at_least = "at least " if is_fatal else ""
+    for name, count in by_name.items():
+        found.refuse(
+            f"{step.name}: the database refuses {at_least}{count} of {len(real)} rows: {name}",
+            is_fatal=is_fatal,
+        )
+    if is_fatal:
+        raise _Stop
+    return set(refused)
+
+
+def _bisect(
+    context: Context,
+    step: Step,
+    keys: Sequence[str],
+    failure: DBAPIError,
+    refused: dict[str, DBAPIError],
+    most: int,
+) -> None:
+    """Find the rows that are refused, until there are more than `most`."""
+    if len(keys) == 1:
+        refused[keys[0]] = failure
+        return
+    middle = len(keys) // 2
+    for half in (keys[:middle], keys[middle:]):
+        if half and len(refused) <= most:
+            why = _attempt(context, step, half)
+            if why is not None:
+                _bisect(context, step, half, why, refused, most)
+
+
+def _attempt(context: Context, step: Step, keys: Sequence[str]) -> DBAPIError | None:
+    """Apply the step to these keys as a batch does; the error, where the database refuses it."""
+    scope = Scope(keys=tuple(keys))
+    hopeful = [] if context.is_repeat else [replace(scope, is_hopeful=True)]
+    failed: DBAPIError | None = None
+    for attempt in (*hopeful, scope):
+        try:
+            with context.connection.begin_nested():
+                step.prepare(context, attempt)
+                step.apply(context, attempt)
+                # Undone by itself, so that constraints are deferred again for the next step.
+                with context.connection.begin_nested() as look:
+                    context.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
+                    look.rollback()
+                return None
+        except DBAPIError as failure:
+            _raise_if_passing(failure)
+            failed = failure
+    return failed
+
+
+def _verify(
+    context: Context, stage: str, step: Step, keys: Sequence[str], rows: Rows, found: Trial
+) -> None:
+    try:
+        with context.connection.begin_nested():
+            rows_found = rehearsal.find_differences(context, stage, step, Scope(keys=tuple(keys)))
+    except (DBAPIError, BadRow) as failure:
+        if isinstance(failure, DBAPIError):
+            _raise_if_passing(failure)
+        said = (
+            refusals.of(failure.orig).words if isinstance(failure, DBAPIError) else failure.message
+        )
+        found.refuse(f"{stage}: {said}", is_fatal=True)
+        raise _Stop from None
+    if not rows.has_organization:
+        return
+    kinds: dict[str, set[str]] = {}
+    for kind, entity, key, table, detail in rows_found:
+        what = f"{kind} {entity} in {table}" + (f".{detail}" if kind == "wrong_value" else "")
+        kinds.setdefault(what, set()).add(str(key))
+    for what, different in kinds.items():
+        is_made_up = any(key in rows.made_up for key in different)
+        found.refuse(
+            f"{stage}: {len(different)} of {len(keys)} rows end otherwise than written: {what}",
+            is_fatal=is_made_up or len(different) > max(1, int(SHARE * len(keys))),
+        )
+
+
+def _raise_if_passing(failure: DBAPIError) -> None:
+    """Raise what is no refusal: a lock, a lost connection, a time-out."""
+    error: MigrationError = classify(failure)
+    if isinstance(error, Transient | TooBig):
+        raise error from None

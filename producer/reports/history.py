@@ -1,0 +1,307 @@
+"""All that there is to tell about a run after it: read from the ledger, each list bounded.
+
+`report.read` says how it stands; this adds how it went. The HTML report and the console show it.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from importlib.metadata import version
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, text
+
+from models import database
+from models import legacy as legacy_tables
+from models import target as target_tables
+from models.database import transaction
+from models.errors import MigrationError
+from models.ledger import audit, batches, quarantine, recoveries, runs, stages
+from models.messages import RunReport
+from models.relations import labels
+from models.settings import Settings
+from producer.reports import status as report
+
+MOST_KEYS, MOST_EVENTS, MOST_BUCKETS = 50, 200, 80
+_PACKAGES = ("dashboard-migration", "celery", "redis", "sqlalchemy", "psycopg2-binary", "pydantic")
+# A million users take some seconds.
+_CREDITS_TIMEOUT_MS = 600_000
+_CREDITS = """
+SELECT coalesce(u.user_type::text, 'none') AS name, count(*) AS users,
+  coalesce(sum(l.granted), 0) AS granted, coalesce(sum(l.total), 0) AS logged,
+  coalesce(sum(u.credits_balance), 0) AS balances
+FROM {users} u LEFT JOIN (
+  SELECT c.user_id,
+    sum(c.amount) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :run_id) AS granted,
+    sum(CASE c.operation WHEN 'add' THEN c.amount WHEN 'deduct' THEN -c.amount END) AS total
+  FROM {credit_logs} c GROUP BY c.user_id
+) AS l ON l.user_id = u.id
+GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 50
+"""
+_HAPPENED = {
+    "expired": "leases ran out, since a worker died or froze: others took the batches up",
+    "lost": "messages were lost: the batches were published again",
+    "split": "batches took their workers down again and again: split into smaller ones",
+}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Rows a second by stage, in `width` seconds each, from the run's start on."""
+
+    width: float
+    rates: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Durations:
+    """How long the batches of a stage took, in seconds; `again`: attempts beyond the first."""
+
+    stage: str
+    batches: int
+    low: float
+    median: float
+    high: float
+    longest: float
+    again: int
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Rows set aside for one reason, and the first of their keys as `entity:key`."""
+
+    name: str
+    message: str
+    rows: int
+    accepted: int
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Credits:
+    """One type of user: what this run granted, what the log adds up to, what the balances do."""
+
+    name: str
+    users: int
+    granted: Decimal
+    logged: Decimal
+    balances: Decimal
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened: an operator's `action`, a `stage`, or a `fault` that it survived."""
+
+    at: datetime
+    kind: str
+    what: str
+    who: str = ""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run, from its outcome to its settings."""
+
+    database: str
+    report: RunReport
+    started_at: datetime | None
+    finished_at: datetime | None
+    pace: Pace
+    durations: list[Durations]
+    reasons: list[Reason]
+    differences: list[dict[str, Any]]
+    credits: list[Credits]
+    credits_missing: str
+    events: list[Event]
+    versions: dict[str, str]
+    settings: dict[str, str]
+
+
+def read(engine: Engine, settings: Settings, run_id: str | None) -> Record:
+    """Everything about a run (the newest one by default); raises UnknownRun."""
+    found = report.read(engine, run_id)
+    assert found.run_id
+    credits, missing = _credits(engine, settings, found.run_id)
+    with transaction(engine) as connection:
+        run = connection.execute(sa.select(runs).where(runs.c.id == found.run_id)).one()
+        return Record(
+            database=database.name_of(engine),
+            report=found,
+            started_at=run.started_at,
+            finished_at=run.finished_at,
+            pace=pace(connection, run),
+            durations=durations(connection, run.id),
+            reasons=reasons(connection, run.id),
+            differences=report.first_differences(engine, run.id),
+            credits=credits,
+            credits_missing=missing,
+            events=events(connection, run.id),
+            versions=_versions(connection),
+            settings={
+                "rows a batch": run.batch_size,
+                "credit grants": ", ".join(f"{k}={v}" for k, v in sorted(run.grants.items())),
+                "legacy tables": labels(run.relations) if run.relations else ", ".join(run.tables),
+                "throttle": _limits(settings),
+            },
+        )
+
+
+def pace(connection: Connection, run: Any) -> Pace:
+    """The run's pace over time, in at most MOST_BUCKETS parts."""
+    mine = (batches.c.run_id == run.id, batches.c.state == "done", batches.c.window > 0)
+    since = sa.extract("epoch", batches.c.finished_at - run.started_at)
+    last = connection.scalar(sa.select(sa.func.max(since)).where(*mine))
+    if not last or float(last) <= 0:
+        return Pace(1.0, {})
+    width = max(0.5, float(last) / MOST_BUCKETS)
+    bucket = sa.cast(sa.func.floor(since / width), sa.Integer).label("bucket")
+    count = int(float(last) / width) + 1
+    rates: dict[str, list[float]] = {}
+    for row in connection.execute(
+        sa.select(batches.c.stage, bucket, sa.func.sum(batches.c.rows).label("rows"))
+        .join(
+            stages, sa.and_(stages.c.run_id == batches.c.run_id, stages.c.name == batches.c.stage)
+        )
+        .where(*mine, batches.c.rows > 0)
+        .group_by(batches.c.stage, stages.c.position, bucket)
+        .order_by(stages.c.position)
+    ):
+        rates.setdefault(row.stage, [0.0] * count)[min(row.bucket, count - 1)] = row.rows / width
+    return Pace(width, rates)
+
+
+def durations(connection: Connection, run_id: str) -> list[Durations]:
+    """The durations of a run's batches by stage, in the stages' order."""
+    seconds = sa.extract("epoch", batches.c.finished_at - batches.c.started_at)
+
+    def part(share: float) -> sa.ColumnElement[Any]:
+        return sa.func.percentile_cont(share).within_group(seconds)
+
+    found = connection.execute(
+        sa.select(
+            stages.c.name.label("stage"),
+            sa.func.count().label("batches"),
+            part(0.05).label("low"),
+            part(0.5).label("median"),
+            part(0.95).label("high"),
+            sa.func.max(seconds).label("longest"),
+            sa.func.sum(sa.func.greatest(batches.c.attempt - 1, 0)).label("again"),
+        )
+        .join(
+            batches, sa.and_(stages.c.run_id == batches.c.run_id, stages.c.name == batches.c.stage)
+        )
+        .where(batches.c.run_id == run_id, batches.c.state == "done")
+        .where(batches.c.started_at.is_not(None))
+        .group_by(stages.c.name, stages.c.position)
+        .order_by(stages.c.position)
+    )
+    return [
+        Durations(
+            stage=row.stage,
+            batches=row.batches,
+            again=row.again,
+            **{name: float(getattr(row, name)) for name in ("low", "median", "high", "longest")},
+        )
+        for row in found
+    ]
+
+
+def reasons(connection: Connection, run_id: str, most_keys: int = MOST_KEYS) -> list[Reason]:
+    """What stands in the quarantine of a run, the largest reason first."""
+    columns = quarantine.c
+    mine = (columns.run_id == run_id, columns.state.in_(("open", "accepted")))
+    groups = connection.execute(
+        sa.select(
+            columns.reason,
+            sa.func.min(columns.message).label("message"),
+            sa.func.count().label("rows"),
+            sa.func.count().filter(columns.state == "accepted").label("accepted"),
+        )
+        .where(*mine)
+        .group_by(columns.reason)
+        .order_by(sa.func.count().desc(), columns.reason)
+    ).all()
+    keys = sa.select(columns.entity + ":" + columns.legacy_key).where(*mine)
+    return [
+        Reason(
+            name=row.reason,
+            message=row.message,
+            rows=row.rows,
+            accepted=row.accepted,
+            keys=list(
+                connection.scalars(
+                    keys.where(columns.reason == row.reason)
+                    .order_by(columns.entity, columns.legacy_key)
+                    .limit(most_keys)
+                )
+            ),
+        )
+        for row in groups
+    ]
+
+
+def events(connection: Connection, run_id: str) -> list[Event]:
+    """What operators did, when stages began and ended, and which faults the run survived."""
+    found = [
+        Event(row.at, "action", row.action, row.actor)
+        for row in connection.execute(
+            sa.select(audit.c.at, audit.c.action, audit.c.actor)
+            .where(audit.c.run_id == run_id)
+            .order_by(audit.c.id.desc())
+            .limit(MOST_EVENTS)
+        )
+    ]
+    for row in connection.execute(sa.select(stages).where(stages.c.run_id == run_id)):
+        if row.finished_at:
+            took = (row.finished_at - row.started_at).total_seconds()
+            found.append(Event(row.finished_at, "stage", f"{row.name} done after {took:,.1f} s"))
+    for row in connection.execute(
+        sa.select(recoveries)
+        .where(recoveries.c.run_id == run_id)
+        .order_by(recoveries.c.id.desc())
+        .limit(MOST_EVENTS)
+    ):
+        what = f"{_HAPPENED.get(row.kind, row.kind)} ({row.batches:,})"
+        found.append(Event(row.at, "fault", what, "reconciler"))
+    for row in connection.execute(
+        sa.select(batches.c.id, batches.c.stage, batches.c.error, batches.c.finished_at)
+        .where(batches.c.run_id == run_id, batches.c.state == "failed")
+        .order_by(batches.c.finished_at.desc())
+        .limit(MOST_EVENTS)
+    ):
+        found.append(
+            Event(row.finished_at, "fault", f"{row.stage}: batch {row.id} failed: {row.error}")
+        )
+    return sorted(found, key=lambda event: event.at)[-MOST_EVENTS:]
+
+
+def _credits(engine: Engine, settings: Settings, run_id: str) -> tuple[list[Credits], str]:
+    """Credits by type of user, from the dashboard's tables; or why they cannot be told."""
+    try:
+        with transaction(engine, statement_timeout_ms=_CREDITS_TIMEOUT_MS) as connection:
+            legacy = legacy_tables.read(connection, settings)
+            logs = target_tables.read(connection, legacy).table("credit_logs")
+            if not {"user_type", "credits_balance"} <= legacy.users.columns.keys():
+                return [], "The users have no credits."
+            statement = text(_CREDITS.format(users=legacy.users.sql, credit_logs=logs.sql))
+            found = connection.execute(statement, {"run_id": run_id})
+            return [Credits(**row._mapping) for row in found], ""
+    except MigrationError as missing:
+        return [], missing.message
+
+
+def _versions(connection: Connection) -> dict[str, str]:
+    server = str(connection.scalar(text("SHOW server_version")))
+    found = {"PostgreSQL": server, "Python": platform.python_version()}
+    return found | {name: version(name) for name in _PACKAGES}
+
+
+def _limits(settings: Settings) -> str:
+    if settings.throttle.is_off:
+        return "off"
+    limits = vars(settings.throttle).items()
+    return ", ".join(f"{name}={value:g}" for name, value in limits if isinstance(value, float))

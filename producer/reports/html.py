@@ -1,0 +1,136 @@
+"""The report as one HTML file that needs nothing else: no network, no script."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from sqlalchemy import Engine
+
+from models.errors import Misconfigured
+from models.messages import RunReport
+from models.settings import Settings
+from producer.reports import history, plots
+from producer.reports.history import Record
+
+STATES = {
+    "preparing": "is being prepared",
+    "running": "is under way",
+    "paused": "is paused",
+    "completed": "is complete",
+    "completed_with_quarantine": "is complete, with rows set aside",
+    "failed": "failed",
+    "cancelled": "was cancelled",
+    "rolling_back": "is being rolled back",
+    "rolled_back": "was rolled back",
+}
+
+
+def write(engine: Engine, settings: Settings, run_id: str | None, file: Path | None) -> Path:
+    """Write the report of a run (the newest by default), below MIGRATION_HOME unless said.
+
+    Replaces an earlier one. Raises UnknownRun, and Misconfigured where the file cannot be written.
+    """
+    found = history.read(engine, settings, run_id)
+    place = file or settings.home.absolute() / "reports" / f"{found.report.run_id}.html"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(render(found), encoding="utf-8")
+    except OSError as failure:
+        raise Misconfigured(
+            f"The report cannot be written to {place}: {failure.strerror}",
+            hint="Name a file that you may write: producer report --output FILE",
+        ) from None
+    return place
+
+
+def render(found: Record) -> str:
+    """The page."""
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            record=found,
+            report=found.report,
+            sentence=sentence(found.report),
+            throughput=Markup(plots.throughput(found.pace)) if found.pace.rates else "",
+            durations=Markup(plots.durations(found.durations)) if found.durations else "",
+            style=Markup(style()),
+        )
+    )
+
+
+def sentence(found: RunReport) -> str:
+    """The outcome as one would say it."""
+    users, error = found.users, found.error
+    said = f"The run {STATES.get(found.state or '', 'is unknown')}: {users.migrated:,} of"
+    said += f" {users.total:,} users are migrated after {duration(found.seconds)}"
+    aside = sum(found.quarantine.values())
+    if aside:
+        said += f", {aside:,} rows stand aside"
+    if found.verification.state == found.reconciliation.state == "done":
+        wrong = found.verification.differences, found.reconciliation.discrepancies
+        said += (
+            f"; every row and every balance was compared, and {wrong[0]:,} rows and {wrong[1]:,}"
+            " balances differ"
+            if any(wrong)
+            else "; every row and every balance was compared, and nothing differs"
+        )
+    return f"{said}. {error.message}." if error else f"{said}."
+
+
+def duration(seconds: float) -> str:
+    """Seconds as one would say them."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@cache
+def environment() -> Environment:
+    """Where the pages are; everything that they show is escaped."""
+    found = Environment(
+        loader=PackageLoader("producer", "pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= FILTERS
+    return found
+
+
+@cache
+def style() -> str:
+    """The style sheet of report and console."""
+    return (resources.files("producer") / "pages" / "style.css").read_text(encoding="utf-8")
+
+
+def _moment(at: datetime | None) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "not yet"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _money(value: float) -> str:
+    return f"{value:,.2f}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+FILTERS = {
+    "duration": duration,
+    "moment": _moment,
+    "number": _number,
+    "money": _money,
+    "words": _words,
+}

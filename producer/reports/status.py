@@ -1,0 +1,296 @@
+"""A run as the ledger knows it: counts, progress by stage, time left."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from models import audit
+from models.database import transaction
+from models.errors import UnknownRun
+from models.ledger import (
+    OPEN_STATES,
+    SCHEMA,
+    batches,
+    conflicts,
+    differences,
+    quarantine,
+    runs,
+    throttled_by,
+)
+from models.messages import (
+    ErrorReport,
+    Reconciliation,
+    Rows,
+    RunReport,
+    Stage,
+    Verification,
+)
+from models.steps import RECONCILIATION, VERIFICATION, undo_stage_names
+from producer.reports import progress, time_left, workers
+from producer.runs import budget
+
+
+def find_run(connection: Connection, run_id: str | None) -> Any:
+    """The run of that id (or of that beginning, if only one has it), or the newest one.
+
+    Raises UnknownRun where there is none.
+    """
+    hint = "See all runs: producer status --history"
+    if not connection.scalar(sa.select(sa.func.to_regclass(f"{SCHEMA}.runs"))):
+        raise UnknownRun("No run yet", hint="Start one: producer enqueue-all --wait")
+    query = sa.select(runs).order_by(runs.c.id.desc())
+    if run_id is None:
+        newest = connection.execute(query.limit(1)).one_or_none()
+        if newest is None:
+            raise UnknownRun("No run yet", hint="Start one: producer enqueue-all --wait")
+        return newest
+    found = connection.execute(query.where(runs.c.id.startswith(run_id, autoescape=True))).all()
+    if len(found) == 1 or (found and found[0].id == run_id):
+        return found[0]
+    raise UnknownRun(
+        f"{'Several runs begin' if found else 'No run begins'} with {run_id}", hint=hint
+    )
+
+
+def read(engine: Engine, run_id: str | None) -> RunReport:
+    """The report of a run; raises UnknownRun."""
+    with transaction(engine) as connection:
+        run = find_run(connection, run_id)
+        return _report(connection, run)
+
+
+def look(engine: Engine, run_id: str | None) -> RunReport:
+    """The same without what its batches counted, which takes most of the time.
+
+    For whoever looks again and again: how the legacy rows stand and what was written is missing.
+    """
+    with transaction(engine) as connection:
+        return _report(connection, find_run(connection, run_id), is_whole=False)
+
+
+def history(engine: Engine, limit: int | None = None) -> list[dict[str, Any]]:
+    """All runs, or the newest so many, newest first: id, state, when and how long."""
+    with transaction(engine) as connection:
+        find_run(connection, None)
+        found = connection.execute(
+            sa.select(runs.c.id, runs.c.state, runs.c.created_at, runs.c.finished_at)
+            .order_by(runs.c.id.desc())
+            .limit(limit)
+        )
+        return [
+            {
+                "run_id": row.id,
+                "state": row.state,
+                "created_at": row.created_at.isoformat(timespec="seconds"),
+                "finished_at": row.finished_at and row.finished_at.isoformat(timespec="seconds"),
+            }
+            for row in found
+        ]
+
+
+def actions(engine: Engine) -> list[dict[str, Any]]:
+    """What operators did, newest first."""
+    with transaction(engine) as connection:
+        return audit.entries(connection)
+
+
+def quarantined(engine: Engine, run_id: str | None) -> list[dict[str, Any]]:
+    """The rows that a run set aside and that stand so still, by entity and key."""
+    with transaction(engine) as connection:
+        run = find_run(connection, run_id)
+        columns = quarantine.c
+        found = connection.execute(
+            sa.select(
+                columns.entity,
+                columns.legacy_key.label("key"),
+                columns.reason,
+                columns.message,
+                columns.attempts,
+                columns.state,
+            )
+            .where(columns.run_id == run.id, columns.state.in_(("open", "accepted")))
+            .order_by(columns.entity, columns.legacy_key)
+        )
+        return [dict(row._mapping) for row in found]
+
+
+def first_differences(engine: Engine, run_id: str | None, limit: int = 20) -> list[dict[str, Any]]:
+    """The first differences and discrepancies of a run, row by row."""
+    with transaction(engine) as connection:
+        run = find_run(connection, run_id)
+        columns = differences.c
+        found = connection.execute(
+            sa.select(
+                columns.kind,
+                columns.entity,
+                columns.legacy_key.label("key"),
+                columns.target_table.label("table"),
+                columns.detail,
+            )
+            .where(columns.run_id == run.id)
+            .order_by(columns.id)
+            .limit(limit)
+        )
+        return [dict(row._mapping) for row in found]
+
+
+def first_conflicts(engine: Engine, run_id: str | None, limit: int = 20) -> list[dict[str, Any]]:
+    """The first rows and columns that a rollback kept."""
+    with transaction(engine) as connection:
+        run = find_run(connection, run_id)
+        columns = conflicts.c
+        found = connection.execute(
+            sa.select(
+                columns.kind,
+                columns.table_name.label("table"),
+                columns.row_key.label("key"),
+                columns.detail.label("column"),
+            )
+            .where(columns.run_id == run.id)
+            .order_by(columns.table_name, columns.row_key, columns.detail)
+            .limit(limit)
+        )
+        return [dict(row._mapping) for row in found]
+
+
+def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunReport:
+    now = sa.func.coalesce(runs.c.finished_at, sa.func.clock_timestamp())
+    seconds, throttled = connection.execute(
+        sa.select(
+            sa.func.coalesce(sa.extract("epoch", now - runs.c.started_at), 0), throttled_by
+        ).where(runs.c.id == run.id)
+    ).one()
+    found = progress.stages_of(connection, run)
+    is_undone = _is_undone(found)
+    if is_undone:
+        seconds = progress.undo_seconds(connection, run.id)
+    report = RunReport(
+        run_id=run.id,
+        state=run.state,
+        throttled=bool(throttled),
+        throttled_by=throttled,
+        paused_by=run.paused_by,
+        paused_at=run.paused_at and run.paused_at.isoformat(timespec="seconds"),
+        stages=found,
+        quarantine=_groups(
+            connection,
+            sa.select(quarantine.c.reason, sa.func.count())
+            .where(quarantine.c.run_id == run.id, quarantine.c.state == "open")
+            .group_by(quarantine.c.reason),
+        ),
+        failures=_groups(
+            connection,
+            sa.select(
+                batches.c.stage + ": " + sa.func.coalesce(batches.c.error, "unknown"),
+                sa.func.count(),
+            )
+            .where(batches.c.run_id == run.id, batches.c.state == "failed")
+            .group_by(sa.text("1")),
+        ),
+        seconds=round(
+            progress.undo_seconds(connection, run.id) if is_undone else float(seconds), 3
+        ),
+    )
+    if is_whole:
+        _count(connection, run, report)
+    if run.state == "rolling_back":
+        found = [stage for stage in found if stage.name in undo_stage_names()]
+    users = run.totals.get("user", 0)
+    report.progress = time_left.progress(found, users, run.state)
+    if run.state in (*OPEN_STATES, "rolling_back"):
+        report.live = workers.read(connection, run.id)
+        report.time_left = time_left.left(found, users, report.live)
+    if report.time_left:
+        report.eta_seconds = report.time_left.likely
+    if run.paused_by == budget.PAUSED_BY:
+        report.error = ErrorReport(
+            kind="error_budget",
+            message=str(run.error),
+            hint="Mend what the message names, then: producer retry --wait (or: producer resume)",
+        )
+    if run.state == "failed":
+        report.error = ErrorReport(
+            kind="differences" if report.exit_status == 4 else "batch_failed",
+            message=str(run.error),
+            hint="Mend what the message names, then: producer "
+            + ("rollback --wait" if is_undone else "retry --wait"),
+        )
+    return report
+
+
+def _count(connection: Connection, run: Any, report: RunReport) -> None:
+    """Add what the batches counted, and what was found to differ, to a run's report."""
+    by_name = {stage.name: stage for stage in report.stages}
+    counts = progress.counts_of(connection, run.id)
+    last_count = progress.last_count(connection, run.id)
+    standings = {
+        name: progress.standing_of(connection, run, counts, name, last_count)
+        for name in progress.ENTITIES
+    }
+    if _is_undone(report.stages):
+        standings = progress.undone(connection, run.id, standings)
+    for name, standing in standings.items():
+        setattr(report, name, standing)
+    stored = _groups(
+        connection,
+        sa.select(differences.c.stage, sa.func.count())
+        .where(differences.c.run_id == run.id)
+        .group_by(differences.c.stage),
+    )
+    report.rows = Rows(**{name: counts.get(("written", name), 0) for name in progress.WRITTEN})
+    report.credits_granted = counts.get(("written", "credits_granted"), Decimal(0))
+    report.verification = Verification(
+        state=by_name[VERIFICATION].state,
+        rows_checked=counts.get((VERIFICATION, "rows_checked"), 0),
+        # A batch counts more than it lists; what no batch has seen is only listed.
+        differences=max(counts.get((VERIFICATION, "differences"), 0), stored.get(VERIFICATION, 0)),
+        waiting_for_retry=counts.get((VERIFICATION, "waiting"), 0),
+    )
+    report.reconciliation = Reconciliation(
+        state=by_name[RECONCILIATION].state,
+        users_checked=counts.get((RECONCILIATION, "users_checked"), 0),
+        discrepancies=max(
+            counts.get((RECONCILIATION, "discrepancies"), 0), stored.get(RECONCILIATION, 0)
+        ),
+    )
+    report.differences = _groups(
+        connection,
+        sa.select(
+            differences.c.entity
+            + " "
+            + differences.c.kind
+            + " "
+            + differences.c.target_table
+            + sa.func.coalesce("." + differences.c.detail, ""),
+            sa.func.count(),
+        )
+        .where(differences.c.run_id == run.id)
+        .group_by(sa.text("1")),
+    )
+    report.conflicts = _groups(
+        connection,
+        sa.select(
+            conflicts.c.table_name
+            + sa.func.coalesce("." + sa.func.nullif(conflicts.c.detail, ""), "")
+            + " "
+            + conflicts.c.kind,
+            sa.func.count(),
+        )
+        .where(conflicts.c.run_id == run.id)
+        .group_by(sa.text("1")),
+    )
+    if report.seconds:
+        report.users_per_second = round(report.users.migrated / report.seconds, 1)
+
+
+def _is_undone(found: list[Stage]) -> bool:
+    """Whether a rollback of the run has begun."""
+    return any(stage.name in undo_stage_names() for stage in found)
+
+
+def _groups(connection: Connection, query: Any) -> dict[str, int]:
+    return {str(name): int(count) for name, count in connection.execute(query)}

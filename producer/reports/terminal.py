@@ -1,0 +1,248 @@
+"""What a person reads: the summary of a run, the quarantine, the schema. JSON is in `cli`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from models.messages import Check, Diagnosis, Plan, RunReport, Speed
+from producer.reports import live_view
+
+_NEXT = {
+    "preparing": "Watch it: producer status --watch",
+    "running": "Watch it: producer status --watch",
+    "completed": "Nothing is left to do.",
+    "completed_with_quarantine": (
+        "See the rows set aside: producer quarantine. Mend them in the legacy tables, or accept"
+        " them with --accept KEY; then: producer retry --wait"
+    ),
+    "failed": "See what differs or failed above. Mend it, then: producer retry --wait",
+    "cancelled": "Go on with it: producer resume",
+    "rolling_back": "Watch it: producer status --watch",
+    "rolled_back": "Migrate again whenever you like: producer enqueue-all --wait",
+}
+
+
+_VERDICTS = {
+    "ok": "[green]ok[/]",
+    "warning": "[yellow]warning[/]",
+    "unknown": "unknown",
+    "failed": "[red]failed[/]",
+}
+
+
+def summary(console: Console, found: RunReport) -> None:
+    """The outcome of a run in one screen, and what to do next."""
+    console.print(
+        f"Run [bold]{found.run_id}[/] is [bold]{found.state}[/] after {found.seconds:.1f} s"
+        f" ({found.users_per_second:,.0f} users/s)"
+    )
+    if found.throttled_by:
+        console.print(f"[yellow]Throttled:[/] {found.throttled_by}; it goes on by itself")
+    standings = _table("legacy rows", "total", "migrated", "set aside")
+    for name in ("users", "subscriptions", "projects"):
+        row = getattr(found, name)
+        standings.add_row(name, f"{row.total:,}", f"{row.migrated:,}", f"{row.quarantined:,}")
+    console.print(standings)
+    written = ", ".join(f"{count:,} {name}" for name, count in found.rows.model_dump().items())
+    console.print(f"Written: {written}; {found.credits_granted:,.2f} credits granted")
+    console.print(
+        f"Verification {found.verification.state}: {found.verification.rows_checked:,} rows,"
+        f" {found.verification.differences:,} differences."
+        f" Reconciliation {found.reconciliation.state}:"
+        f" {found.reconciliation.users_checked:,} users,"
+        f" {found.reconciliation.discrepancies:,} discrepancies."
+    )
+    for title, groups in (
+        ("Set aside", found.quarantine),
+        ("Differences", found.differences),
+        ("Kept, since somebody changed or uses it", found.conflicts),
+    ):
+        if groups:
+            parts = ", ".join(f"{count:,} {name}" for name, count in sorted(groups.items()))
+            console.print(f"{title}: {parts}")
+    if found.error:
+        console.print(Text(found.error.message, "red"))
+    if found.state == "paused" and found.error:
+        console.print(f"{found.error.hint}")
+    elif found.state == "paused":
+        console.print(live_view.paused(found), markup=False)
+    else:
+        console.print(_NEXT.get(found.state or "", ""))
+
+
+def stages(console: Console, found: RunReport) -> None:
+    """Progress by stage."""
+    table = _table("stage", "state", "batches", "failed", "rows", "seconds")
+    for stage in found.stages:
+        table.add_row(
+            stage.name,
+            stage.state,
+            f"{stage.batches.done}/{stage.batches.total}",
+            str(stage.batches.failed),
+            f"{stage.rows:,}/{stage.rows_total:,}" if stage.rows_total else "",
+            f"{stage.seconds:.1f}",
+        )
+    console.print(table)
+    if found.time_left:
+        console.print(f"{found.progress:.0%} done, {live_view.span(found.time_left)} left")
+
+
+def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:
+    """A table of like rows, or the sentence that says there are none."""
+    if not found:
+        console.print(empty)
+        return
+    table = _table(*found[0])
+    for row in found:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    console.print(table)
+
+
+def checks(console: Console, found: Sequence[Check]) -> None:
+    """A row a thing: its verdict, what was found, and what to do about it."""
+    table = Table(box=None, pad_edge=False)
+    # Names are folded rather than cut: they are what one must read.
+    for column in ("", "verdict"):
+        table.add_column(column, no_wrap=True)
+    for column in ("found", "to do"):
+        table.add_column(column, overflow="fold")
+    for check in found:
+        table.add_row(check.name, _VERDICTS[check.verdict], escape(check.found), escape(check.hint))
+    console.print(table)
+
+
+def speeds(console: Console, found: Sequence[Speed]) -> None:
+    """Milliseconds against their limits, and the plans of queries that are too slow."""
+    table = _table("", "verdict", "median", "95 %", "slowest", "limit", "")
+    for speed in found:
+        times = (speed.median, speed.p95, speed.maximum, speed.limit)
+        table.add_row(
+            speed.name,
+            _VERDICTS[speed.verdict],
+            *(f"{1000 * seconds:,.1f} ms" for seconds in times),
+            speed.trouble,
+        )
+    console.print(table)
+    for speed in found:
+        if speed.plan:
+            console.print(f"[bold]{speed.name}[/] is planned so:")
+            console.print("\n".join(speed.plan), markup=False)
+
+
+def plan(console: Console, found: Plan) -> None:
+    """The plan by stage, then what it takes beside time."""
+    table = _table("stage", "batches", "at least", "at most")
+    for stage in found.stages:
+        table.add_row(
+            stage.name, f"{stage.batches:,}", _duration(stage.at_least), _duration(stage.at_most)
+        )
+    console.print(
+        f"{found.users:,} users with {found.workers} workers of one process, from a rehearsal with"
+        f" {found.sample:,} users"
+    )
+    console.print(table)
+    console.print(
+        f"In all between {_duration(found.seconds_at_least)}, where the server has a core for each"
+        f" worker, and {_duration(found.seconds_at_most)}, where it has one.\n"
+        f"WAL {found.wal_bytes / 1e9:,.2f} GB, disk {found.disk_bytes / 1e9:,.2f} GB, Redis"
+        f" {found.redis_bytes / 1e6:,.1f} MB, {found.batches:,} batches, {found.statements:,}"
+        f" statements, {found.connections:,} of {found.max_connections:,} connections.\n"
+        f"What gives first: {found.gives_first}."
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+
+
+def diagnosis(console: Console, found: Diagnosis) -> None:
+    """The ledger, the queues, the workers and the sessions side by side, then what they mean."""
+    console.print(f"Run [bold]{found.run_id}[/] is [bold]{found.state}[/]. Redis {_redis(found)}")
+    stages = [
+        {
+            "stage": stage.name,
+            "waiting": stage.waiting,
+            "unpublished": stage.unpublished,
+            "handed back": stage.handed_back,
+            "running": stage.running,
+            "lease ran out": stage.expired,
+            "failed": stage.failed,
+            "oldest": f"{stage.oldest_waiting_seconds or 0:.0f} s",
+        }
+        for stage in found.stages
+    ]
+    queues = [
+        {"queue": name, **queue.model_dump()}
+        for name, queue in found.queues.items()
+        if queue.batches or queue.messages or queue.workers
+    ]
+    work = [
+        {
+            "batch": work.batch_id,
+            "worker": work.worker,
+            "attempt": work.attempt,
+            "lease left": f"{work.lease_seconds:.0f} s",
+        }
+        for stage in found.stages
+        for work in stage.work
+    ]
+    unacknowledged = [
+        {"unacknowledged": task, "messages": count} for task, count in found.unacknowledged.items()
+    ]
+    chords = [{"chord": c.id, "returned": c.returned, "of": c.size} for c in found.chords]
+    sessions = [session.model_dump() for session in found.blockers]
+    for table in (stages, queues, unacknowledged, chords, work, sessions):
+        if table:
+            rows(console, table, "")
+    for finding in found.findings:
+        console.print(f"[bold]{finding.kind}[/]:", end=" ")
+        console.print(f"{finding.message}. {finding.hint}".strip(), markup=False)
+
+
+def _redis(found: Diagnosis) -> str:
+    names = ", ".join(worker.name for worker in found.workers)
+    return f"{found.redis}; workers: {names or ('none' if found.redis == 'answers' else '?')}"
+
+
+def schema(console: Console, found: dict[str, Any]) -> None:
+    """The legacy tables and the state of the target schema."""
+    legacy = [{"legacy": role, **row} for role, row in found["legacy"].items()]
+    rows(console, legacy, "")
+    rows(
+        console,
+        [
+            {
+                "target": name,
+                "exists": "yes" if row["exists"] else "no",
+                "missing columns": ", ".join(row["missing_columns"]),
+            }
+            for name, row in found["target"].items()
+        ],
+        "",
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        number = column in (
+            "total",
+            "migrated",
+            "set aside",
+            "batches",
+            "failed",
+            "rows",
+            "seconds",
+            "messages",
+            "workers",
+        )
+        table.add_column(column, justify="right" if number else "left")
+    return table

@@ -1,0 +1,295 @@
+"""Opening a run, and moving it on: the next window of a stage, the next stage, the end.
+
+Everything here is safe to repeat and to call from anywhere at the same time: a chord's body, the
+reconciler of every worker, every waiting command. The row lock on the run makes them take turns.
+"""
+
+from __future__ import annotations
+
+import secrets
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.dialects.postgresql import insert
+
+from models import audit, ledger, relations
+from models.database import transaction
+from models.errors import NotAllowed
+from models.ledger import batches, differences, move_run, quarantine, runs, stages
+from models.settings import Settings
+from models.steps import (
+    FINISH,
+    RECONCILIATION,
+    STEPS,
+    UNDO_STEPS,
+    VERIFICATION,
+    stage_names,
+    stages_before,
+)
+from models.steps.base import Context
+from models.steps.declarations import require_declared
+from producer.broker import namespace
+from producer.broker.queue import Message, publish_window
+from producer.runs import budget, coverage, partition, retry, windows
+
+# One is worked on while the next one waits, so that nobody waits for the last batch of a window.
+WINDOWS = 2
+# Thousands of rows tell enough of keys, and the reading of more holds everybody up.
+_ANALYZE = (
+    "SET LOCAL default_statistics_target = 10;"
+    " ANALYZE migration.quarantine (entity, legacy_key, state),"
+    " migration.before_images (entity, legacy_key, run_id),"
+    " migration.changes (entity, legacy_key, owner_key)"
+)
+ID_TIME = "%Y%m%d-%H%M%S"
+
+
+def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
+    """Open a run, or join the one that is open; returns its id and whether it is new.
+
+    Raises Misconfigured for a step that does not say how it is verified, or how it is undone.
+    """
+    require_declared(STEPS, UNDO_STEPS)
+    with transaction(engine) as connection:
+        relations.require_own_ledger(connection, settings)
+        run_id = _next_id(connection)
+        opened = connection.scalar(
+            insert(runs)
+            .values(
+                id=run_id,
+                grants={name: str(amount) for name, amount in settings.credit_grants.items()},
+                batch_size=str(settings.batch_size),
+                tables=settings.tables,
+                relations=relations.read(connection, settings).kept,
+                started_at=sa.func.clock_timestamp(),
+            )
+            .on_conflict_do_nothing()
+            .returning(runs.c.id)
+        )
+        if opened is None:
+            joined = _open_run_id(connection)
+            # None: it ended between the two statements.
+            return (str(joined), False) if joined else open_run(engine, settings)
+        names = stage_names()
+        connection.execute(
+            sa.insert(stages),
+            [{"run_id": run_id, "name": name, "position": i} for i, name in enumerate(names)],
+        )
+        run = connection.execute(sa.select(runs).where(runs.c.id == run_id)).one()
+        context = Context.read(connection, settings, run)
+        totals = _count_rows(connection, context)
+        connection.execute(sa.update(runs).where(runs.c.id == run_id).values(totals=totals))
+        audit.note(connection, "enqueue-all", run_id, after={"rows": totals})
+        return run_id, True
+
+
+def _count_rows(connection: Connection, context: Context) -> dict[str, int]:
+    """Rows by entity; and by step, where one pages through other rows than its entity's."""
+    legacy = context.legacy
+    tables = {
+        "user": legacy.users,
+        "subscription": legacy.subscriptions,
+        "project": legacy.projects,
+    }
+    counted = {table.oid: partition.count_rows(connection, table) for table in tables.values()}
+    totals = {entity: counted[table.oid] for entity, table in tables.items()}
+    for step in STEPS:
+        if not step.entity:
+            continue
+        table = None if step.takes_lists else step.source(context)
+        if table is not None and table.oid not in counted:
+            counted[table.oid] = partition.count_rows(connection, table)
+        rows = counted[table.oid] if table is not None else 0
+        if rows != totals.setdefault(step.entity, rows):
+            totals[step.name] = rows
+    return totals
+
+
+def _next_id(connection: Connection) -> str:
+    """An id that sorts behind those of all runs, also behind one of the same second."""
+    moment = datetime.now(UTC).replace(microsecond=0, tzinfo=None)
+    newest = connection.scalar(sa.select(sa.func.max(runs.c.id)))
+    if newest:
+        opened = datetime.strptime(newest.rpartition("-")[0], ID_TIME)
+        moment = max(moment, opened + timedelta(seconds=1))
+    return f"{moment:{ID_TIME}}-{secrets.token_hex(2)}"
+
+
+def _open_run_id(connection: Connection) -> str | None:
+    """The run that is open, if any; raises NotAllowed while one is being rolled back."""
+    found = connection.execute(
+        sa.select(runs.c.id, runs.c.state).where(
+            runs.c.state.in_((*ledger.OPEN_STATES, "rolling_back"))
+        )
+    ).one_or_none()
+    if found and found.state == "rolling_back":
+        raise NotAllowed(
+            f"Run {found.id} is being rolled back", hint="Wait for its end: producer status --watch"
+        )
+    return found.id if found else None
+
+
+def advance(engine: Engine, settings: Settings, run_id: str) -> None:
+    """Open whatever can be opened now, close what is complete, and publish the new batches.
+
+    Does nothing while enough is open, and nothing to a run that is paused or over.
+    """
+    with transaction(engine) as connection:
+        opened = _advance(connection, settings, run_id)
+    for window in opened:
+        publish_window(window)
+
+
+def _advance(connection: Connection, settings: Settings, run_id: str) -> list[list[Message]]:
+    found = relations.read_run(connection, settings, run_id, is_locked=True)
+    if found is None or found[0].state not in ledger.WORKED_ON:
+        return []
+    run, here = found
+    relations.require(run, settings, here)
+    if budget.enforce(connection, settings, run_id):
+        return []
+    namespace.note(here.ledger_id)
+    is_undo = run.state == "rolling_back"
+    of_undo = stages.c.position >= ledger.UNDO_POSITION
+    rows = connection.execute(
+        sa.select(stages).where(stages.c.run_id == run_id, of_undo if is_undo else ~of_undo)
+    ).all()
+    state = {row.name: row.state for row in rows}
+    context: Context | None = None
+    opened: list[list[Message]] = []
+    for row in sorted(rows, key=lambda row: row.position):
+        if state[row.name] == "done" or any(
+            state[name] != "done" for name in stages_before(row.name)
+        ):
+            continue
+        if row.name == FINISH:
+            if run.handed_over and row.step is None:
+                context = context or Context.read(connection, settings, run)
+                retry.take_up_differences(context)
+            if _fail_on_differences(connection, run_id):
+                return opened
+        open_windows = _open_windows(connection, run_id, row.name)
+        if open_windows:
+            opened.append(_publish_waiting(connection, run_id, row.name))
+        if open_windows >= WINDOWS:
+            continue
+        error = _failed_batch(connection, run_id, row.name)
+        if error is not None:
+            if open_windows:
+                continue
+            _close_stage(connection, row, "failed")
+            move_run(connection, run_id, "failed", error=f"{row.name}: {error}")
+            return []
+        if row.started_at is None and not opened:
+            # New tables fill within minutes; taken for empty, they are looped over row by row.
+            connection.exec_driver_sql(_ANALYZE)
+        context = context or Context.read(connection, settings, run)
+        cut = _open_windows_of(connection, context, run, row.name, open_windows)
+        opened += cut
+        if not (open_windows or cut):
+            state[row.name] = "done"
+            coverage.note_gaps(context, row.name)
+            _close_stage(connection, row, "done")
+    if opened and run.state == "preparing":
+        move_run(connection, run_id, "running")
+    over = all(value == "done" for value in state.values())
+    if over and is_undo:
+        move_run(connection, run_id, "rolled_back", error=None)
+    elif over and not _fail_on_differences(connection, run_id):
+        _complete(connection, run_id, was=run.state)
+    return opened
+
+
+def _open_windows(connection: Connection, run_id: str, stage: str) -> int:
+    """Windows of the stage of which a batch is open."""
+    return int(
+        connection.scalar(
+            sa.select(sa.func.count(batches.c.window.distinct()))
+            .where(batches.c.run_id == run_id, batches.c.stage == stage)
+            .where(batches.c.state.in_(("pending", "running")))
+        )
+        or 0
+    )
+
+
+def _open_windows_of(
+    connection: Connection, context: Context, run: Any, name: str, is_open: int
+) -> list[list[Message]]:
+    """Cut windows until as many are open as may be, or none can be cut now."""
+    opened: list[list[Message]] = []
+    while is_open + len(opened) < WINDOWS:
+        stage = connection.execute(
+            sa.select(stages).where(stages.c.run_id == run.id, stages.c.name == name)
+        ).one()
+        busy = is_open + len(opened) > 0
+        window = windows.open_next(connection, context, run, stage, is_busy=busy)
+        if not window:
+            break
+        opened.append(window)
+    return opened
+
+
+def _close_stage(connection: Connection, stage: Any, state: str) -> None:
+    connection.execute(
+        sa.update(stages)
+        .where(stages.c.run_id == stage.run_id, stages.c.name == stage.name)
+        .values(state=state, finished_at=sa.func.clock_timestamp())
+    )
+
+
+def _publish_waiting(connection: Connection, run_id: str, stage: str) -> list[Message]:
+    """Batches of the stage that were never published, or handed back: a retry put them there."""
+    taken = connection.execute(
+        sa.update(batches)
+        .where(batches.c.run_id == run_id, batches.c.stage == stage)
+        .where(batches.c.state == "pending", batches.c.published_at.is_(None))
+        .values(published_at=sa.func.clock_timestamp())
+        .returning(batches.c.run_id, batches.c.id, batches.c.stage, batches.c.step)
+    )
+    return [Message(*row) for row in taken]
+
+
+def _failed_batch(connection: Connection, run_id: str, stage: str) -> str | None:
+    """The error of a failed batch of the stage, or None."""
+    error: str | None = connection.scalar(
+        sa.select(sa.func.coalesce(batches.c.error, "unknown"))
+        .where(batches.c.run_id == run_id, batches.c.stage == stage, batches.c.state == "failed")
+        .order_by(batches.c.id)
+        .limit(1)
+    )
+    return error
+
+
+def _fail_on_differences(connection: Connection, run_id: str) -> bool:
+    """Before the finish: a run with an open difference fails instead. True when it did."""
+    counted = connection.execute(
+        sa.select(differences.c.stage, sa.func.count())
+        .where(differences.c.run_id == run_id)
+        .group_by(differences.c.stage)
+    )
+    found = {str(stage): int(count) for stage, count in counted}
+    if not found:
+        return False
+    error = (
+        f"{found.get(VERIFICATION, 0)} differences, {found.get(RECONCILIATION, 0)} discrepancies"
+    )
+    lost = connection.scalar(
+        sa.select(
+            sa.func.max(sa.cast(batches.c.counts["unaccounted"].astext, sa.BigInteger))
+        ).where(batches.c.run_id == run_id, batches.c.stage.in_((VERIFICATION, FINISH)))
+    )
+    if lost:
+        error += f"; {lost} rows are not accounted for: neither migrated nor quarantined"
+    move_run(connection, run_id, "failed", error=error)
+    return True
+
+
+def _complete(connection: Connection, run_id: str, *, was: str) -> None:
+    set_aside = connection.scalar(
+        sa.select(sa.func.count()).select_from(quarantine).where(quarantine.c.state == "open")
+    )
+    if was == "preparing":
+        move_run(connection, run_id, "running")
+    move_run(connection, run_id, "completed_with_quarantine" if set_aside else "completed")

@@ -1,0 +1,303 @@
+"""What an operator does to a run: pause, resume, cancel, retry, check again, accept."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, text
+
+from models import audit, ledger, relations
+from models.claims import MAX_LAPSES
+from models.database import transaction
+from models.errors import Misconfigured, NotAllowed
+from models.ledger import batches, differences, move_batches, move_run, quarantine, runs, stages
+from models.messages import RunReport
+from models.settings import Settings
+from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
+from models.steps.base import Context, Counts, add, only_written
+from producer.reports import status
+from producer.runs import advance, budget
+from producer.runs import retry as retried
+
+# Keys a batch when rows are tried again: they are few, and scattered over the table.
+RETRY_KEYS = 500
+
+
+def pause(engine: Engine, run_id: str | None) -> str:
+    """Let no further batch start; those under way end. Returns the run's id."""
+    by, at = " from ".join(audit.who()), sa.func.clock_timestamp()
+    return _move(engine, run_id, "pause", "paused", paused_by=by, paused_at=at)
+
+
+def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
+    """Go on with a paused or cancelled run; its failed batches are tried again."""
+    with transaction(engine) as connection:
+        run = status.find_run(connection, run_id)
+        if run.state not in ("paused", "cancelled"):
+            raise NotAllowed(
+                f"Run {run.id} is {run.state}: there is nothing to resume",
+                hint="See: producer status",
+            )
+        relations.adopt(connection, run, settings)
+        _require_no_other(connection, run.id)
+        _resume(connection, run)
+        audit.note(connection, "resume", run.id, before={"state": run.state})
+        if run.state == "cancelled":
+            _reopen_capture(connection, run)
+    advance.advance(engine, settings, run.id)
+    return str(run.id)
+
+
+def cancel(engine: Engine, run_id: str | None) -> str:
+    """Stop a run for good, unless it is resumed; what it wrote stays and is consistent."""
+    return _move(engine, run_id, "cancel", "cancelled", paused_by=None, paused_at=None, error=None)
+
+
+def require_move(found: RunReport, to: str) -> None:
+    """Raise NotAllowed where a run's state does not allow the other one."""
+    if (found.state, to) not in ledger.RUN_TRANSITIONS:
+        raise NotAllowed(
+            f"Run {found.run_id} is {found.state}: it cannot become {to}",
+            hint="See: producer status",
+        )
+
+
+def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
+    """Try failed batches and open quarantine rows again, then verify, reconcile and finish.
+
+    Only those: a row set aside because of its owner comes with the owner. A run that its error
+    budget has paused goes on with its failed batches from where it is. Raises NotAllowed for any
+    other that is not over.
+    """
+    with transaction(engine) as connection:
+        run = status.find_run(connection, run_id)
+        if is_spent := run.paused_by == budget.PAUSED_BY:
+            relations.adopt(connection, run, settings)
+            _resume(connection, run)
+            audit.note(connection, "retry", run.id, before={"state": run.state})
+    if is_spent:
+        advance.advance(engine, settings, run.id)
+        return str(run.id)
+    with transaction(engine) as connection:
+        run = _reopen(connection, run_id, "retry")
+        relations.adopt(connection, run, settings)
+        _reopen_capture(connection, run)
+        context = Context.read(connection, settings, run)
+        _reopen_failed(connection, run.id)
+        for keys in retried.read(context):
+            _insert_keys(connection, run.id, keys)
+        with_batches = sa.select(batches.c.stage).where(
+            batches.c.run_id == run.id, batches.c.state == "pending"
+        )
+        _reopen_stages(connection, run.id, stages.c.name.in_(with_batches))
+        # Projects that pass now are switched like all others: their pages are few, and a page
+        # with nothing to do costs one index scan.
+        _restart(connection, run.id, ("switch", VERIFICATION, RECONCILIATION, FINISH))
+    advance.advance(engine, settings, run.id)
+    return str(run.id)
+
+
+def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: str) -> str:
+    """Run the verification or the reconciliation of a finished run again."""
+    with transaction(engine) as connection:
+        run = _reopen(connection, run_id, stage)
+        relations.adopt(connection, run, settings)
+        unfinished = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(stages)
+            .where(stages.c.run_id == run.id, stages.c.state != "done")
+            .where(stages.c.name.not_in((VERIFICATION, RECONCILIATION, FINISH)))
+        )
+        if unfinished:
+            raise NotAllowed(
+                f"Run {run.id} did not get as far as the {stage}", hint="Run: producer retry --wait"
+            )
+        # The other check starts over too where it did not end: a failed batch would fail the run.
+        unchecked = connection.scalars(
+            sa.select(stages.c.name)
+            .where(stages.c.run_id == run.id, stages.c.state != "done")
+            .where(stages.c.name.in_((VERIFICATION, RECONCILIATION)))
+        )
+        _restart(connection, run.id, (stage, *unchecked))
+    advance.advance(engine, settings, run.id)
+    return str(run.id)
+
+
+def accept(engine: Engine, settings: Settings, run_id: str | None, keys: Iterable[str]) -> int:
+    """Accept rows that stay out, each given as `key` or `entity:key`; returns how many.
+
+    What was set aside because of an accepted owner is accepted with it. Raises Misconfigured, and
+    accepts none, when a key is not in the quarantine, or stands there for several entities.
+    """
+    with transaction(engine) as connection:
+        run = status.find_run(connection, run_id)
+        standing = (quarantine.c.run_id == run.id, quarantine.c.state.in_(("open", "accepted")))
+        chosen = []
+        for given in keys:
+            name = quarantine.c.entity + ":" + quarantine.c.legacy_key
+            found = connection.execute(
+                sa.select(quarantine.c.entity, quarantine.c.legacy_key).where(
+                    *standing, sa.or_(quarantine.c.legacy_key == given, name == given)
+                )
+            ).all()
+            if len(found) != 1:
+                why = "stands for several rows" if found else "is not in the quarantine"
+                raise Misconfigured(
+                    f"{given} {why} of run {run.id}",
+                    hint="Write it as entity:key, from producer quarantine. None was accepted.",
+                )
+            chosen.append(tuple(found[0]))
+        accepted = connection.execute(
+            sa.update(quarantine)
+            .where(*standing, sa.tuple_(quarantine.c.entity, quarantine.c.legacy_key).in_(chosen))
+            .values(state="accepted", changed_at=sa.func.clock_timestamp())
+        ).rowcount
+        context = Context.read(connection, settings, run)
+        for entity, table in (
+            ("subscription", context.legacy.subscriptions),
+            ("project", context.legacy.projects),
+        ):
+            accepted += connection.execute(
+                text(
+                    "UPDATE migration.quarantine q"
+                    " SET state = 'accepted', changed_at = clock_timestamp()"
+                    f" FROM {table.sql} c JOIN migration.quarantine u"
+                    " ON u.entity = 'user' AND u.legacy_key = c.user_id::text"
+                    " AND u.state = 'accepted'"
+                    " WHERE q.entity = :entity AND q.legacy_key = c.id::text"
+                    " AND q.state = 'open' AND q.reason = 'owner_quarantined'"
+                ),
+                {"entity": entity},
+            ).rowcount
+        audit.note(
+            connection,
+            "accept",
+            run.id,
+            after={"accepted": [":".join(row) for row in chosen], "rows": accepted},
+        )
+    return accepted
+
+
+def _resume(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
+    move_run(connection, run.id, "running", paused_by=None, paused_at=None, error=None)
+    _reopen_failed(connection, run.id)
+    # The messages of the batches that wait were spent on finding the run paused.
+    connection.execute(
+        sa.update(batches)
+        .where(batches.c.run_id == run.id, batches.c.state == "pending")
+        .values(published_at=None)
+    )
+
+
+def _reopen_failed(connection: Connection, run_id: object) -> None:
+    connection.execute(
+        move_batches("pending", error=None, lapses=0, hand_backs=0, published_at=None).where(
+            batches.c.run_id == run_id, batches.c.state == "failed"
+        )
+    )
+
+
+def _move(engine: Engine, run_id: str | None, action: str, state: str, **values: object) -> str:
+    with transaction(engine) as connection:
+        run = status.find_run(connection, run_id)
+        left = move_run(connection, run.id, state, **values)
+        audit.note(connection, action, run.id, before={"state": left}, after={"state": state})
+        return str(run.id)
+
+
+def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tuple[object, ...]]:
+    run: sa.Row[tuple[object, ...]] = status.find_run(connection, run_id)
+    if connection.scalar(
+        sa.select(stages.c.name)
+        .where(stages.c.run_id == run.id, stages.c.position >= ledger.UNDO_POSITION)
+        .limit(1)
+    ):
+        raise NotAllowed(
+            f"Run {run.id} is {run.state}, its rollback has begun: there is no {what} of it",
+            hint="End that: producer rollback --wait. Migrate again: producer enqueue-all --wait",
+        )
+    if run.state not in ledger.FINISHED_STATES or run.state == "cancelled":
+        raise NotAllowed(
+            f"Run {run.id} is {run.state}: {what} is for a run that has ended",
+            hint="Wait for its end, or resume it, and try again: producer status --watch",
+        )
+    _require_no_other(connection, run.id)
+    move_run(connection, run.id, "running", error=None)
+    audit.note(connection, what, run.id, before={"state": run.state})
+    return run
+
+
+def _require_no_other(connection: Connection, run_id: str) -> None:
+    other = connection.scalar(
+        sa.select(runs.c.id).where(
+            runs.c.state.in_((*ledger.OPEN_STATES, "rolling_back")), runs.c.id != run_id
+        )
+    )
+    if other:
+        raise NotAllowed(f"Run {other} is open", hint="Wait for its end: producer status --watch")
+
+
+def _reopen_capture(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
+    """Let the triggers be put back, which the end of this run, or of a later one, took away.
+
+    Since then nobody has watched what the application does.
+    """
+    is_complete = run.state in ledger.COMPLETED_STATES
+    later = sa.select(runs.c.id).where(runs.c.id > run.id)
+    if is_complete or connection.scalar(later.limit(1)):
+        connection.execute(sa.update(runs).where(runs.c.id == run.id).values(handed_over=True))
+    _insert_keys(connection, run.id, retried.CAPTURE)
+    _reopen_stages(connection, run.id, stages.c.name == retried.CAPTURE.stage)
+
+
+def _insert_keys(connection: Connection, run_id: str, found: retried.Keys) -> None:
+    """Batches of no window for these keys; what killed its workers goes alone."""
+    rest = [key for key in found.keys if key not in found.suspects]
+    lists = [rest[start : start + RETRY_KEYS] for start in range(0, len(rest), RETRY_KEYS)]
+    for keys in (*lists, *([key] for key in sorted(found.suspects))):
+        connection.execute(
+            sa.insert(batches).values(
+                run_id=run_id,
+                stage=found.stage,
+                step=found.step,
+                window=0,
+                key_list=keys,
+                rows=len(keys),
+                lapses=MAX_LAPSES - 1 if keys[0] in found.suspects else 0,
+            )
+        )
+
+
+def _reopen_stages(connection: Connection, run_id: str, which: sa.ColumnElement[bool]) -> None:
+    connection.execute(
+        sa.update(stages)
+        .where(stages.c.run_id == run_id, which)
+        .values(state="running", finished_at=None)
+    )
+
+
+def _restart(connection: Connection, run_id: str, names: tuple[str, ...]) -> None:
+    """Let stages start over: their batches go, and what they found, not what they wrote."""
+    mine = (batches.c.run_id == run_id, batches.c.stage.in_(names))
+    gone = connection.scalars(sa.delete(batches).where(*mine).returning(batches.c.counts))
+    nothing: Counts = {}
+    written = functools.reduce(add, map(only_written, gone), nothing)
+    if written:
+        step = steps_of(names[0])[0].name
+        connection.execute(
+            sa.insert(batches).values(
+                run_id=run_id, stage=names[0], step=step, window=0, state="done", counts=written
+            )
+        )
+    connection.execute(
+        sa.delete(differences).where(differences.c.run_id == run_id, differences.c.stage.in_(names))
+    )
+    connection.execute(
+        sa.update(stages)
+        .where(stages.c.run_id == run_id, stages.c.name.in_(names))
+        .values(
+            state="pending", step=None, last_key=None, window=0, started_at=None, finished_at=None
+        )
+    )

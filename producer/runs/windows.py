@@ -1,0 +1,153 @@
+"""The next window of a stage: which step it is of, how its batches are sized, its ledger rows.
+
+Pages may overlap with those before them; a step that takes lists of keys waits until the stage has
+nothing under way, since what it lists is what the others left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from models.ledger import batches, stages
+from models.steps import steps_of
+from models.steps.base import Context, Step
+from producer.broker.queue import Message
+from producer.reports import progress
+from producer.runs import partition
+
+# A stage's `step` once the last of its steps has been cut.
+CUT = ""
+# Batches whose times decide the size of the next ones.
+RECENT = 8
+
+
+def open_next(
+    connection: Connection, context: Context, run: Any, stage: Any, *, is_busy: bool
+) -> list[Message]:
+    """Cut the stage's next window into the ledger; [] when nothing can be cut now, or is left.
+
+    `is_busy` says that batches of the stage are under way. Call it with the run locked.
+    """
+    steps = steps_of(stage.name)
+    names = [step.name for step in steps]
+    after = stage.last_key
+    if stage.step == CUT:
+        return []
+    for step in steps[names.index(stage.step) if stage.step else 0 :]:
+        round_ = int(after) if after and after.isdecimal() else 0
+        lists = step.key_lists(context, round_)
+        if lists is not None and is_busy:
+            return []
+        if lists is not None:
+            found = [{"key_list": keys, "rows": 0} for keys in lists]
+            # Items come in one round: pages that follow need not wait for its end to know that.
+            after = str(round_ + 1) if found and step.takes_lists else None
+        else:
+            found, after = _pages(connection, context, run, stage, step, after)
+        if found:
+            following = names.index(step.name) + 1
+            next_step = names[following] if following < len(names) else CUT
+            _set_stage(
+                connection,
+                stage,
+                state="running",
+                step=step.name if after is not None else next_step,
+                last_key=after,
+                window=stage.window + 1,
+            )
+            return _insert(connection, stage, step, found)
+    _set_stage(connection, stage, step=CUT)
+    return []
+
+
+def _pages(
+    connection: Connection, context: Context, run: Any, stage: Any, step: Step, after: str | None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """The next pages of one step, and the key to go on from (None: the step is cut)."""
+    table = step.source(context)
+    assert table is not None
+    size = _size(connection, run, stage.name, step)
+    cut = partition.cut(connection, table, after=after, rows=size.rows, pages=size.pages)
+    return [{"low": page.low, "high": page.high, "rows": page.rows} for page in cut], cut[-1].high
+
+
+def _size(connection: Connection, run: Any, stage: str, step: Step) -> partition.Size:
+    """How large the step's next window is, from what its last batches took."""
+    of_run = (batches.c.run_id == run.id) & batches.c.key_list.is_(None)
+    of_step = of_run & (batches.c.stage == stage) & (batches.c.step == step.name)
+    windows, cut = connection.execute(
+        sa.select(
+            sa.func.count(batches.c.window.distinct()),
+            sa.func.coalesce(sa.func.sum(batches.c.rows), 0),
+        ).where(of_step)
+    ).one()
+    pages = partition.window_pages(windows)
+    if run.batch_size != "auto":
+        return partition.Size(int(run.batch_size), pages)
+    # A step begins at the pace of the one before it.
+    recent = _recent(connection, of_step) or _recent(connection, of_run)
+    if recent is None:
+        return partition.Size(partition.FIRST_ROWS, pages)
+    rows, seconds, workers = recent
+    left = progress.rows_of(run, step) - int(cut)
+    # Nothing left by a count that was an estimate: nobody knows how much there is.
+    most = partition.LARGEST_ROWS
+    if left > 0:
+        most = partition.share(left, workers, rows / max(seconds, 0.001))
+    return partition.Size(min(partition.next_rows(rows, seconds), most), pages)
+
+
+def _recent(connection: Connection, which: sa.ColumnElement[bool]) -> tuple[int, float, int] | None:
+    """Mean rows and seconds of the last batches that are done, and how many workers did them."""
+    seconds = sa.extract("epoch", batches.c.finished_at - batches.c.started_at)
+    recent = (
+        sa.select(batches.c.rows, seconds.label("seconds"), batches.c.worker)
+        .where(which, batches.c.state == "done")
+        .order_by(batches.c.id.desc())
+        .limit(RECENT)
+        .subquery()
+    )
+    mean = connection.execute(
+        sa.select(
+            sa.func.coalesce(sa.func.avg(recent.c.rows), 0),
+            sa.func.coalesce(sa.func.avg(recent.c.seconds), 0),
+            sa.func.count(recent.c.worker.distinct()),
+        )
+    ).one()
+    return (int(mean[0]), float(mean[1]), int(mean[2])) if mean[0] else None
+
+
+def _insert(
+    connection: Connection, stage: Any, step: Step, found: list[dict[str, Any]]
+) -> list[Message]:
+    blank = {"low": None, "high": None, "key_list": None}
+    ids = connection.scalars(
+        sa.insert(batches)
+        .values(published_at=sa.func.clock_timestamp())
+        .returning(batches.c.id, sort_by_parameter_order=True),
+        [
+            {
+                **blank,
+                **values,
+                "run_id": stage.run_id,
+                "stage": stage.name,
+                "step": step.name,
+                "window": stage.window + 1,
+            }
+            for values in found
+        ],
+    ).all()
+    return [Message(stage.run_id, batch_id, stage.name, step.name) for batch_id in ids]
+
+
+def _set_stage(connection: Connection, stage: Any, **values: Any) -> None:
+    connection.execute(
+        sa.update(stages)
+        .where(stages.c.run_id == stage.run_id, stages.c.name == stage.name)
+        .values(
+            started_at=sa.func.coalesce(stages.c.started_at, sa.func.clock_timestamp()), **values
+        )
+    )

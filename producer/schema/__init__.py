@@ -1,0 +1,1 @@
+"""The target schema and the ledger: made, upgraded, taken away."""

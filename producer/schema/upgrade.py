@@ -1,0 +1,109 @@
+"""The schema step: Alembic adds ledger and target schema, in one transaction or not at all."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+
+from models import audit, identity, legacy, preflight, relations, taken, target
+from models.database import LOCK_TIMEOUT_MS, retry_locks, transaction
+from models.ledger import TRY_JSONB
+from models.legacy import Legacy
+from models.settings import Settings
+from models.steps import capture
+from models.steps.indexes import record
+from producer.schema import backlog
+
+LOCK = 0x736368656D61  # any constant: two upgrades at the same moment take turns
+
+
+def upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
+    """Bring the schema up to date; returns (kind, table, name) of what was added now.
+
+    Safe to repeat. Raises Incompatible or NotAllowed, and then nothing was changed.
+    """
+    return retry_locks(lambda: _upgrade(engine, settings))
+
+
+def _upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
+    with transaction(engine, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=0) as connection:
+        added = bring_up(connection, settings)
+        relations.require_own_ledger(connection, settings)
+        return added
+
+
+def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str, str]]:
+    """The same in the caller's transaction, which others who upgrade wait for."""
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
+    found = preflight.examine(connection, settings, reads_values=False)
+    preflight.refuse(connection, found.fatal)
+    tables = legacy.read(connection, settings)
+    taken.require_own_schema(connection)
+    capture.require_free_names(connection, tables)
+    config = _alembic()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    # Made anew by every upgrade, whatever revision the ledger is at.
+    connection.exec_driver_sql(
+        f"{TRY_JSONB}; {capture.FUNCTION}; {identity.FUNCTIONS}".replace("%", "%%")
+    )
+    identity.settle(connection)
+    backlog.define(connection)
+    # Outside Alembic's list of revisions: what the application dropped, or what another
+    # legacy table lacks, is missing whatever revision the database says it is at.
+    added = target.expand(connection, tables)
+    for kind, table, name in added:
+        record(connection, kind, table, name)
+    if added:
+        audit.note(connection, "schema upgrade", after={"added": len(added)})
+    return added
+
+
+def is_current(connection: Connection, tables: Legacy) -> bool:
+    """Whether ledger and target schema are there as this version of the product needs them."""
+    if not connection.scalar(text("SELECT to_regclass('migration.alembic_version') IS NOT NULL")):
+        return False
+    # A role of the workers may not read the revision; it works on what is there.
+    if connection.scalar(text("SELECT has_table_privilege('migration.alembic_version', 'SELECT')")):
+        head = ScriptDirectory.from_config(_alembic()).get_current_head()
+        revision = connection.scalar(text("SELECT version_num FROM migration.alembic_version"))
+        if revision != head:
+            return False
+    return not target.missing(target.read(connection, tables), tables)
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(resources.files("models") / "migrations"))
+    return config
+
+
+def describe(engine: Engine, settings: Settings) -> dict[str, object]:
+    """What is there: the legacy tables, and each target table with its state and row estimate."""
+    with transaction(engine) as connection:
+        tables = legacy.read(connection, settings)
+        found = target.read(connection, tables)
+        declared = target.declared_for(tables)
+        return {
+            "schema": found.schema,
+            "legacy": {
+                role: {"table": table.label, "key": table.columns["id"].type}
+                for role, table in vars(tables).items()
+            },
+            "target": {
+                table.name: {
+                    "exists": table.name in found.tables,
+                    "missing_columns": [
+                        column.name
+                        for column in table.columns
+                        if table.name in found.tables
+                        and column.name not in found.tables[table.name].columns
+                    ],
+                }
+                for table in declared.tables.values()
+            },
+        }
