@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from bench import guide, mapping
-from models import database
+from models.postgres import database
 
 app = Celery("one_task", broker=os.environ.get("BENCH_BROKER"))
 app.conf.update(

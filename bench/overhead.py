@@ -19,11 +19,12 @@ import structlog
 from sqlalchemy import Engine
 
 from bench.contestants import written
-from models.database import transaction
-from models.ledger import batches, runs
+from models.dashboard.users import apply
+from models.engine.migration import by_name
+from models.engine.step import Context, Scope
+from models.ledger.tables import batches, runs
+from models.postgres.database import transaction
 from models.settings import load
-from models.steps import by_name, users
-from models.steps.base import Context, Scope
 from producer.demo import sample
 from producer.runs import advance
 from tests.driving import start
@@ -90,9 +91,9 @@ def _once(engine: Engine, *, bare: bool) -> float:
 
 def _bare(engine: Engine, run_id: str, scope: Scope) -> None:
     """The statement alone, without the parts of it that set rows aside or close their entries."""
-    start_of, end_of = users._MIGRATE.index("bad AS ("), users._MIGRATE.rindex("SELECT\n  (SELECT")
-    statement = users._MIGRATE[:start_of].rstrip().removesuffix(",") + users._MIGRATE[end_of:]
-    with transaction(engine) as connection, mock.patch.object(users, "_MIGRATE", statement):
+    start_of, end_of = apply._MIGRATE.index("bad AS ("), apply._MIGRATE.rindex("SELECT\n  (SELECT")
+    statement = apply._MIGRATE[:start_of].rstrip().removesuffix(",") + apply._MIGRATE[end_of:]
+    with transaction(engine) as connection, mock.patch.object(apply, "_MIGRATE", statement):
         connection.exec_driver_sql(batch.PLANNING)
         context = _context(engine, run_id)
         by_name("users").apply(replace(context, connection=connection), scope)

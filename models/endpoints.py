@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from models.addresses import ENCODE, is_port, require_encoded
+from models.postgres.addresses import ENCODE, is_port, require_encoded
 
 _REDIS = ("redis", "rediss", "unix")
 _TLS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")

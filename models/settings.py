@@ -13,9 +13,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models import addresses, endpoints
+from models import endpoints
 from models.errors import Misconfigured
-from models.signals import Limits, parse_limits
+from models.postgres import addresses
+from models.postgres.load import Limits, parse_limits
 
 DEFAULT_FLOWER_URL = "http://127.0.0.1:5555"
 DEFAULT_GRANTS = "student=100,teacher=500,admin=1000,*=100"

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from sqlalchemy.exc import DBAPIError
 
-from models.database import classify
+from models.engine.migration import RECONCILIATION, VERIFICATION
 from models.errors import MigrationError, Misconfigured
 from models.messages import (
     Check,
@@ -31,8 +31,8 @@ from models.messages import (
     Speed,
     Speeds,
 )
+from models.postgres.database import classify
 from models.settings import load, unknown
-from models.steps import RECONCILIATION, VERIFICATION
 from producer import logs
 
 Command = Callable[..., Any]
@@ -121,7 +121,7 @@ _database: list[str] = []
 
 
 def _say_database() -> None:
-    from models import database
+    from models.postgres import database
     from producer import connect
 
     _database.append(database.name_of(connect.engine()))
@@ -194,7 +194,7 @@ def servers() -> None:
 @WAIT
 def enqueue_all(wait: bool) -> Any:
     """Prepare the schema, open a run and fan out its batches; joins a run that is open."""
-    from models import database
+    from models.postgres import database
     from producer import connect, tracing
     from producer.broker import readiness
     from producer.checks import preflight
@@ -710,7 +710,7 @@ def _checked(result: Checks | Speeds, found: Sequence[Check | Speed]) -> Any:
 
 
 def _engine() -> Any:
-    from models import database
+    from models.postgres import database
     from producer import connect
 
     engine = connect.engine()

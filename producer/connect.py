@@ -10,8 +10,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import redis
 from sqlalchemy import Engine
 
-from models import database
 from models.errors import MigrationError, Misconfigured, NotAllowed, Unreachable
+from models.postgres import database
 from models.settings import Settings, load
 from producer import embedded
 from producer.broker import refusals

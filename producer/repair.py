@@ -8,13 +8,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from models import audit, ledger, relations
-from models.database import transaction
+from models.dashboard.repairs import REPAIRS, Change, left_alone
+from models.engine.step import Context, Scope
 from models.errors import Misconfigured, NotAllowed
-from models.ledger import runs
-from models.repairs import REPAIRS, Change, left_alone
+from models.ledger import audit, relations, tables
+from models.ledger.tables import runs
+from models.postgres.database import transaction
 from models.settings import Settings
-from models.steps.base import Context, Scope
 from producer.reports import status
 from producer.runs import partition
 
@@ -39,7 +39,7 @@ def run(
     with transaction(engine) as connection:
         last = status.find_run(connection, None)
         relations.adopt(connection, last, settings)
-        if last.state in (*ledger.OPEN_STATES, "rolling_back"):
+        if last.state in (*tables.OPEN_STATES, "rolling_back"):
             raise NotAllowed(
                 f"Run {last.id} is {last.state}: a repair would be in its way",
                 hint="Wait for its end: producer status --watch",

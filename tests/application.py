@@ -16,7 +16,7 @@ from uuid import UUID
 import psycopg2
 from sqlalchemy import Connection, Engine, text
 
-from models import database
+from models.postgres import database
 from tests.oracle import Names
 
 GPTS = ("math_tutor", "essay_coach", "lab_partner", "new_gpt")

@@ -20,7 +20,7 @@ from typing import Any
 import redis
 from sqlalchemy import text
 
-from models import database as databases
+from models.postgres import database as databases
 from models.settings import DEFAULT_GRANTS, parse_grants
 from producer import embedded
 from producer.embedded import directories, postgres, programs

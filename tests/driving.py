@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Engine, event, text
 
-from models.ledger import WORKED_ON, batches
+from models.ledger.tables import WORKED_ON, batches
 from models.messages import RunReport
 from models.settings import Settings
 from producer.reports import status

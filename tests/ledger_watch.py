@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Engine, text
 
-from models.claims import MAX_LAPSES, scope_of
-from models.ledger import BATCH_TRANSITIONS, RUN_TRANSITIONS
+from models.engine.migration import RECONCILIATION, VERIFICATION, by_name
+from models.engine.step import Context
+from models.ledger.claims import MAX_LAPSES, scope_of
+from models.ledger.tables import BATCH_TRANSITIONS, RUN_TRANSITIONS
 from models.settings import Settings
-from models.steps import RECONCILIATION, VERIFICATION, by_name
-from models.steps.base import Context
 
 Covered = tuple[str, str, str, str, str | None]
 """Run, stage, step, a key, and the key of the one row that hangs on it (none: all of them)."""

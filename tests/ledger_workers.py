@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from sqlalchemy import Engine
 
-from models import claims
-from models import database as databases
-from models.claims import MAX_LAPSES, Claim
 from models.errors import LeaseLost
-from models.ledger import batches, runs
+from models.ledger import claims
+from models.ledger.claims import MAX_LAPSES, Claim
+from models.ledger.tables import batches, runs
+from models.postgres import database as databases
 from producer.runs import reconciler
 from tests.ledger_watch import digest
 from tests.ledger_world import Place

@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from models import claims, identity
-from models import database as databases
-from models.claims import Claim
-from models.ledger import OPEN_STATES, batches, quarantine, runs
+from models.ledger import claims, identity
+from models.ledger.claims import Claim
+from models.ledger.tables import OPEN_STATES, batches, quarantine, runs
+from models.postgres import database as databases
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.broker.queue import QUEUES, Message
 from producer.reports import status

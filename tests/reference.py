@@ -12,9 +12,9 @@ from pathlib import Path
 import click
 from pydantic.fields import FieldInfo
 
-from models.ledger import BATCH_TRANSITIONS, RUN_TRANSITIONS
+from models.ledger.tables import BATCH_TRANSITIONS, RUN_TRANSITIONS
+from models.postgres.load import SIGNALS
 from models.settings import SECRETS, Settings
-from models.signals import SIGNALS
 from producer.cli import cli
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -21,14 +21,15 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
-from models import database as databases
-from models import identity
-from models.database import sqlstate
-from models.ledger import WORKED_ON, batches, stages
+from models.engine import catch_up
+from models.engine.cutover import Settle
+from models.engine.migration import VERIFICATION
+from models.ledger import identity
+from models.ledger.tables import WORKED_ON, batches, stages
 from models.messages import RunReport
+from models.postgres import database as databases
+from models.postgres.database import sqlstate
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from models.steps import VERIFICATION, changes
-from models.steps.settle import Settle
 from producer.reports import status
 from producer.runs import advance
 from producer.schema import upgrade
@@ -248,8 +249,8 @@ def _has_begun(connection: Connection, run_id: str, stage: str) -> bool:
 def _few_keys_a_batch() -> Iterator[None]:
     """Batches of a few keys, each worker thread with a catalog of its own, and no messages."""
     with (
-        mock.patch.object(changes, "KEYS_A_BATCH", KEYS_A_BATCH),
-        mock.patch.object(changes, "ROUNDS", 2),
+        mock.patch.object(catch_up, "KEYS_A_BATCH", KEYS_A_BATCH),
+        mock.patch.object(catch_up, "ROUNDS", 2),
         mock.patch.object(batch, "_catalogs", _Catalogs()),
         mock.patch.object(advance, "publish_window", lambda window: None),
     ):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import Engine, text
 
-from models import database as databases
+from models.postgres import database as databases
 from producer.embedded import directories
 from producer.embedded.programs import postgres_bin_dir, reachable
 from tests.wait import until

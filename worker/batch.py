@@ -17,13 +17,14 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models import claims, relations, sessions
-from models.claims import Claim
-from models.database import as_ours, classify, transaction
+from models.engine.migration import RECONCILIATION, VERIFICATION, by_name, undo_stage_names
+from models.engine.step import Context, Counts, Step
 from models.errors import LeaseLost, MigrationError, OtherTables, Stopped, Transient
+from models.ledger import claims, relations
+from models.ledger.claims import Claim
+from models.postgres import sessions
+from models.postgres.database import as_ours, classify, transaction
 from models.settings import Settings
-from models.steps import RECONCILIATION, VERIFICATION, by_name, undo_stage_names
-from models.steps.base import Context, Counts, Step
 from producer.broker import namespace
 from producer.runs import budget, poison
 from worker import bisect, settle, stopping

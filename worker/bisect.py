@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from models.catalog import name_triggers
-from models.database import STATEMENT_TIMEOUT_MS, as_ours
-from models.deferred import CHECK_NOW, DEFER_AGAIN
+from models.engine.step import Context, Counts, Scope, Step, add
 from models.errors import BadRow, MigrationError, Misconfigured, TooBig
-from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, are_rejected
-from models.steps.base import Context, Counts, Scope, Step, add
+from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, are_rejected
+from models.postgres.catalog import name_triggers
+from models.postgres.database import STATEMENT_TIMEOUT_MS, as_ours
+from models.postgres.deferred import CHECK_NOW, DEFER_AGAIN
 from worker import refusals, verify
 
 # A batch takes about two seconds. Once it has failed for its size, its parts have this much in

@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from sqlalchemy import text
 
+from models.engine.step import Context
 from models.errors import MigrationError
-from models.steps.base import Context
 
 REFUSED_ALONE = 20
 SAMPLE = 20

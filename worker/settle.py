@@ -16,14 +16,14 @@ from typing import Any
 import psycopg2
 from sqlalchemy import Connection, Engine, event
 
-from models import claims
-from models.claims import Claim
-from models.database import LOCKED, as_ours, transaction
+from models.engine.capture import require_triggers
+from models.engine.catch_up import KEYS_A_BATCH
+from models.engine.cutover import HELD_MS, lock, next_scope, pending_keys
+from models.engine.step import Context, Counts, Scope, Step, add
 from models.errors import TooBig, Transient
-from models.steps.base import Context, Counts, Scope, Step, add
-from models.steps.capture import require_triggers
-from models.steps.changes import KEYS_A_BATCH
-from models.steps.settle import HELD_MS, lock, next_scope, pending_keys
+from models.ledger import claims
+from models.ledger.claims import Claim
+from models.postgres.database import LOCKED, as_ours, transaction
 from worker import bisect, verify
 from worker.watch import Watch
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from celery.exceptions import Reject
 
+from models.engine.migration import STEPS, UNDO_STEPS
 from models.errors import Stopped
-from models.steps import STEPS, UNDO_STEPS
 from producer import tracing
 from producer.broker.queue import ADVANCE, app
 from producer.connect import engine, settings

@@ -13,10 +13,10 @@ import structlog
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models.database import classify, transaction
 from models.errors import Stopped
-from models.ledger import runs
-from models.signals import Gauge, Limits, excess
+from models.ledger.tables import runs
+from models.postgres.database import classify, transaction
+from models.postgres.load import Gauge, Limits, excess
 from worker import stopping
 
 LOOK_SECONDS = 1.0

@@ -15,10 +15,10 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models import claims
-from models.claims import LEASE_SECONDS, Claim
-from models.database import classify, transaction
 from models.errors import LeaseLost
+from models.ledger import claims
+from models.ledger.claims import LEASE_SECONDS, Claim
+from models.postgres.database import classify, transaction
 from worker import stopping
 
 LOOK_SECONDS = 0.5

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from models import addresses
 from models.errors import MigrationError, Misconfigured
+from models.postgres import addresses
 from producer.embedded import programs
 
 _DISTRIBUTIONS = (

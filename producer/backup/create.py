@@ -21,11 +21,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
-from models import audit, sessions
-from models.catalog import quote
-from models.database import check_reachable, transaction
 from models.errors import Misconfigured
-from models.ledger import SCHEMA, runs
+from models.ledger import audit
+from models.ledger.tables import SCHEMA, runs
+from models.postgres import sessions
+from models.postgres.catalog import quote
+from models.postgres.database import check_reachable, transaction
 from producer.backup import clients, keyspace, restorable
 
 MANIFEST, SUMS, DATABASE, REDIS, CONFIG = (

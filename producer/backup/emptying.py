@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from models.catalog import quote
+from models.postgres.catalog import quote
 from producer.backup.restorable import OBJECTS, OUTSIDE
 
 # How PostgreSQL calls a kind of object, in DROP and in the list of a dump.

@@ -11,10 +11,10 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from models import sessions
-from models.catalog import quote
-from models.database import check_reachable, transaction
 from models.errors import MigrationError, Misconfigured
+from models.postgres import sessions
+from models.postgres.catalog import quote
+from models.postgres.database import check_reachable, transaction
 from producer.backup import clients, keyspace
 from producer.backup.create import (
     CONFIG,

@@ -8,8 +8,8 @@ from collections import Counter
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from models.database import transaction
-from models.ledger import batches
+from models.ledger.tables import batches
+from models.postgres.database import transaction
 from producer.broker.queue import Message, app
 
 SILENT_SECONDS = 4.0

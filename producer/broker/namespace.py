@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models import identity, relations
-from models.database import transaction
 from models.errors import MigrationError
-from models.ledger import WORKED_ON, runs
+from models.ledger import identity, relations
+from models.ledger.tables import WORKED_ON, runs
+from models.postgres.database import transaction
 from models.settings import Settings
 from producer import connect
 

@@ -12,7 +12,7 @@ from kombu.exceptions import (  # type: ignore[attr-defined]  # The stubs are ol
     OperationalError,
 )
 
-from models.steps import RECONCILIATION, VERIFICATION, by_name
+from models.engine.migration import RECONCILIATION, VERIFICATION, by_name
 from producer.broker import namespace, transport
 
 ADVANCE = "migration.advance"

@@ -21,16 +21,19 @@ import psutil
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models import identity, preflight, relations, sessions, taken
-from models.catalog import quote_name
-from models.database import check_reachable, classify
+from models.dashboard.legacy import Legacy
+from models.dashboard.rejects import STATUSES, quarantine_by_reason, unknown_statuses
+from models.engine import capture
 from models.errors import MigrationError, Misconfigured
-from models.forecast import STATUSES, quarantine_by_reason, unknown_statuses
-from models.legacy import Legacy
+from models.ledger import identity, relations
 from models.messages import Check
-from models.preflight import Preflight
+from models.postgres import sessions
+from models.postgres.catalog import quote_name
+from models.postgres.database import check_reachable, classify
+from models.preflight import examine as preflight
+from models.preflight import taken
+from models.preflight.examine import Preflight
 from models.settings import Settings
-from models.steps import capture
 from producer.broker import readiness
 from producer.checks import obstacle_rows
 from producer.checks.http import ask_all

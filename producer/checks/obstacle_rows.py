@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.database import classify
-from models.declared import TABLES
+from models.dashboard.schema import TABLES
 from models.errors import MigrationError, TooBig, Transient
 from models.messages import Check
-from models.obstacles import CONSTRAINTS, LEGACY, PRIVILEGES, TARGET, Obstacle
-from models.preflight import Preflight
+from models.postgres.database import classify
+from models.preflight.examine import Preflight
+from models.preflight.obstacles import CONSTRAINTS, LEGACY, PRIVILEGES, TARGET, Obstacle
 from models.settings import Settings
 from producer.checks import trial
 from producer.runs import partition

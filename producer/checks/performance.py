@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.database import classify, sqlstate, transaction
+from models.engine.step import Context
 from models.errors import Incompatible
 from models.messages import Speed
+from models.postgres.database import classify, sqlstate, transaction
 from models.settings import Settings
-from models.steps.base import Context
 from producer.checks.http import ask_all
 from producer.reports import status
 

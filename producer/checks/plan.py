@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, text
 
-from models import legacy as legacy_tables
-from models.database import transaction
+from models.dashboard import legacy as legacy_tables
+from models.engine.migration import stage_names
 from models.messages import Plan, PlannedStage
+from models.postgres.database import transaction
 from models.settings import Settings
-from models.steps import stage_names
 from producer.checks import preflight
 from producer.checks.rehearsal import Rehearsal, rehearse
 from producer.runs import partition

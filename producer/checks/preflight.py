@@ -5,10 +5,10 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from models import preflight, taken
-from models.database import LOCK_TIMEOUT_MS, retry_locks, transaction
 from models.errors import MigrationError, TooBig, Transient
-from models.ledger import OPEN_STATES, SCHEMA, runs
+from models.ledger.tables import OPEN_STATES, SCHEMA, runs
+from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, transaction
+from models.preflight import examine, taken
 from models.settings import Settings
 from producer.checks import trial
 
@@ -32,7 +32,7 @@ def require(engine: Engine, settings: Settings, *, is_upgraded: bool = False) ->
     fatal = [obstacle for obstacle in tried.obstacles if obstacle.is_fatal]
     try:
         with transaction(engine) as connection:
-            preflight.refuse(connection, fatal)
+            examine.refuse(connection, fatal)
     except MigrationError as error:
         if is_upgraded:
             error.hint = error.hint.replace("Nothing was changed.", _UPGRADED)
@@ -50,6 +50,6 @@ def _is_open(engine: Engine, settings: Settings, *, reads_values: bool) -> bool:
             states = (*OPEN_STATES, "rolling_back")
             if connection.scalar(sa.select(runs.c.id).where(runs.c.state.in_(states)).limit(1)):
                 return True
-        found = preflight.examine(connection, settings, reads_values=reads_values)
-        preflight.refuse(connection, found.fatal)
+        found = examine.examine(connection, settings, reads_values=reads_values)
+        examine.refuse(connection, found.fatal)
         return False

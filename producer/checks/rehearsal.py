@@ -16,16 +16,16 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from models import legacy as legacy_tables
-from models import sessions
-from models.catalog import Table, quote
-from models.database import as_ours
+from models.dashboard import legacy as legacy_tables
+from models.engine.migration import FINISH, RECONCILIATION, VERIFICATION, stage_names, steps_of
+from models.engine.step import Context, Scope, Step
+from models.engine.verification import read_account
 from models.errors import Incompatible, NotAllowed
-from models.ledger import OPEN_STATES, SCHEMA, runs
+from models.ledger.tables import OPEN_STATES, SCHEMA, runs
+from models.postgres import sessions
+from models.postgres.catalog import Table, quote
+from models.postgres.database import as_ours
 from models.settings import Settings
-from models.steps import FINISH, RECONCILIATION, VERIFICATION, stage_names, steps_of
-from models.steps.base import Context, Scope, Step
-from models.steps.verification import read_account
 from producer.runs import partition
 from producer.schema import upgrade
 

@@ -17,19 +17,19 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models import legacy as legacy_tables
-from models import refusals
-from models import target as target_tables
-from models.catalog import Table
-from models.database import classify, transaction
-from models.declared import TABLES
+from models.dashboard import legacy as legacy_tables
+from models.dashboard.legacy import Legacy, list_cast
+from models.dashboard.schema import TABLES
+from models.engine import target as target_tables
+from models.engine.migration import FINISH, RECONCILIATION, VERIFICATION, stage_names, steps_of
+from models.engine.step import Context, Scope, Step
 from models.errors import BadRow, Incompatible, MigrationError, Misconfigured, TooBig, Transient
-from models.ledger import runs
-from models.legacy import Legacy, list_cast
-from models.obstacles import Obstacle
+from models.ledger.tables import runs
+from models.postgres import refusals
+from models.postgres.catalog import Table
+from models.postgres.database import classify, transaction
+from models.preflight.obstacles import Obstacle
 from models.settings import Settings
-from models.steps import FINISH, RECONCILIATION, VERIFICATION, stage_names, steps_of
-from models.steps.base import Context, Scope, Step
 from producer.checks import rehearsal, trial_rows
 from producer.checks.trial_rows import Rows
 from producer.runs import partition

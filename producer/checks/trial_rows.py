@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from models import refusals
-from models.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote
-from models.legacy import Legacy, key_cast, list_cast
-from models.sessions import blanks
+from models.dashboard.legacy import Legacy, key_cast, list_cast
+from models.postgres import refusals
+from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote
+from models.postgres.sessions import blanks
 from producer.runs import partition
 
 USERS, ROWS_A_USER, SAMPLE = 50, 100, 20_000

@@ -36,10 +36,10 @@ from sqlalchemy.exc import DBAPIError
 from werkzeug.exceptions import HTTPException, SecurityError
 from werkzeug.wrappers import Response as AnyResponse
 
-from models import audit
-from models.database import classify, name_of, transaction
 from models.errors import MigrationError, UnknownRun
-from models.ledger import COMPLETED_STATES, WORKED_ON, batches
+from models.ledger import audit
+from models.ledger.tables import COMPLETED_STATES, WORKED_ON, batches
+from models.postgres.database import classify, name_of, transaction
 from models.settings import Settings
 from producer.broker.snapshot import REDIS_ERRORS
 from producer.reports import history, html, live_view

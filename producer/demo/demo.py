@@ -16,9 +16,9 @@ import redis
 from rich.console import Console
 from sqlalchemy import text
 
-from models import database
 from models.errors import MigrationError
 from models.messages import RunReport
+from models.postgres import database
 from models.settings import load
 from producer import embedded
 from producer.demo import sample

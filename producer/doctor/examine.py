@@ -12,11 +12,11 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models import relations
-from models.database import classify, transaction
 from models.errors import MigrationError
-from models.ledger import batches
+from models.ledger import relations
+from models.ledger.tables import batches
 from models.messages import Diagnosis, Mended
+from models.postgres.database import classify, transaction
 from models.settings import Settings
 from producer.broker import snapshot
 from producer.broker.queue import publish_again

@@ -10,10 +10,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from models.claims import is_expired
-from models.ledger import UNDO_POSITION, WORKED_ON, batches, runs, stages, throttled_by
+from models.engine.migration import stages_before
+from models.ledger.claims import is_expired
+from models.ledger.tables import UNDO_POSITION, WORKED_ON, batches, runs, stages, throttled_by
 from models.messages import Blocker, OpenStage, QueueState, Work
-from models.steps import stages_before
 from producer.broker.queue import QUEUES, Message
 from producer.broker.snapshot import Broker
 from producer.reports import status

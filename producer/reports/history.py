@@ -15,14 +15,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
-from models import database
-from models import legacy as legacy_tables
-from models import target as target_tables
-from models.database import transaction
+from models.dashboard import legacy as legacy_tables
+from models.engine import target as target_tables
 from models.errors import MigrationError
-from models.ledger import audit, batches, quarantine, recoveries, runs, stages
+from models.ledger.relations import labels
+from models.ledger.tables import audit, batches, quarantine, recoveries, runs, stages
 from models.messages import RunReport
-from models.relations import labels
+from models.postgres import database
+from models.postgres.database import transaction
 from models.settings import Settings
 from producer.reports import status as report
 

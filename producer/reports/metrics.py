@@ -24,12 +24,12 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.claims import is_expired
-from models.database import classify, transaction
+from models.engine.migration import RECONCILIATION, VERIFICATION
 from models.errors import Misconfigured, UnknownRun
-from models.ledger import BATCH_TRANSITIONS, batches
+from models.ledger.claims import is_expired
+from models.ledger.tables import BATCH_TRANSITIONS, batches
 from models.messages import RunReport
-from models.steps import RECONCILIATION, VERIFICATION
+from models.postgres.database import classify, transaction
 from producer.broker.queue import QUEUES, Message
 from producer.reports import status
 

@@ -9,7 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from models.ledger import (
+from models.engine.migration import FINISH, RECONCILIATION, VERIFICATION, steps_of
+from models.engine.step import Step
+from models.ledger.tables import (
     COMPLETED_STATES,
     UNDO_POSITION,
     batches,
@@ -19,8 +21,6 @@ from models.ledger import (
     stages,
 )
 from models.messages import Batches, Stage, Standing
-from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
-from models.steps.base import Step
 
 RECENT_SECONDS = 10.0
 ENTITIES = {"users": "user", "subscriptions": "subscription", "projects": "project"}

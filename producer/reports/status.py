@@ -8,10 +8,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from models import audit
-from models.database import transaction
+from models.engine.migration import RECONCILIATION, VERIFICATION, undo_stage_names
 from models.errors import UnknownRun
-from models.ledger import (
+from models.ledger import audit
+from models.ledger.tables import (
     OPEN_STATES,
     SCHEMA,
     batches,
@@ -29,7 +29,7 @@ from models.messages import (
     Stage,
     Verification,
 )
-from models.steps import RECONCILIATION, VERIFICATION, undo_stage_names
+from models.postgres.database import transaction
 from producer.reports import progress, time_left, workers
 from producer.runs import budget
 

@@ -7,8 +7,8 @@ batches took, not that which went by: a stage that waited for a dead worker's le
 
 from __future__ import annotations
 
-from models.claims import LEASE_SECONDS
-from models.ledger import COMPLETED_STATES, FINISH, RECONCILIATION, VERIFICATION
+from models.ledger.claims import LEASE_SECONDS
+from models.ledger.tables import COMPLETED_STATES, FINISH, RECONCILIATION, VERIFICATION
 from models.messages import Hand, Live, Stage, TimeLeft
 
 # Microseconds a row takes its worker (docs/performance.md, the busy time by step). What counts is

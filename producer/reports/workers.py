@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import distinct_on
 
-from models.ledger import batches, recoveries
+from models.ledger.tables import batches, recoveries
 from models.messages import Hand, Live, Recovery
 
 # Whoever has held no batch for so long is gone, or has nothing to do here.

@@ -14,12 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql import insert
 
-from models import audit, ledger, relations
-from models.database import transaction
-from models.errors import NotAllowed
-from models.ledger import batches, differences, move_run, quarantine, runs, stages
-from models.settings import Settings
-from models.steps import (
+from models.engine.declarations import require_declared
+from models.engine.migration import (
     FINISH,
     RECONCILIATION,
     STEPS,
@@ -28,8 +24,13 @@ from models.steps import (
     stage_names,
     stages_before,
 )
-from models.steps.base import Context
-from models.steps.declarations import require_declared
+from models.engine.step import Context
+from models.errors import NotAllowed
+from models.ledger import audit, relations
+from models.ledger import tables as ledger
+from models.ledger.tables import batches, differences, move_run, quarantine, runs, stages
+from models.postgres.database import transaction
+from models.settings import Settings
 from producer.broker import namespace
 from producer.broker.queue import Message, publish_window
 from producer.runs import budget, coverage, partition, retry, windows

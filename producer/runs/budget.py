@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from models.ledger import batches, move_run, runs
+from models.ledger.tables import batches, move_run, runs
 from models.settings import Settings
 
 PAUSED_BY = "error budget"

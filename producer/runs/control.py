@@ -8,15 +8,23 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
-from models import audit, ledger, relations
-from models.claims import MAX_LAPSES
-from models.database import transaction
+from models.engine.migration import FINISH, RECONCILIATION, VERIFICATION, steps_of
+from models.engine.step import Context, Counts, add, only_written
 from models.errors import Misconfigured, NotAllowed
-from models.ledger import batches, differences, move_batches, move_run, quarantine, runs, stages
+from models.ledger import audit, relations, tables
+from models.ledger.claims import MAX_LAPSES
+from models.ledger.tables import (
+    batches,
+    differences,
+    move_batches,
+    move_run,
+    quarantine,
+    runs,
+    stages,
+)
 from models.messages import RunReport
+from models.postgres.database import transaction
 from models.settings import Settings
-from models.steps import FINISH, RECONCILIATION, VERIFICATION, steps_of
-from models.steps.base import Context, Counts, add, only_written
 from producer.reports import status
 from producer.runs import advance, budget
 from producer.runs import retry as retried
@@ -57,7 +65,7 @@ def cancel(engine: Engine, run_id: str | None) -> str:
 
 def require_move(found: RunReport, to: str) -> None:
     """Raise NotAllowed where a run's state does not allow the other one."""
-    if (found.state, to) not in ledger.RUN_TRANSITIONS:
+    if (found.state, to) not in tables.RUN_TRANSITIONS:
         raise NotAllowed(
             f"Run {found.run_id} is {found.state}: it cannot become {to}",
             hint="See: producer status",
@@ -211,14 +219,14 @@ def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tup
     run: sa.Row[tuple[object, ...]] = status.find_run(connection, run_id)
     if connection.scalar(
         sa.select(stages.c.name)
-        .where(stages.c.run_id == run.id, stages.c.position >= ledger.UNDO_POSITION)
+        .where(stages.c.run_id == run.id, stages.c.position >= tables.UNDO_POSITION)
         .limit(1)
     ):
         raise NotAllowed(
             f"Run {run.id} is {run.state}, its rollback has begun: there is no {what} of it",
             hint="End that: producer rollback --wait. Migrate again: producer enqueue-all --wait",
         )
-    if run.state not in ledger.FINISHED_STATES or run.state == "cancelled":
+    if run.state not in tables.FINISHED_STATES or run.state == "cancelled":
         raise NotAllowed(
             f"Run {run.id} is {run.state}: {what} is for a run that has ended",
             hint="Wait for its end, or resume it, and try again: producer status --watch",
@@ -232,7 +240,7 @@ def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tup
 def _require_no_other(connection: Connection, run_id: str) -> None:
     other = connection.scalar(
         sa.select(runs.c.id).where(
-            runs.c.state.in_((*ledger.OPEN_STATES, "rolling_back")), runs.c.id != run_id
+            runs.c.state.in_((*tables.OPEN_STATES, "rolling_back")), runs.c.id != run_id
         )
     )
     if other:
@@ -244,7 +252,7 @@ def _reopen_capture(connection: Connection, run: sa.Row[tuple[object, ...]]) -> 
 
     Since then nobody has watched what the application does.
     """
-    is_complete = run.state in ledger.COMPLETED_STATES
+    is_complete = run.state in tables.COMPLETED_STATES
     later = sa.select(runs.c.id).where(runs.c.id > run.id)
     if is_complete or connection.scalar(later.limit(1)):
         connection.execute(sa.update(runs).where(runs.c.id == run.id).values(handed_over=True))

@@ -10,11 +10,11 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.catalog import Table
-from models.ledger import RECONCILIATION, VERIFICATION
-from models.row_hash import ENTITIES
-from models.steps import steps_of, undo_stage_names
-from models.steps.base import Context, Scope, Step
+from models.engine.migration import steps_of, undo_stage_names
+from models.engine.row_hash import ENTITIES
+from models.engine.step import Context, Scope, Step
+from models.ledger.tables import RECONCILIATION, VERIFICATION
+from models.postgres.catalog import Table
 
 MOST_KEYS = 1_000
 # Pages are cut in key order, so each begins where the one before it ends. The first has no lower

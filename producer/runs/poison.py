@@ -13,12 +13,12 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy import Connection, RowMapping
 
-from models.claims import MAX_LAPSES, Claim, scope_of
-from models.ledger import RECONCILIATION, VERIFICATION, batches, move_batches, runs
-from models.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, WORKER_DIED
+from models.engine.migration import by_name
+from models.engine.step import Context, Counts, Scope, Step, add
+from models.ledger.claims import MAX_LAPSES, Claim, scope_of
+from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, WORKER_DIED
+from models.ledger.tables import RECONCILIATION, VERIFICATION, batches, move_batches, runs
 from models.settings import Settings
-from models.steps import by_name
-from models.steps.base import Context, Counts, Scope, Step, add
 
 PARTS = 100
 log = structlog.get_logger("migration.poison")

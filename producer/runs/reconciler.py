@@ -16,17 +16,10 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.claims import is_expired, lapses_too_often
-from models.database import classify, transaction
 from models.errors import MigrationError
-from models.ledger import (
-    WORKED_ON,
-    batches,
-    move_batches,
-    recoveries,
-    runs,
-    throttled_by,
-)
+from models.ledger.claims import is_expired, lapses_too_often
+from models.ledger.tables import WORKED_ON, batches, move_batches, recoveries, runs, throttled_by
+from models.postgres.database import classify, transaction
 from models.settings import Settings
 from producer.broker import namespace
 from producer.broker.queue import QUEUES, Message, app, publish_again

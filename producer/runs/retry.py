@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from models.legacy import key_cast
-from models.quarantine import WORKER_DIED
-from models.steps import RECONCILIATION, STEPS, VERIFICATION
-from models.steps.accounting import account
-from models.steps.base import Context, Scope, Step
-from models.steps.capture import Capture
+from models.dashboard.legacy import key_cast
+from models.engine.accounting import account
+from models.engine.capture import Capture
+from models.engine.migration import RECONCILIATION, STEPS, VERIFICATION
+from models.engine.step import Context, Scope, Step
+from models.ledger.quarantine import WORKER_DIED
 
 # Differences may name a tool instead of a row: the legacy row behind it may be gone.
 _TOOL_OWNERS = (

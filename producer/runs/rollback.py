@@ -1,6 +1,6 @@
 """Undoing runs: which ones, in which order, and the stages of each.
 
-The batches are in `models.steps.undo*`. A run that wrote nothing is passed over: it counts as
+The batches are in `models.engine.rollback`. A run that wrote nothing is passed over: it counts as
 rolled back without a stage of its own.
 """
 
@@ -11,13 +11,21 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from models import audit, ledger, relations
-from models.database import transaction
+from models.engine.migration import STEPS, undo_stage_names
+from models.engine.rollback import forget_findings
 from models.errors import NotAllowed
-from models.ledger import batches, before_images, conflicts, move_batches, move_run, runs, stages
+from models.ledger import audit, relations, tables
+from models.ledger.tables import (
+    batches,
+    before_images,
+    conflicts,
+    move_batches,
+    move_run,
+    runs,
+    stages,
+)
+from models.postgres.database import transaction
 from models.settings import Settings
-from models.steps import STEPS, undo_stage_names
-from models.steps.undo import forget_findings
 from producer.reports import status
 from producer.runs import advance, standing
 from producer.runs.standing import Standing
@@ -117,7 +125,7 @@ def next_command(run: Standing, force: bool) -> str:
 def _require_allowed(connection: Connection, run: Any, force: bool) -> None:
     found = standing.read(connection)
     for other in found:
-        if other.state in ledger.OPEN_STATES:
+        if other.state in tables.OPEN_STATES:
             raise NotAllowed(
                 f"Run {other.id} is {other.state}: only a run that is over can be rolled back",
                 hint=f"Stop it first: producer cancel {other.id}",
@@ -174,13 +182,13 @@ def _open(connection: Connection, run: Any, force: bool) -> None:
             ~of_undo,
         )
     )
-    mine = (stages.c.run_id == run.id, stages.c.position >= ledger.UNDO_POSITION)
+    mine = (stages.c.run_id == run.id, stages.c.position >= tables.UNDO_POSITION)
     has_begun = connection.scalar(sa.select(stages.c.run_id).where(*mine).limit(1))
     if not has_begun:
         connection.execute(
             sa.insert(stages),
             [
-                {"run_id": run.id, "name": name, "position": ledger.UNDO_POSITION + number}
+                {"run_id": run.id, "name": name, "position": tables.UNDO_POSITION + number}
                 for number, name in enumerate(undo_stage_names())
             ],
         )
@@ -215,7 +223,7 @@ def forget(engine: Engine, run_id: str | None) -> tuple[str, int]:
     """
     with transaction(engine) as connection:
         run = status.find_run(connection, run_id)
-        if run.state not in (*ledger.COMPLETED_STATES, "rolled_back"):
+        if run.state not in (*tables.COMPLETED_STATES, "rolled_back"):
             raise NotAllowed(
                 f"Run {run.id} is {run.state}: its before-images are needed",
                 hint="Only those of a run that is complete, or rolled back, can be dropped.",

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from models.errors import NotAllowed
-from models.ledger import OPEN_STATES, SCHEMA, before_images, conflicts, runs
+from models.ledger.tables import OPEN_STATES, SCHEMA, before_images, conflicts, runs
 
 # What a run created is counted by its batches; what it changed has an image from before.
 _CREATED = """EXISTS (

@@ -13,10 +13,10 @@ from rich.live import Live
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.database import classify, transaction
 from models.errors import Transient
-from models.ledger import WORKED_ON, runs
+from models.ledger.tables import WORKED_ON, runs
 from models.messages import RunReport
+from models.postgres.database import classify, transaction
 from models.settings import Settings
 from producer.broker.attendance import Attendance
 from producer.reports import live_view, status

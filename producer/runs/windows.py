@@ -11,9 +11,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from models.ledger import batches, stages
-from models.steps import steps_of
-from models.steps.base import Context, Step
+from models.engine.migration import steps_of
+from models.engine.step import Context, Step
+from models.ledger.tables import batches, stages
 from producer.broker.queue import Message
 from producer.reports import progress
 from producer.runs import partition

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from models.ledger import SCHEMA, WORKED_ON
-from models.steps import STEPS, UNDO_STEPS, VERIFICATION
+from models.engine.migration import STEPS, UNDO_STEPS, VERIFICATION
+from models.ledger.tables import SCHEMA, WORKED_ON
 from producer.broker.queue import QUEUES, Message
 
 # A run that is worked on keeps one worker, also between two windows: its reconciler opens the next.

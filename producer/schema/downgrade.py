@@ -11,11 +11,12 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models import legacy, target
-from models.catalog import Table, quote
-from models.database import LOCK_TIMEOUT_MS, retry_locks, sqlstate, transaction
+from models.dashboard import legacy
+from models.engine import target
 from models.errors import NotAllowed
-from models.ledger import SCHEMA, audit, runs, schema_objects
+from models.ledger.tables import SCHEMA, audit, runs, schema_objects
+from models.postgres.catalog import Table, quote
+from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, sqlstate, transaction
 from models.settings import Settings
 from producer.runs import standing
 from producer.schema.upgrade import LOCK
@@ -77,7 +78,8 @@ def _downgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]
         for statement in _statements(found, ours):
             connection.exec_driver_sql(statement.replace("%", "%%"))
         config = Config()
-        config.set_main_option("script_location", str(resources.files("models") / "migrations"))
+        revisions = resources.files("models.ledger") / "revisions"
+        config.set_main_option("script_location", str(revisions))
         config.attributes["connection"] = connection
         command.downgrade(config, "base")
         connection.exec_driver_sql(f"DROP TABLE {SCHEMA}.alembic_version; DROP SCHEMA {SCHEMA}")

@@ -9,13 +9,15 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from models import audit, identity, legacy, preflight, relations, taken, target
-from models.database import LOCK_TIMEOUT_MS, retry_locks, transaction
-from models.ledger import TRY_JSONB
-from models.legacy import Legacy
+from models.dashboard import legacy
+from models.dashboard.legacy import Legacy
+from models.engine import capture, target
+from models.engine.indexes import record
+from models.ledger import audit, identity, relations
+from models.ledger.tables import TRY_JSONB
+from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, transaction
+from models.preflight import examine, taken
 from models.settings import Settings
-from models.steps import capture
-from models.steps.indexes import record
 from producer.schema import backlog
 
 LOCK = 0x736368656D61  # any constant: two upgrades at the same moment take turns
@@ -39,8 +41,8 @@ def _upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
 def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str, str]]:
     """The same in the caller's transaction, which others who upgrade wait for."""
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
-    found = preflight.examine(connection, settings, reads_values=False)
-    preflight.refuse(connection, found.fatal)
+    found = examine.examine(connection, settings, reads_values=False)
+    examine.refuse(connection, found.fatal)
     tables = legacy.read(connection, settings)
     taken.require_own_schema(connection)
     capture.require_free_names(connection, tables)
@@ -78,7 +80,7 @@ def is_current(connection: Connection, tables: Legacy) -> bool:
 
 def _alembic() -> Config:
     config = Config()
-    config.set_main_option("script_location", str(resources.files("models") / "migrations"))
+    config.set_main_option("script_location", str(resources.files("models.ledger") / "revisions"))
     return config
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from models import database as databases
+from models.postgres import database as databases
 from producer import embedded
 from tests.conftest import fresh_database
 

@@ -19,8 +19,8 @@ TABLES, STEP, LINES = re.findall(r"```\w+\n(.*?)```", PAGE, re.DOTALL)
 def test_a_toy_table_migrates_with_one_file_and_one_line(product: Product, tmp_path: Path) -> None:
     copy = tmp_path / "code"
     shutil.copytree(Path(models.__file__).parent, copy / "models")
-    (copy / "models" / "steps" / "badges.py").write_text(STEP)
-    listing = copy / "models" / "steps" / "__init__.py"
+    (copy / "models" / "dashboard" / "badges.py").write_text(STEP)
+    listing = copy / "models" / "engine" / "migration.py"
     steps = listing.read_text()
     assert LINES.splitlines(keepends=True)[1] in steps
     listing.write_text(steps.replace(LINES.splitlines(keepends=True)[1], LINES))

@@ -17,8 +17,8 @@ import psycopg2
 import pytest
 from sqlalchemy import text
 
-from models import database as databases
 from models.errors import Incompatible, Misconfigured
+from models.postgres import database as databases
 from models.settings import load
 from producer import embedded
 from producer.broker import readiness

@@ -12,7 +12,7 @@ import redis
 import sqlalchemy as sa
 from sqlalchemy import text
 
-from models.ledger import batches
+from models.ledger.tables import batches
 from models.messages import Diagnosis
 from models.settings import load
 from producer.embedded import directories, processes

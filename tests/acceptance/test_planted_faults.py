@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from sqlalchemy import text
 
-from models import database as databases
+from models.postgres import database as databases
 from models.settings import load
 from tests import variants
 from tests.acceptance.conftest import Product

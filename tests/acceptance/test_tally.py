@@ -8,11 +8,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from models import database as databases
-from models.ledger import VERIFICATION, differences, runs
+from models.engine.migration import steps_of
+from models.engine.step import Context, Scope, Step
+from models.ledger.tables import VERIFICATION, differences, runs
+from models.postgres import database as databases
 from models.settings import load
-from models.steps import steps_of
-from models.steps.base import Context, Scope, Step
 from tests import variants
 from tests.acceptance.fault_list import FAULTS
 from tests.acceptance.faults import Difference

@@ -95,7 +95,8 @@ def before_the_product() -> None:
     from kombu.transport.redis import Channel, QoS
     from sqlalchemy.engine.default import DefaultDialect
 
-    from models import claims, database
+    from models.ledger import claims
+    from models.postgres import database
 
     wrap(claims, "claim", _around_claim)
     wrap(claims, "complete", _around_complete)

@@ -17,8 +17,8 @@ import redis
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models import database as databases
-from models.ledger import OPEN_STATES
+from models.ledger.tables import OPEN_STATES
+from models.postgres import database as databases
 from tests import wait
 from tests.faults.world import Lane, NotInjected, Stopped
 from tests.oracle import Expectation, Snapshot

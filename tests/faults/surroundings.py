@@ -6,7 +6,7 @@ import copy
 
 from sqlalchemy import text
 
-from models import database as databases
+from models.postgres import database as databases
 from tests import oracle
 from tests.faults.site import Site
 from tests.faults.world import GRANTS

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import text
 
-from models.ledger import batches, quarantine, runs
+from models.ledger.tables import batches, quarantine, runs
 from producer.reports import status
 from tests import oracle
 from tests.faults.site import Site

@@ -9,7 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy import text
 
-from models import database as databases
+from models.postgres import database as databases
 from models.settings import DEFAULT_GRANTS, parse_grants
 from producer import embedded
 from producer.demo import sample

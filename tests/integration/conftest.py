@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from models import database as databases
+from models.postgres import database as databases
 from models.settings import Settings, load
 from tests import variants
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
+from models.dashboard.users import apply
 from models.messages import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from models.steps import users
 from producer.runs import control, partition, rollback, windows
 from producer.runs.partition import Page
 from tests import oracle
@@ -114,7 +114,7 @@ def test_a_page_that_is_lost_in_one_stage_never_ends_as_complete(
 def test_more_rows_than_are_listed_are_all_retried(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.steps.accounting.MOST_KEYS", 3)
+    monkeypatch.setattr("models.engine.accounting.MOST_KEYS", 3)
     before = snapshot(engine)
     with losing_pages():
         ended = whole_run(engine, settings)
@@ -145,10 +145,10 @@ def test_rows_that_a_faulty_worker_set_aside_are_a_difference_and_a_retry_migrat
 ) -> None:
     before = snapshot(engine)
     bad = "btrim(coalesce({email}, ''), :blanks) = '' AS is_bad"
-    assert bad in users._MIGRATE
+    assert bad in apply._MIGRATE
     with pytest.MonkeyPatch.context() as patched:
         faulty = bad.replace(" AS is_bad", " OR u.email LIKE '%.1%' AS is_bad")
-        patched.setattr(users, "_MIGRATE", users._MIGRATE.replace(bad, faulty))
+        patched.setattr(apply, "_MIGRATE", apply._MIGRATE.replace(bad, faulty))
         ended = whole_run(engine, settings)
     good = keys_in(engine, "SELECT id FROM users WHERE email LIKE '%.1%'")
     assert len(good) > 3

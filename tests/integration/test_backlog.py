@@ -7,7 +7,7 @@ from collections import Counter
 import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
-from models.ledger import batches
+from models.ledger.tables import batches
 from models.settings import Settings
 from producer.broker.queue import QUEUES, Message
 from producer.runs import advance, control, rollback

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from models import database as databases
+from models.engine.cutover import HELD_MS
+from models.postgres import database as databases
 from models.settings import Settings
-from models.steps.settle import HELD_MS
 from producer.runs import control
 from tests import variants
 from tests.driving import change, go_on, scalar, wait_for_lock, whole_run
@@ -191,9 +191,9 @@ def test_a_subscription_that_moves_between_two_batches_keeps_its_tool(
     """Two workers at once: the old owner's batch takes the tool away, the new owner's moves it."""
     import sqlalchemy as sa
 
-    from models.ledger import runs
-    from models.steps.base import Context, Scope
-    from models.steps.users import Users
+    from models.dashboard.users.apply import Users
+    from models.engine.step import Context, Scope
+    from models.ledger.tables import runs
 
     ended = whole_run(engine, settings)
     assert ended.exit_status == 3

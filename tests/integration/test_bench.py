@@ -7,7 +7,7 @@ from collections.abc import Callable
 from sqlalchemy import Engine
 
 from bench import contestants, guide, script
-from models import database as databases
+from models.postgres import database as databases
 from models.settings import load
 from producer import embedded
 from producer.demo import sample

@@ -9,10 +9,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from models import claims
-from models import database as databases
 from models.errors import LeaseLost, NotAllowed
-from models.ledger import batches, move_run, runs, stages
+from models.ledger import claims
+from models.ledger.tables import batches, move_run, runs, stages
+from models.postgres import database as databases
 from models.settings import Settings
 from producer.schema import upgrade
 from tests import variants

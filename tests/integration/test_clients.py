@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from models import addresses
-from models import database as databases
+from models.postgres import addresses
+from models.postgres import database as databases
 from producer.backup import clients
 
 

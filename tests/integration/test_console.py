@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 from sqlalchemy import Engine
 from werkzeug.test import TestResponse
 
-from models import database as databases
+from models.postgres import database as databases
 from models.settings import Settings
 from producer.console import app
 from producer.reports import status

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from models import database as databases
 from models.errors import NotAllowed
+from models.postgres import database as databases
 from models.settings import Settings
 from producer.runs import control, rollback
 from producer.schema import downgrade, upgrade

@@ -9,10 +9,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from models import claims
-from models.database import transaction
 from models.errors import NotAllowed
-from models.ledger import batches
+from models.ledger import claims
+from models.ledger.tables import batches
+from models.postgres.database import transaction
 from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance, budget, control

@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models import database as databases
-from models import refusals
-from models.database import classify
 from models.errors import BadRow, MigrationError, Misconfigured, Transient, Unreachable
+from models.postgres import database as databases
+from models.postgres import refusals
+from models.postgres.database import classify
 
 SECRET = "geheim@example.org"
 

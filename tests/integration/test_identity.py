@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Engine, text
 
-from models import database as databases
 from models.errors import Misconfigured, OtherTables
+from models.postgres import database as databases
 from models.settings import Settings
 from producer import embedded
 from producer.broker import namespace

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 
-from models import database as databases
-from models import keys
+from models.engine import keys
+from models.postgres import database as databases
 
 KINDS = (
     keys.SUITE,

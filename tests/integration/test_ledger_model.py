@@ -24,10 +24,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from models import claims
-from models import database as databases
 from models.errors import NotAllowed
-from models.ledger import OPEN_STATES, quarantine
+from models.ledger import claims
+from models.ledger.tables import OPEN_STATES, quarantine
+from models.postgres import database as databases
 from models.settings import load
 from producer.reports import status
 from producer.runs import advance as enqueue

@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 from sqlalchemy import Engine, text
 
-from models import database as databases
+from models.postgres import database as databases
 from models.settings import Settings, load
 from producer import embedded
 from producer.schema import upgrade

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine
 
-from models import database as databases
-from models.database import transaction
 from models.errors import Incompatible
+from models.postgres import database as databases
+from models.postgres.database import transaction
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.checks import check
 from producer.schema import upgrade

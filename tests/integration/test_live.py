@@ -6,10 +6,10 @@ import pytest
 import redis
 from sqlalchemy import Engine
 
-from models import claims
-from models.claims import LEASE_SECONDS
-from models.database import transaction
+from models.ledger import claims
+from models.ledger.claims import LEASE_SECONDS
 from models.messages import RunReport
+from models.postgres.database import transaction
 from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance, reconciler

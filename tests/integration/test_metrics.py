@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine
 
-from models import claims
+from models.ledger import claims
 from models.settings import Settings
 from producer import embedded
 from producer.reports import metrics, status
@@ -35,7 +35,7 @@ def test_before_the_first_run_and_without_a_database_it_says_just_that(
     engine: Engine, settings: Settings, database: str
 ) -> None:
     assert scrape(engine) == {("migration_ledger_up",): 1}
-    from models import database as databases
+    from models.postgres import database as databases
 
     nowhere = databases.create("postgresql://nobody@127.0.0.1:1/nowhere")
     assert scrape(nowhere) == {("migration_ledger_up",): 0}

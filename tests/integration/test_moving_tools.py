@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from models import database as databases
+from models.engine import catch_up
+from models.postgres import database as databases
 from models.settings import Settings
-from models.steps import changes
 from tests.driving import change, go_on, scalar, start, wait_for_lock, whole_run
 from worker import batch
 
@@ -27,7 +27,7 @@ END $$
 
 @pytest.fixture(autouse=True)
 def _a_batch_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(changes, "KEYS_A_BATCH", 1)
+    monkeypatch.setattr(catch_up, "KEYS_A_BATCH", 1)
 
 
 @pytest.mark.parametrize("order", ["min", "max"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from models import legacy
+from models.dashboard import legacy
 from models.settings import Settings
 from producer.runs import partition
 from tests.driving import change, scalar, start, whole_run

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from models.engine.constraints import Contract
 from models.errors import NotAllowed
 from models.settings import Settings
-from models.steps.contract import Contract
 from producer.checks import plan
 from producer.checks.rehearsal import rehearse
 from producer.demo import sample

@@ -8,9 +8,9 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
-from models import claims
-from models import database as databases
-from models.ledger import batches
+from models.ledger import claims
+from models.ledger.tables import batches
+from models.postgres import database as databases
 from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance, control, reconciler

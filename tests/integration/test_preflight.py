@@ -12,9 +12,9 @@ from rich.console import Console
 from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 
-from models import database as databases
 from models.errors import Incompatible, MigrationError, Transient
 from models.messages import Check
+from models.postgres import database as databases
 from models.settings import Settings
 from producer.checks import check as checks
 from producer.checks import plan, preflight, trial

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from models import database as databases
 from models.errors import Transient
+from models.postgres import database as databases
 from models.settings import load
 from producer import embedded
 from producer.checks import check

@@ -12,10 +12,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
-from models import claims
-from models import database as databases
 from models.errors import Incompatible, LeaseLost, Misconfigured, NotAllowed
-from models.ledger import batches, quarantine
+from models.ledger import claims
+from models.ledger.tables import batches, quarantine
+from models.postgres import database as databases
 from models.settings import Settings
 from producer.runs import advance, control
 from producer.schema import upgrade

@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 from sqlalchemy import Engine
 
-from models import audit
-from models.database import name_of, transaction
+from models.ledger import audit
+from models.postgres.database import name_of, transaction
 from models.settings import Settings
 from producer.reports import history, html
 from producer.runs import control, reconciler

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from models import database as databases
+from models.postgres import database as databases
 from models.settings import Settings
 from producer.backup import clients, create, restore
 from producer.backup.restorable import NotRestorable

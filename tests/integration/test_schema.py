@@ -10,8 +10,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from models import database as databases
-from models import ledger, legacy, target
+from models.dashboard import legacy
+from models.engine import target
+from models.ledger import tables as ledger
+from models.postgres import database as databases
 from models.settings import Settings
 from producer.schema import upgrade
 from tests import variants

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Engine, text
 
-from models import database as databases
-from models import sessions
-from models.database import transaction
+from models.postgres import database as databases
+from models.postgres import sessions
+from models.postgres.database import transaction
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.demo import sample
 from producer.embedded import Servers

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from models import database as databases
+from models.postgres import database as databases
 from models.settings import Settings, load
 from producer import embedded
 from tests import oracle, shaking

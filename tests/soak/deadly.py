@@ -7,8 +7,8 @@ import signal
 
 from sqlalchemy import text
 
-from models.steps.base import Context, Counts, Scope
-from models.steps.users import Users
+from models.dashboard.users.apply import Users
+from models.engine.step import Context, Counts, Scope
 from worker import celery
 
 __all__ = ["celery"]

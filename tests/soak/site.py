@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 from sqlalchemy import Engine, text
 
-from models import database as databases
+from models.postgres import database as databases
 from models.settings import DEFAULT_GRANTS, parse_grants
 from producer import embedded
 from producer.demo import sample

@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg2
 from psycopg2 import sql
 
-from models import database as databases
+from models.postgres import database as databases
 from producer.demo import sample
 from producer.embedded.programs import postgres_bin_dir
 from tests.acceptance.conftest import Product

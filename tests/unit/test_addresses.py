@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models import addresses
+from models.postgres import addresses
 
 
 @pytest.fixture(autouse=True)

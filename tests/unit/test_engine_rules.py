@@ -6,14 +6,14 @@ import psycopg2
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from models.database import classify, require_version
+from models.dashboard.users.apply import Users
+from models.engine.declarations import require_declared
+from models.engine.migration import STEPS, UNDO_STEPS, stage_names, stages_before, steps_of
+from models.engine.step import Context, Step, add
 from models.errors import BadRow, Incompatible, Misconfigured, TooBig, Transient
-from models.ledger import FINISHED_STATES, OPEN_STATES, RUN_TRANSITIONS
+from models.ledger.tables import FINISHED_STATES, OPEN_STATES, RUN_TRANSITIONS
 from models.messages import Reconciliation, RunReport, Verification
-from models.steps import STEPS, UNDO_STEPS, stage_names, stages_before, steps_of
-from models.steps.base import Context, Step, add
-from models.steps.declarations import require_declared
-from models.steps.users import Users
+from models.postgres.database import classify, require_version
 from producer.runs.partition import (
     FIRST_ROWS,
     LARGEST_ROWS,
@@ -100,7 +100,7 @@ def test_a_step_that_leaves_something_out_is_refused_with_what_to_write(
 
 
 def test_a_step_inherits_how_it_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.steps.STEPS", [*STEPS, Whole()])
+    monkeypatch.setattr("models.engine.migration.STEPS", [*STEPS, Whole()])
     require_declared([*STEPS, Whole()], UNDO_STEPS)
     assert "whole" in {step.name for step in steps_of("verification")}
 

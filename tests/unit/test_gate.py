@@ -29,7 +29,7 @@ from worker.gate import Transport, check
 # and a message that came back.
 PUBLISH = """
 from producer.broker.queue import Message, QUEUES, app, publish_again, publish_window
-from models.steps import STEPS, stage_names, steps_of
+from models.engine.migration import STEPS, stage_names, steps_of
 messages = [
     Message("20261122-221104-752c", 2**63 - 1, stage, step.name)
     for stage in stage_names() for step in steps_of(stage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.signals import SIGNALS, Limits, excess, parse_limits
+from models.postgres.load import SIGNALS, Limits, excess, parse_limits
 
 CALM: dict[str, float | None] = dict.fromkeys(SIGNALS, 0.0)
 

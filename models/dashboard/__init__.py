@@ -1,0 +1,1 @@
+"""This migration: what becomes of users, subscriptions and projects."""

@@ -1,0 +1,102 @@
+"""Rule 7 checked: every balance equals its log to the cent, every grant is there exactly once."""
+
+from __future__ import annotations
+
+from models.engine.step import Context, Scope, Step
+from models.engine.verification import Check, images_of, with_checks, wrong_values
+from models.postgres.catalog import Table
+
+_STANDS, _IS_ASIDE = "q.legacy_key IS NULL", "q.legacy_key IS NOT NULL"
+_CHECKS = (
+    Check(
+        "balance",
+        "users",
+        "credits_balance",
+        f"{_STANDS} AND u.credits_balance IS DISTINCT FROM coalesce(log.total, 0)",
+    ),
+    Check("missing", "credit_logs", "grant", f"{_STANDS} AND coalesce(log.grants, 0) = 0"),
+    Check("extra", "credit_logs", "grant", "log.grants > 1"),
+    Check("extra", "credit_logs", "opening", "log.openings > 1"),
+    Check("extra", "credit_logs", "set aside", f"{_IS_ASIDE} AND log.given_now > 0"),
+    Check(
+        "wrong_value",
+        "credit_logs",
+        "amount",
+        "log.given_now > 0 AND log.given IS DISTINCT FROM log.given_now"
+        " * coalesce(own.grants ->> u.user_type::text, own.grants ->> '*')::numeric",
+    ),
+    *wrong_values(
+        "credit_logs",
+        "true",
+        {
+            "operation": "log.invalid > 0",
+            "run_id": "log.unknown_runs > 0",
+            "balance_after": "log.wrong_after > 0",
+        },
+    ),
+)
+
+# A grant of this run is held against the run's own amounts and the user's type; whoever was
+# granted earlier may have another type by now.
+_DISCREPANCIES = """
+SELECT found.kind, 'user', u.id::text, found.target_table, found.detail
+FROM {users} u
+LEFT JOIN migration.quarantine q
+  ON q.entity = 'user' AND q.legacy_key = u.id::text AND q.state IN ('open', 'accepted')
+LEFT JOIN migration.runs own ON own.id = :own_run
+LEFT JOIN (
+  SELECT c.user_id,
+    sum(CASE c.operation WHEN 'add' THEN c.amount WHEN 'deduct' THEN -c.amount END) AS total,
+    count(*) FILTER (WHERE c.reason = 'migration_grant') AS grants,
+    count(*) FILTER (WHERE c.reason = 'migration_opening') AS openings,
+    count(*) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :own_run) AS given_now,
+    sum(c.amount) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :own_run) AS given,
+    count(*) FILTER (WHERE c.operation NOT IN ('add', 'deduct') OR c.amount < 0
+      OR (c.reason = 'migration_grant' AND c.operation <> 'add')) AS invalid,
+    count(*) FILTER (WHERE c.reason LIKE 'migration%' AND r.id IS NULL) AS unknown_runs,
+    count(*) FILTER (WHERE b.run_id IS NOT NULL AND c.balance_after IS DISTINCT FROM
+      coalesce((b.was ->> 'credits_balance')::numeric, 0)
+      + CASE c.reason WHEN 'migration_grant' THEN c.amount ELSE 0 END) AS wrong_after
+  FROM {credit_logs} c LEFT JOIN migration.runs r ON r.id = c.run_id
+  LEFT JOIN migration.before_images b ON b.entity = 'user' AND b.legacy_key = c.user_id::text
+    AND b.run_id = c.run_id AND c.reason IN ('migration_grant', 'migration_opening')
+    AND {images_scope}
+  WHERE {logs_scope}
+  GROUP BY c.user_id
+) AS log ON log.user_id = u.id
+CROSS JOIN LATERAL (VALUES
+  {checks}
+) AS found(kind, target_table, detail, differs)
+WHERE {scope} AND ({differs}) AND found.differs
+"""
+
+_ACCOUNT = "SELECT count(*) AS users_checked FROM {users} u WHERE {scope}"
+
+
+class Credits(Step):
+    """The credit reconciliation: reads only."""
+
+    name = "credits"
+    stage = "reconciliation"
+    queue = "migration.credits"
+    entity = "user"
+
+    def source(self, context: Context) -> Table:
+        return context.legacy.users
+
+    def differences(self, context: Context, scope: Scope) -> list[str]:
+        return [
+            context.render(
+                with_checks(_DISCREPANCIES, _CHECKS),
+                scope=_condition(context, scope),
+                logs_scope=context.owned(context.target.table("credit_logs"), "c", scope),
+                images_scope=images_of("b", context.legacy.users, scope),
+            )
+        ]
+
+    def account(self, context: Context, scope: Scope) -> str:
+        return context.render(_ACCOUNT, scope=_condition(context, scope))
+
+
+def _condition(context: Context, scope: Scope) -> str:
+    return scope.condition("u.id", context.legacy.users.columns["id"].base)

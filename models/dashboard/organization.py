@@ -1,0 +1,70 @@
+"""Rule 2: one organization with one department, once, for the users who have none."""
+
+from __future__ import annotations
+
+from models.engine.step import Context, Counts, Scope, Step
+
+# An organization of that name that is there already is adopted; the fixed ids make two writers
+# at the same moment meet on the primary key.
+_CREATE = """
+WITH existing AS (
+  SELECT id FROM {organizations} WHERE name = 'Default Organization'
+  ORDER BY created_at, id LIMIT 1
+), organization AS (
+  INSERT INTO {organizations}
+    (id, name, type, subscription_tier, credits_balance, settings, created_at, updated_at)
+  SELECT 'default-organization', 'Default Organization', 'education',
+         CAST('free' AS {tier_type}), 0, '{{}}', now(), now()
+  WHERE NOT EXISTS (SELECT FROM existing)
+  ON CONFLICT (id) DO NOTHING
+  RETURNING id
+), department AS (
+  INSERT INTO {departments}
+    (id, organization_id, name, description, settings, created_at, updated_at)
+  SELECT 'default-department', owner.id, 'General', 'Default department', '{{}}', now(), now()
+  FROM (SELECT id FROM existing UNION ALL SELECT id FROM organization) AS owner
+  WHERE NOT EXISTS (SELECT FROM {departments} d
+                    WHERE d.organization_id = owner.id AND d.name = 'General')
+  ON CONFLICT (id) DO NOTHING
+  RETURNING id
+)
+SELECT (SELECT count(*) FROM organization) AS organizations,
+       (SELECT count(*) FROM department) AS departments
+"""
+
+_DIFFERENCES = """
+SELECT 'missing', 'organization', 'default', 'organizations', NULL::text
+WHERE NOT EXISTS (SELECT FROM {organizations} WHERE name = 'Default Organization')
+UNION ALL
+SELECT 'missing', 'organization', 'default', 'departments', NULL
+WHERE NOT EXISTS (
+  SELECT FROM {departments} d JOIN {organizations} o ON o.id = d.organization_id
+  WHERE o.name = 'Default Organization' AND d.name = 'General')
+UNION ALL
+SELECT 'extra', 'organization', o.id, 'organizations', NULL
+FROM {organizations} o
+WHERE o.id = 'default-organization' AND EXISTS (
+  SELECT FROM {organizations} e
+  WHERE e.name = o.name AND (e.created_at, e.id) < (o.created_at, o.id))
+"""
+
+
+class Organization(Step):
+    """Creates the default organization and its department."""
+
+    name = "organization"
+    stage = "organization"
+    queue = "migration.control"
+    is_verified = True
+    undone_by = "undo_rest"
+
+    def items(self, context: Context) -> list[str]:
+        return ["default"]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        tier = context.type_of("organizations", "subscription_tier")
+        row = context.execute(_CREATE, scope, tier_type=tier).one()
+        return {"rows": dict(row._mapping)}
+
+    def differences(self, context: Context, scope: Scope) -> list[str]:
+        return [context.render(_DIFFERENCES)]

@@ -1,0 +1,1 @@
+"""Projects: written, replayed, verified, undone."""

@@ -1,0 +1,154 @@
+"""Rules 6, 8 and 9 for projects: the tool of the active GPT, its assignment and its usage log.
+
+Only rows are created here. The projects themselves are written in `switch.py`, later and fast:
+until then the old application reads `active_gpt_id` as its GPT.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from models.dashboard.legacy import key_cast
+from models.dashboard.projects import changes, checksum, verify
+from models.dashboard.tools import is_still_ours
+from models.dashboard.users.apply import assigned_by
+from models.engine import keys
+from models.engine.row_hash import hash_by_key
+from models.engine.step import Context, Counts, Scope, Step, add, counts
+from models.postgres.catalog import Table
+
+# A project that points at a tool of its owner is migrated, or the new application made it; anything
+# else that is not blank is a choice of GPT, also where some tool has that id by chance, and a tool
+# that an earlier run made takes the newer choice. One that points at its own tool stands for the
+# GPT of before, should that tool be missing.
+_MIGRATE = """
+WITH project AS MATERIALIZED (
+  SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
+    u.id AS user_id, own.id AS suite_id, coalesce(b.gpt_id, g.id) AS gpt_id,
+    btrim(coalesce(g.id, ''), :blanks) <> ''
+      AND (b.gpt_id IS NOT NULL OR g.id <> {tool_id})
+      AND NOT EXISTS (
+        SELECT FROM {ai_tools} t WHERE t.id = g.id AND (t.id = {tool_id}
+          OR EXISTS (SELECT FROM {ai_suites} h
+                     WHERE h.id = t.suite_id AND h.user_id = u.id OFFSET 0)
+          OR EXISTS (SELECT FROM {tool_assignments} a
+                     WHERE a.tool_id = t.id AND a.user_id = u.id OFFSET 0))
+        OFFSET 0) AS has_gpt,
+    CASE WHEN u.id IS NULL THEN 'owner_missing'
+         WHEN own.id IS NULL OR q.legacy_key IS NOT NULL THEN 'owner_quarantined' END AS reason
+  FROM {projects} p
+  CROSS JOIN LATERAL (SELECT {active_gpt} AS id) AS g
+  LEFT JOIN LATERAL ({project_owner}) AS u ON true
+  LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
+    AND q.state IN ('open', 'accepted')
+  LEFT JOIN LATERAL ({oldest_suite}) AS own ON true
+  LEFT JOIN LATERAL (
+    SELECT i.was ->> 'active_gpt_id' AS gpt_id FROM migration.before_images i
+    WHERE g.id = {tool_id} AND i.entity = 'project' AND i.legacy_key = p.id::text
+      AND i.was ? 'active_gpt_id'
+    ORDER BY i.run_id DESC LIMIT 1
+  ) AS b ON true
+  WHERE {scope}
+),
+choice AS MATERIALIZED (SELECT * FROM project WHERE has_gpt AND reason IS NULL),
+tool AS (
+  INSERT INTO {ai_tools} AS t (id, name, tool_type, version, configuration, pricing_tier,
+    credits_cost, is_active, requires_approval, created_at, updated_at, suite_id)
+  SELECT c.tool_id, c.gpt_id, 'gpt', NULL,
+    jsonb_build_object('project_id', c.legacy_key, 'gpt_id', c.gpt_id)::{tool_json},
+    CAST('free' AS {tool_tier}), 0, true, false, now(), now(), c.suite_id
+  FROM choice c
+  {unless_there_is_tool}
+  RETURNING xmax = 0 AS is_new
+),
+assignment AS (
+  INSERT INTO {tool_assignments} (tool_id, user_id, assigned_by, assigned_at, permissions)
+  SELECT c.tool_id, c.user_id, {assigned_by}, now(), '{{"full_access"\\: true}}' FROM choice c
+  {unless_there_is_assignment}
+  RETURNING 1
+),
+usage_log AS (
+  INSERT INTO {tool_usage_logs} (id, user_id, tool_id, session_id, action, parameters,
+    credits_used, status, started_at, completed_at, duration)
+  SELECT c.usage_id, c.user_id, c.tool_id, :run_id, 'migration', '{{}}', 0, 'completed',
+    now(), now(), 0
+  FROM choice c
+  {unless_there_is_id}
+  RETURNING 1
+),
+set_aside AS (
+  INSERT INTO migration.quarantine AS q
+    (entity, legacy_key, run_id, batch_id, reason, message, row_hash)
+  SELECT 'project', p.legacy_key, :run_id, :batch_id, p.reason, CASE p.reason
+    WHEN 'owner_missing' THEN 'The owner does not exist.' ELSE 'The owner is set aside.' END,
+    {row_hash}
+  FROM project p WHERE p.reason IS NOT NULL
+  {set_aside_again}
+),
+resolved AS (
+  UPDATE migration.quarantine q SET state = 'resolved', changed_at = clock_timestamp()
+  WHERE q.state IN ('open', 'accepted') AND q.entity = 'project'
+    AND q.legacy_key = ANY(ARRAY(SELECT p.legacy_key FROM project p WHERE p.reason IS NULL))
+)
+SELECT count(*) AS projects,
+  count(*) FILTER (WHERE reason IS NOT NULL) AS projects_quarantined,
+  (SELECT count(*) FROM tool WHERE is_new) AS ai_tools,
+  (SELECT count(*) FROM assignment) AS tool_assignments,
+  (SELECT count(*) FROM usage_log) AS tool_usage_logs
+FROM project
+"""
+
+
+# What an earlier run made takes the newer choice.
+_RENAME = """UPDATE SET name = excluded.name, configuration = excluded.configuration
+  WHERE t.name <> excluded.name"""
+
+
+class Projects(Step):
+    """Creates the tool of every project that has an active GPT."""
+
+    name = "projects"
+    stage = "projects"
+    queue = "migration.projects"
+    entity = "project"
+    is_verified = True
+    undone_by = "undo_users"
+    resolves = True
+
+    def source(self, context: Context) -> Table:
+        return context.legacy.projects
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        names = _expressions(context, scope)
+        found = list(changes.before(context, scope, names)) if scope.again else []
+        found.append(counts(context.execute(_MIGRATE, scope, **names).one()))
+        if scope.again or context.is_repeat:
+            found += changes.after(context, scope, names)
+        return functools.reduce(add, found)
+
+    def details(self, context: Context, scope: Scope) -> list[str]:
+        key = context.legacy.projects.columns["id"].base
+        return verify.details(context, scope.condition("p.id", key))
+
+    def account(self, context: Context, scope: Scope) -> str:
+        return checksum.tally(context, scope)
+
+
+def _expressions(context: Context, scope: Scope) -> dict[str, str]:
+    key = context.legacy.projects.columns["id"].base
+    return {
+        "scope": scope.condition("p.id", key),
+        "unless_there_is_tool": scope.unless_there("id", _RENAME),
+        "unless_there_is_id": scope.unless_there("id"),
+        "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
+        "kind": key_cast(key),
+        "row_hash": hash_by_key(context.legacy, "project", "p.id"),
+        "tool_id": keys.id_of(keys.PROJECT_TOOL, "p.id", key),
+        "usage_id": keys.id_of(keys.PROJECT_USAGE, "p.id", key),
+        "tool_id_of_key": keys.id_of(keys.PROJECT_TOOL, "k.id", key),
+        "usage_id_of_key": keys.id_of(keys.PROJECT_USAGE, "k.id", key),
+        "assigned_by": assigned_by(context),
+        "still_ours": is_still_ours(context),
+        "tool_json": context.type_of("ai_tools", "configuration"),
+        "tool_tier": context.type_of("ai_tools", "pricing_tier"),
+    }

@@ -1,0 +1,136 @@
+"""The second opinion on projects, after the switch. Shares no statement with the steps."""
+
+from __future__ import annotations
+
+from models.engine import keys
+from models.engine.step import Context
+from models.engine.verification import Check, system_assigner, tool_checks, with_checks
+
+_CHECKS = (
+    Check("wrong_value", "projects", "is_template", "e.is_template IS NULL"),
+    Check(
+        "missing",
+        "quarantine",
+        "no owner",
+        "NOT EXISTS (SELECT FROM {users} u WHERE u.id = e.user_id)",
+    ),
+    Check(
+        "wrong_value",
+        "projects",
+        "active_gpt_id",
+        "CASE WHEN e.had_gpt THEN e.active_gpt_id IS DISTINCT FROM e.tool_id"
+        " ELSE e.has_gpt AND (c.id IS NULL OR NOT (c.id = e.tool_id"
+        " OR EXISTS (SELECT FROM {ai_suites} o"
+        " WHERE o.id = c.suite_id AND o.user_id = e.user_id OFFSET 0)"
+        " OR EXISTS (SELECT FROM {tool_assignments} o"
+        " WHERE o.tool_id = c.id AND o.user_id = e.user_id OFFSET 0))) END",
+    ),
+    Check("missing", "ai_tools", "", "e.had_gpt AND t.id IS NULL"),
+    Check("missing", "tool_assignments", "", "e.had_gpt AND a.tool_id IS NULL"),
+    Check("missing", "tool_usage_logs", "", "e.had_gpt AND l.id IS NULL"),
+    *(
+        Check(
+            "extra", table, "", f"l.session_id = :own_run AND NOT e.has_gpt AND {id_} IS NOT NULL"
+        )
+        for table, id_ in (
+            ("ai_tools", "t.id"),
+            ("tool_assignments", "a.tool_id"),
+            ("tool_usage_logs", "l.id"),
+        )
+    ),
+    *tool_checks(
+        {
+            "name": "t.name IS DISTINCT FROM coalesce(e.was ->> 'active_gpt_id', t.name)",
+            "version": "t.version IS NOT NULL",
+            "is_active": "t.is_active IS DISTINCT FROM true",
+            "configuration": "t.configuration::jsonb IS DISTINCT FROM"
+            " jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name)",
+        },
+    ),
+    Check(
+        "extra",
+        "tool_usage_logs",
+        "twin",
+        "EXISTS (SELECT FROM {tool_usage_logs} o"
+        " WHERE o.tool_id = t.id AND o.action = 'migration' AND o.id <> e.usage_id)",
+    ),
+    Check(
+        "extra",
+        "tool_assignments",
+        "",
+        "EXISTS (SELECT FROM {tool_assignments} o WHERE o.tool_id = t.id"
+        " AND o.user_id <> e.user_id AND o.assigned_by IS NOT DISTINCT FROM {assigned_by})",
+    ),
+    Check(
+        "extra",
+        "ai_tools",
+        "twin",
+        "EXISTS (SELECT FROM {ai_tools} o WHERE o.suite_id = t.suite_id AND o.id <> t.id"
+        " AND o.name = t.name AND o.configuration::jsonb = t.configuration::jsonb)",
+    ),
+)
+
+# The GPT that a project had is in the before-image of the run that switched it. A project without
+# one must point at a tool of its owner, if at anything: the new application made it, or its images
+# are gone. So must one that an earlier run switched: the new application may have chosen another.
+_PROJECTS = """
+SELECT found.kind, 'project', e.legacy_key, found.target_table, found.detail
+FROM (
+  SELECT p.id::text AS legacy_key, p.user_id, {active_gpt} AS active_gpt_id,
+    p.is_template,
+    {tool_id} AS tool_id, {usage_id} AS usage_id, b.was,
+    btrim(coalesce(b.was ->> 'active_gpt_id', ''), :blanks) <> ''
+      AND (b.run_id = :own_run OR {active_gpt} = {tool_id}) AS had_gpt,
+    btrim(coalesce({active_gpt}, ''), :blanks) <> '' AS has_gpt
+  FROM {projects} p LEFT JOIN LATERAL (
+    SELECT i.was, i.run_id FROM migration.before_images i
+    WHERE i.entity = 'project' AND i.legacy_key = p.id::text
+      AND i.was ? 'active_gpt_id' ORDER BY i.run_id DESC LIMIT 1
+  ) AS b ON true
+  WHERE {scope} AND NOT EXISTS (
+    SELECT FROM migration.quarantine q WHERE q.entity = 'project'
+      AND q.legacy_key = p.id::text AND q.state IN ('open', 'accepted'))
+) AS e
+LEFT JOIN {ai_tools} t ON t.id = e.tool_id
+LEFT JOIN {ai_tools} c ON c.id = e.active_gpt_id
+LEFT JOIN {ai_suites} home ON home.id = t.suite_id
+LEFT JOIN {tool_assignments} a ON a.tool_id = e.tool_id AND a.user_id = e.user_id
+LEFT JOIN {tool_usage_logs} l ON l.id = e.usage_id
+CROSS JOIN LATERAL (VALUES
+  {checks}
+) AS found(kind, target_table, detail, differs)
+WHERE ({differs}) AND found.differs
+"""
+
+# A project that the database refuses in the switch keeps the tool that was made for it before.
+_SET_ASIDE = """
+SELECT 'extra', 'project', p.id::text, 'tool_usage_logs', 'set aside'
+FROM migration.quarantine q
+JOIN {projects} p ON p.id::text = q.legacy_key
+JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :own_run
+WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> 'rejected'
+  AND {scope}
+UNION ALL SELECT 'extra', 'project', p.id::text, 'ai_tools', 'set aside'
+FROM migration.quarantine q
+JOIN {projects} p ON p.id::text = q.legacy_key
+JOIN {ai_tools} t ON t.id = {tool_id}
+WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> 'rejected'
+  AND {scope}
+  AND t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
+                       WHERE r.id = :own_run)
+"""
+
+
+def details(context: Context, condition: str) -> list[str]:
+    """The statements over the projects `p` that the condition picks."""
+    key = context.legacy.projects.columns["id"].base
+    return [
+        context.render(
+            sql,
+            scope=condition,
+            tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
+            usage_id=keys.id_of(keys.PROJECT_USAGE, "p.id", key),
+            assigned_by=system_assigner(context),
+        )
+        for sql in (with_checks(_PROJECTS, _CHECKS), _SET_ASIDE)
+    ]

@@ -1,0 +1,111 @@
+"""Rule 9 in words of its own: which rows are bad, and for which reason. Shared by no worker.
+
+`check` counts them before a run; the verification judges with them what the run set aside.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from models.dashboard.legacy import EXACT, Legacy, exact, word
+from models.postgres import sessions
+from models.postgres.catalog import quote
+
+_IS_BLANK = "btrim(coalesce({}, ''), :blanks) = ''"
+# Each row has one reason, in the order in which the run looks for them; null: it is good.
+_OWNER = f"""CASE WHEN u.id IS NULL THEN 'owner_missing'
+    WHEN {_IS_BLANK.format(EXACT["email"])} THEN 'owner_quarantined'"""
+_REASONS = {
+    "user": f"CASE WHEN {_IS_BLANK.format(EXACT['email'])} THEN 'email_blank' END",
+    "subscription": f"""{_OWNER}
+    WHEN {_IS_BLANK.format(EXACT["gpt_id"])} THEN 'gpt_id_blank'
+    WHEN {{is_malformed}} THEN 'preferences_malformed'
+    WHEN {{type}} NOT IN ('object', 'null') THEN 'preferences_not_object' END""",
+    "project": f"{_OWNER} END",
+}
+_ROWS = {
+    "user": "{users} u",
+    "subscription": "({subscriptions} s LEFT JOIN {users} u ON u.id = s.user_id)",
+    "project": "({projects} p LEFT JOIN {users} u ON u.id = p.user_id)",
+}
+_COUNT = """
+SELECT reason, count(*) FROM (SELECT {reason} AS reason FROM {rows}) AS judged
+WHERE reason IS NOT NULL GROUP BY reason
+"""
+
+# Rule 5 knows these; a tool is active for the first of them only.
+STATUSES = ("active", "inactive", "paused")
+_STATUSES = """
+SELECT count(*) FROM {subscriptions} s
+WHERE {status} <> ALL(:known)
+"""
+
+
+def unknown_statuses(connection: Connection, legacy: Legacy) -> int:
+    """How many subscriptions have a status that the rules do not know; a null is none."""
+    status = word(exact(legacy.subscriptions, "status", "NULL"))
+    statement = _STATUSES.format(subscriptions=legacy.subscriptions.sql, status=status)
+    values = {"blanks": sessions.blanks(connection), "known": list(STATUSES)}
+    return int(connection.scalar(text(statement), values) or 0)
+
+
+def quarantine_by_reason(connection: Connection, legacy: Legacy) -> tuple[dict[str, int], bool]:
+    """Rows by reason, and whether malformed JSON is among them: PostgreSQL before 16 cannot tell.
+
+    Reads the three tables from end to end.
+    """
+    blanks = {"blanks": sessions.blanks(connection)}
+    is_exact = True
+    found: dict[str, int] = {}
+    for entity in _REASONS:
+        reason, is_exact_here = reason_of(connection, legacy, entity)
+        is_exact = is_exact and is_exact_here
+        statement = _COUNT.format(reason=reason, rows=rows_of(legacy, entity))
+        for name, count in connection.execute(text(statement), blanks):
+            found[name] = found.get(name, 0) + count
+    return {reason: count for reason, count in sorted(found.items()) if count}, is_exact
+
+
+def rows_of(legacy: Legacy, entity: str) -> str:
+    """SQL: the rows of an entity as `u`, `s` or `p`, with the owner as `u` where they have one."""
+    tables = ("users", "subscriptions", "projects")
+    return _ROWS[entity].format(**{name: getattr(legacy, name).sql for name in tables})
+
+
+def reason_of(
+    connection: Connection, legacy: Legacy, entity: str, *, has_ledger: bool = False
+) -> tuple[str, bool]:
+    """SQL: why a row of `rows_of` is bad, null where it is good; and whether that is exact.
+
+    Binds :blanks. Without the ledger's function, PostgreSQL before 16 cannot tell malformed JSON.
+    """
+    version = int(connection.scalar(text("SHOW server_version_num")) or 0)
+    is_malformed, kind, is_exact = _preferences(legacy, version, has_ledger=has_ledger)
+    if entity != "subscription":
+        return _REASONS[entity], True
+    return _REASONS[entity].format(is_malformed=is_malformed, type=kind), is_exact
+
+
+def _preferences(legacy: Legacy, version: int, *, has_ledger: bool) -> tuple[str, str, bool]:
+    """SQL: that the preferences are malformed, and their JSON type where they are not."""
+    column = legacy.subscriptions.columns.get("preferences")
+    if column is None:
+        return "false", "'null'", True
+    name = f"s.{quote('preferences')}"
+    if column.base == "jsonb":
+        return "false", f"coalesce(jsonb_typeof({name}), 'null')", True
+    if has_ledger:
+        # Also for what is nested too deep, where pg_input_is_valid() fails.
+        tried = f"migration.try_jsonb({name}::text)"
+        kind = f"coalesce(jsonb_typeof({tried}), 'null')"
+        return f"{name} IS NOT NULL AND {tried} IS NULL", kind, True
+    if version >= 160000:
+        valid = f"pg_input_is_valid({name}::text, 'jsonb')"
+        # The cast is reached by what is valid only.
+        kind = f"CASE WHEN {valid} THEN coalesce(jsonb_typeof({name}::text::jsonb), 'null') END"
+        return f"{name} IS NOT NULL AND NOT {valid}", kind, True
+    if column.base == "json":
+        return "false", f"coalesce(json_typeof({name}), 'null')", False
+    first = f'left(btrim({name}::text COLLATE "C", :blanks), 1)'
+    is_plausible = f"{name} IS NULL OR {first} IN ('{{', 'n')"
+    return "false", f"CASE WHEN {is_plausible} THEN 'null' ELSE '' END", False

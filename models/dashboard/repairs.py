@@ -1,0 +1,266 @@
+"""The guide's three fixes for what was damaged after a migration, as statements over a page.
+
+Each touches only what is wrong, of users who were migrated: they have a suite, and are not set
+aside. Each returns its changes, one row a column or a created row: (table, key, column, before,
+after), and changes nothing when it comes again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import text
+
+from models.dashboard.legacy import exact, word
+from models.dashboard.projects.apply import Projects
+from models.dashboard.schema import ENUMS
+from models.dashboard.users.apply import assigned_by, is_active, preferences
+from models.engine import keys
+from models.engine.rollback import LOCK
+from models.engine.step import Context, Scope
+
+Change = dict[str, Any]
+COLUMNS = ("table", "key", "column", "before", "after")
+
+# Whom a repair is for, as a condition on the user `u`.
+_IS_MIGRATED = """EXISTS (SELECT FROM {ai_suites} h WHERE h.user_id = u.id) AND NOT EXISTS (
+  SELECT FROM migration.quarantine q WHERE q.entity = 'user' AND q.legacy_key = u.id::text
+    AND q.state IN ('open', 'accepted'))"""
+
+# Rule 3; a value that is there stays (rule 1).
+_MISSING_DATA = """
+WITH lacking AS MATERIALIZED (
+  SELECT u.id, u.user_type, u.billing_tier, u.is_active,
+    CASE WHEN role.name IN ({user_types}) THEN role.name ELSE 'student' END AS type
+  FROM {users} u
+  CROSS JOIN LATERAL (SELECT {role} AS name) AS role
+  WHERE {scope} AND (u.user_type IS NULL OR u.billing_tier IS NULL OR u.is_active IS NULL)
+    AND {is_migrated}
+  ORDER BY u.id FOR NO KEY UPDATE OF u
+),
+filled AS (
+  UPDATE {users} u SET
+    user_type = coalesce(u.user_type, CAST(l.type AS {user_type_type})),
+    billing_tier = coalesce(u.billing_tier, CAST('free' AS {billing_tier_type})),
+    is_active = coalesce(u.is_active, true)
+  FROM lacking l WHERE u.id = l.id
+)
+SELECT 'users', l.id::text, c.name, NULL::text, c.value
+FROM lacking l CROSS JOIN LATERAL (
+  SELECT 'user_type' AS name, l.type AS value WHERE l.user_type IS NULL
+  UNION ALL SELECT 'billing_tier', 'free' WHERE l.billing_tier IS NULL
+  UNION ALL SELECT 'is_active', 'true' WHERE l.is_active IS NULL
+) AS c
+"""
+
+# Rules 5 and 8, for subscriptions of which something is gone.
+_TOOLS = """
+WITH lacking AS MATERIALIZED (
+  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, u.id AS user_id, own.id AS suite_id,
+    {gpt_id} AS name, {version} AS version, {is_active} AS is_active,
+    {preferences} AS preferences
+  FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
+  CROSS JOIN LATERAL ({oldest_suite}) AS own
+  WHERE {scope} AND {is_migrated}
+    AND btrim(coalesce({gpt_id}, ''), :blanks) <> ''
+    AND coalesce(jsonb_typeof({preferences}), '') IN ('object', 'null')
+    AND NOT EXISTS (
+      SELECT FROM migration.quarantine q WHERE q.entity = 'subscription'
+        AND q.legacy_key = s.id::text AND q.state IN ('open', 'accepted'))
+    AND NOT (EXISTS (SELECT FROM {ai_tools} t WHERE t.id = {tool_id})
+      AND EXISTS (SELECT FROM {tool_assignments} a
+                  WHERE a.tool_id = {tool_id} AND a.user_id = u.id)
+      AND EXISTS (SELECT FROM {tool_usage_logs} l WHERE l.id = {usage_id}))
+),
+tool AS (
+  INSERT INTO {ai_tools} (id, name, tool_type, version, configuration, pricing_tier, credits_cost,
+    is_active, requires_approval, created_at, updated_at, suite_id)
+  SELECT l.tool_id, l.name, 'gpt', l.version,
+    CASE WHEN jsonb_typeof(l.preferences) = 'null' THEN '{{}}' ELSE l.preferences
+    END::{tool_json}, CAST('free' AS {tool_tier}), 0, l.is_active, false, now(), now(), l.suite_id
+  FROM lacking l
+  ON CONFLICT (id) DO NOTHING
+  RETURNING id
+),
+assignment AS (
+  INSERT INTO {tool_assignments} (tool_id, user_id, assigned_by, assigned_at, permissions)
+  SELECT l.tool_id, l.user_id, {assigned_by}, now(), '{{"full_access"\\: true}}' FROM lacking l
+  ON CONFLICT (tool_id, user_id) DO NOTHING
+  RETURNING tool_id || ' ' || user_id::text AS id
+),
+usage_log AS (
+  INSERT INTO {tool_usage_logs} (id, user_id, tool_id, session_id, action, parameters,
+    credits_used, status, started_at, completed_at, duration)
+  SELECT l.usage_id, l.user_id, l.tool_id, :run_id, 'migration', '{{}}', 0, 'completed',
+    now(), now(), 0
+  FROM lacking l
+  ON CONFLICT (id) DO NOTHING
+  RETURNING id
+)
+SELECT 'ai_tools', id, NULL::text, NULL::text, 'created' FROM tool
+UNION ALL SELECT 'tool_assignments', id, NULL, NULL, 'created' FROM assignment
+UNION ALL SELECT 'tool_usage_logs', id, NULL, NULL, 'created' FROM usage_log
+"""
+
+# Projects that point at their own tool, of which something is gone (rule 6).
+_PROJECTS_LACKING = """
+SELECT p.id::text FROM {users} u JOIN {projects} p ON p.user_id = u.id
+WHERE {scope} AND {is_migrated} AND {active_gpt} = {project_tool_id} AND NOT (
+  EXISTS (SELECT FROM {ai_tools} t WHERE t.id = {project_tool_id})
+  AND EXISTS (SELECT FROM {tool_assignments} a
+              WHERE a.tool_id = {project_tool_id} AND a.user_id = u.id)
+  AND EXISTS (SELECT FROM {tool_usage_logs} l WHERE l.id = {project_usage_id}))
+"""
+# Where the tool is there, `projects.py` takes the project for migrated.
+_COMPLETE_PROJECTS = """
+WITH tool AS MATERIALIZED (
+  SELECT t.id, p.user_id, {project_usage_id} AS usage_id
+  FROM {projects} p JOIN {ai_tools} t ON t.id = {project_tool_id} WHERE {projects_scope}
+),
+assignment AS (
+  INSERT INTO {tool_assignments} (tool_id, user_id, assigned_by, assigned_at, permissions)
+  SELECT t.id, t.user_id, {assigned_by}, now(), '{{"full_access"\\: true}}' FROM tool t
+  ON CONFLICT (tool_id, user_id) DO NOTHING
+)
+INSERT INTO {tool_usage_logs} (id, user_id, tool_id, session_id, action, parameters,
+  credits_used, status, started_at, completed_at, duration)
+SELECT t.usage_id, t.user_id, t.id, :run_id, 'migration', '{{}}', 0, 'completed', now(), now(), 0
+FROM tool t
+ON CONFLICT (id) DO NOTHING
+"""
+_OF_PROJECTS = """
+SELECT 'ai_tools' AS name, t.id FROM {projects} p JOIN {ai_tools} t ON t.id = {project_tool_id}
+WHERE {projects_scope}
+UNION ALL
+SELECT 'tool_assignments', a.tool_id || ' ' || a.user_id::text
+FROM {projects} p JOIN {tool_assignments} a ON a.tool_id = {project_tool_id}
+WHERE {projects_scope}
+UNION ALL
+SELECT 'tool_usage_logs', l.id
+FROM {projects} p JOIN {tool_usage_logs} l ON l.id = {project_usage_id} WHERE {projects_scope}
+"""
+
+# Rule 7: the log decides. A charge that no log row stands for would be given back by that.
+_UNBALANCED = """
+SELECT u.id, u.credits_balance AS balance, log.total, charged.unlogged
+FROM {users} u
+CROSS JOIN LATERAL (
+  SELECT
+    coalesce(sum(CASE c.operation WHEN 'deduct' THEN -c.amount ELSE c.amount END), 0) AS total,
+    coalesce(sum(c.amount) FILTER (WHERE c.operation = 'deduct'
+      AND c.reason IS DISTINCT FROM 'migration_opening'), 0) AS deducted
+  FROM {credit_logs} c WHERE c.user_id = u.id
+) AS log
+CROSS JOIN LATERAL (
+  SELECT coalesce(sum(l.credits_used), 0) > log.deducted AS unlogged
+  FROM {tool_usage_logs} l WHERE l.user_id = u.id AND l.credits_used <> 0
+) AS charged
+WHERE {scope} AND {is_migrated} AND u.credits_balance IS DISTINCT FROM log.total
+"""
+_CREDITS = (
+    "WITH wrong AS MATERIALIZED (" + _UNBALANCED + "),"
+    """
+corrected AS (
+  UPDATE {users} u SET credits_balance = w.total FROM wrong w
+  WHERE u.id = w.id AND (:forced OR NOT w.unlogged)
+)
+SELECT 'users', w.id::text, 'credits_balance', w.balance::text, w.total::text
+FROM wrong w WHERE :forced OR NOT w.unlogged
+"""
+)
+_LEFT_ALONE = (
+    "WITH wrong AS MATERIALIZED (" + _UNBALANCED + ")"
+    """
+SELECT 'users', w.id::text, 'credits_balance', w.balance::text, w.total::text
+FROM wrong w WHERE w.unlogged
+"""
+)
+
+
+def missing_data(context: Context, scope: Scope, *, force: bool = False) -> list[Change]:
+    """Fill in a user's type, tier and activity where they are null."""
+    return _changes(context, _MISSING_DATA, scope)
+
+
+def tools(context: Context, scope: Scope, *, force: bool = False) -> list[Change]:
+    """Create the tools, assignments and usage logs that subscriptions and projects lack."""
+    found = _changes(context, _TOOLS, scope)
+    names = _expressions(context, scope)
+    lacking = list(context.execute(_PROJECTS_LACKING, scope, **names).scalars())
+    if lacking:
+        only = scope.only(lacking)
+        key = context.legacy.projects.columns["id"].base
+        names["projects_scope"] = only.condition("p.id", key)
+
+        def present() -> set[tuple[str, str]]:
+            return {tuple(row) for row in context.execute(_OF_PROJECTS, only, **names)}
+
+        before = present()
+        Projects().apply(context, only)
+        context.execute(_COMPLETE_PROJECTS, only, **names)
+        found += [
+            dict(zip(COLUMNS, (table, key, None, None, "created"), strict=True))
+            for table, key in sorted(present() - before)
+        ]
+    return found
+
+
+def credits(context: Context, scope: Scope, *, force: bool = False) -> list[Change]:
+    """Set the balance to what the log gives; by force also where usage was charged without one."""
+    wrong = context.execute(
+        f"SELECT w.id::text FROM ({_UNBALANCED}) AS w", scope, **_expressions(context, scope)
+    )
+    only = scope.only(wrong.scalars().all())
+    if not only.keys:
+        return []
+    # Locked before the statement takes its snapshot, so that balance and log belong together.
+    users = context.legacy.users
+    in_scope = only.condition("u.id", users.columns["id"].base)
+    context.execute(LOCK, only, table=users.sql, scope=in_scope)
+    return _changes(context, _CREDITS, only, forced=force)
+
+
+def left_alone(context: Context, scope: Scope) -> list[Change]:
+    """Users whose balance `credits` leaves, since they were charged without a log row."""
+    return _changes(context, _LEFT_ALONE, scope)
+
+
+REPAIRS: dict[str, Callable[..., list[Change]]] = {
+    "missing-data": missing_data,
+    "tools": tools,
+    "credits": credits,
+}
+
+
+def _changes(context: Context, statement: str, scope: Scope, **values: Any) -> list[Change]:
+    rendered = context.render(statement, **_expressions(context, scope))
+    rows = context.connection.execute(
+        text(rendered), context.parameters | scope.parameters | values
+    )
+    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+
+
+def _expressions(context: Context, scope: Scope) -> dict[str, str]:
+    users, subscriptions = context.legacy.users, context.legacy.subscriptions
+    key, project_key = (
+        table.columns["id"].base for table in (subscriptions, context.legacy.projects)
+    )
+    return {
+        "scope": scope.condition("u.id", users.columns["id"].base),
+        "is_migrated": context.render(_IS_MIGRATED),
+        "role": word(exact(users, "role", "NULL", alias="u")),
+        "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
+        "user_type_type": users.columns["user_type"].type,
+        "billing_tier_type": users.columns["billing_tier"].type,
+        "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
+        "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
+        "project_tool_id": keys.id_of(keys.PROJECT_TOOL, "p.id", project_key),
+        "project_usage_id": keys.id_of(keys.PROJECT_USAGE, "p.id", project_key),
+        "version": exact(subscriptions, "version", "NULL"),
+        "is_active": is_active(subscriptions),
+        "preferences": preferences(subscriptions),
+        "assigned_by": assigned_by(context),
+        "tool_json": context.type_of("ai_tools", "configuration"),
+        "tool_tier": context.type_of("ai_tools", "pricing_tier"),
+    }

@@ -1,0 +1,1 @@
+"""Users and their subscriptions: written, replayed, verified, undone."""

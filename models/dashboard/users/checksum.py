@@ -1,0 +1,166 @@
+"""A page of users in sums: what must hang on them against what does, in one statement.
+
+Every row that a user, a subscription or a project stands for goes into a sum of hashes, every row
+that is there into another. Where they are equal, nothing is missing, extra, changed or somebody
+else's, and no row needs to be looked at for itself; where they differ, or where a user had values
+of their own before, `users_verification.py` says what is wrong, if anything is.
+"""
+
+from __future__ import annotations
+
+from models.dashboard.legacy import exact, optional, word
+from models.engine import keys
+from models.engine.step import Context, Scope
+from models.engine.verification import expected_preferences, newest_images, system_assigner
+
+# Ranges are joined, single rows are looked up: OFFSET 0 keeps them apart from plans that read a
+# whole table for a large page. A sum is over the rows whose constant columns are right, a count
+# over all of them. A project's tool is held against its project in `projects_tally.py`; here it
+# only has to be there.
+_TALLY = """
+WITH page AS MATERIALIZED (
+  SELECT u.id, {suite_id} AS suite_id, concat({email}, '''s Suite') AS suite_name, q.legacy_key,
+    coalesce(NOT b.was ?| ARRAY['kept', 'suite'] AND u.user_type::text = CASE
+        WHEN role.name IN ('student', 'teacher', 'admin', 'developer') THEN role.name
+        ELSE 'student' END
+      AND u.billing_tier::text = 'free' AND u.is_active AND u.credits_balance IS NOT NULL
+      AND u.organization_id = home.organization_id
+      AND u.department_id = coalesce(b.was ->> 'department_id', home.department_id), false)
+      AS is_plain
+  FROM {users} u
+  CROSS JOIN LATERAL (SELECT {role} AS name) AS role
+  LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
+    AND q.state IN ('open', 'accepted')
+  LEFT JOIN {images} AS b ON b.legacy_key = u.id::text
+  LEFT JOIN (
+    SELECT o.id AS organization_id, d.id AS department_id
+    FROM {organizations} o JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
+    WHERE o.name = 'Default Organization'
+    ORDER BY o.created_at, o.id, d.created_at, d.id LIMIT 1
+  ) AS home ON true
+  WHERE {scope}
+),
+owner AS (
+  SELECT count(*) AS users, count(e.legacy_key) AS users_quarantined,
+    coalesce(bool_and(e.is_plain OR e.legacy_key IS NOT NULL), true) AS are_plain,
+    sum({suite_asked}) FILTER (WHERE e.legacy_key IS NULL) AS suites
+  FROM page e
+),
+suites AS (
+  SELECT count(*) AS rows, sum({suite_found}) FILTER (WHERE h.is_active
+    AND h.configuration::jsonb = CAST(
+      '{{"auto_configuration"\\: true, "default_tools"\\: [], "preferences"\\: {{}}}}' AS jsonb)
+  ) AS total
+  FROM {ai_suites} h WHERE {suites_scope}
+),
+subscription AS (
+  SELECT s.user_id::text AS user_id, {tool_id} AS tool_id, {usage_id} AS usage_id,
+    {gpt_id} AS name, {version} AS version,
+    {status} IS NOT DISTINCT FROM 'active' AND {is_active} IS DISTINCT FROM false AS is_active,
+    CASE WHEN q.legacy_key IS NULL THEN coalesce(nullif({preferences}, 'null'), '{{}}')
+    END AS preferences, q.legacy_key IS NULL AS stands
+  FROM page JOIN {subscriptions} s ON s.user_id = page.id AND {subscriptions_scope}
+  LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
+    AND q.state IN ('open', 'accepted')
+  OFFSET 0
+),
+asked AS (
+  SELECT count(*) AS subscriptions, count(*) FILTER (WHERE e.stands) AS rows,
+    sum({tool_asked}) FILTER (WHERE e.stands) AS tools,
+    sum({assignment_asked}) FILTER (WHERE e.stands) AS assignments,
+    sum({log_asked}) FILTER (WHERE e.stands) AS logs
+  FROM subscription e
+),
+asked_by_projects AS (
+  SELECT count(*) AS rows, sum({project_tool_asked}) AS tools,
+    sum({assignment_asked}) AS assignments, sum({log_asked}) AS logs
+  FROM (
+    SELECT p.user_id::text AS user_id, {project_tool} AS tool_id, {project_usage} AS usage_id
+    FROM page JOIN {projects} p ON p.user_id = page.id AND {projects_scope}
+    WHERE {active_gpt} = {project_tool}
+  ) AS e
+),
+tools AS (
+  SELECT count(*) AS rows, sum(
+    CASE WHEN {is_project_tool} THEN {project_tool_found} ELSE {tool_found} END
+  ) FILTER (WHERE t.tool_type = 'gpt' AND t.pricing_tier::text = 'free' AND t.credits_cost = 0
+    AND t.requires_approval = false) AS total
+  FROM {ai_suites} h CROSS JOIN LATERAL (
+    SELECT o.* FROM {ai_tools} o WHERE o.suite_id = h.id OFFSET 0) AS t
+  WHERE {suites_scope}
+),
+assignments AS (
+  SELECT count(*) AS rows, sum({assignment_found}) FILTER (WHERE a.expires_at IS NULL
+    AND a.assigned_by::text IS NOT DISTINCT FROM {assigned_by}
+    AND a.permissions::jsonb = '{{"full_access"\\: true}}') AS total
+  FROM {tool_assignments} a WHERE {assignments_scope}
+),
+logs AS (
+  SELECT count(*) AS rows, sum({log_found}) FILTER (WHERE l.action = 'migration'
+    AND l.credits_used = 0 AND l.status = 'completed') AS total
+  FROM {tool_usage_logs} l WHERE {logs_scope}
+)
+SELECT o.users, o.users_quarantined, s.subscriptions,
+  s.subscriptions - s.rows AS subscriptions_quarantined,
+  o.are_plain AND o.users - o.users_quarantined = h.rows
+    AND coalesce(o.suites, 0) = coalesce(h.total, 0)
+    AND s.rows + p.rows = ALL(ARRAY[t.rows, a.rows, l.rows])
+    AND coalesce(s.tools, 0) + coalesce(p.tools, 0) = coalesce(t.total, 0)
+    AND coalesce(s.assignments, 0) + coalesce(p.assignments, 0) = coalesce(a.total, 0)
+    AND coalesce(s.logs, 0) + coalesce(p.logs, 0) = coalesce(l.total, 0) AS tallies
+FROM owner o, suites h, asked s, asked_by_projects p, tools t, assignments a, logs l
+"""
+
+
+def tally(context: Context, scope: Scope) -> str:
+    """The statement that counts one page of users and their subscriptions, and holds the sums."""
+    users, subscriptions = context.legacy.users, context.legacy.subscriptions
+    user_key, project_key = users.columns["id"].base, context.legacy.projects.columns["id"].base
+    key = subscriptions.columns["id"].base
+    return context.render(
+        _TALLY,
+        scope=scope.condition("u.id", user_key),
+        suites_scope=context.owned(context.target.table("ai_suites"), "h", scope),
+        assignments_scope=context.owned(context.target.table("tool_assignments"), "a", scope),
+        logs_scope=context.owned(context.target.table("tool_usage_logs"), "l", scope),
+        images=newest_images(context, "user", users, scope),
+        subscriptions_scope=context.near(subscriptions, "s", scope),
+        projects_scope=context.near(context.legacy.projects, "p", scope),
+        tool_id=keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
+        usage_id=keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
+        project_tool=keys.id_of(keys.PROJECT_TOOL, "p.id", project_key),
+        project_usage=keys.id_of(keys.PROJECT_USAGE, "p.id", project_key),
+        is_project_tool=keys.has_kind(keys.PROJECT_TOOL, "t.id"),
+        suite_id=keys.id_of(keys.SUITE, "u.id", user_key),
+        role=word(exact(users, "role", "NULL", alias="u")),
+        suite_asked=_hash("e.suite_id", "e.suite_name", "e.id::text"),
+        suite_found=_hash("h.id", "h.name", "h.user_id::text"),
+        version=exact(subscriptions, "version", "NULL"),
+        status=word(exact(subscriptions, "status", "'active'")),
+        is_active=optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
+        preferences=expected_preferences(context, is_hopeful=scope.is_hopeful),
+        assigned_by=system_assigner(context),
+        tool_asked=_tool("e.tool_id", "e.user_id", "e.name", "e.version", "e.is_active",
+                         "e.preferences"),
+        tool_found=_tool("t.id", "h.user_id::text", "t.name", "t.version", "t.is_active",
+                         "t.configuration::jsonb"),
+        project_tool_asked=_hash("e.tool_id", "e.user_id"),
+        project_tool_found=_hash("t.id", "h.user_id::text"),
+        assignment_asked=_hash("e.tool_id", "e.user_id"),
+        assignment_found=_hash("a.tool_id", "a.user_id::text"),
+        log_asked=_hash("e.usage_id", "e.tool_id", "e.user_id"),
+        log_found=_hash("l.id", "l.tool_id", "l.user_id::text"),
+    )  # fmt: skip
+
+
+def _tool(tool_id: str, user: str, name: str, version: str, is_active: str, document: str) -> str:
+    flag = f"CASE {is_active} WHEN true THEN 1 WHEN false THEN 2 ELSE 3 END"
+    values = _hash(f"coalesce({version}, chr(1))", name, seed=f"({flag})::bigint")
+    return _hash(tool_id, user, seed=f"jsonb_hash_extended({document}, {values})")
+
+
+def _hash(*texts: str, seed: str = "0") -> str:
+    """SQL for 64 bits of all the texts; each is the seed of the next, so none runs into another."""
+    for text in texts:
+        seed = f"hashtextextended({text}, {seed})"
+    return seed

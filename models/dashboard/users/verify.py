@@ -1,0 +1,285 @@
+"""The second opinion on users and subscriptions: what must be there, compared with what is.
+
+Shares no statement with `users.py`. Every legacy row that is not set aside is held against each
+target row it must have produced, and every row that the migration made against the legacy rows.
+"""
+
+from __future__ import annotations
+
+from models.dashboard.legacy import exact, key_from_text, optional, word
+from models.engine import keys
+from models.engine.step import Context, Scope
+from models.engine.verification import (
+    Check,
+    expected_preferences,
+    system_assigner,
+    tool_checks,
+    with_checks,
+    wrong_values,
+)
+
+_USER_CHECKS = (
+    Check(
+        "wrong_value",
+        "users",
+        "user_type",
+        "u.user_type IS NULL OR (u.is_known AND u.user_type <> CASE"
+        " WHEN u.kept ? 'user_type' THEN u.was ->> 'user_type'"
+        " WHEN u.role IN ('student', 'teacher', 'admin', 'developer') THEN u.role"
+        " ELSE 'student' END)",
+    ),
+    Check(
+        "wrong_value",
+        "users",
+        "billing_tier",
+        "u.billing_tier IS NULL OR (u.is_known AND u.billing_tier <> CASE"
+        " WHEN u.kept ? 'billing_tier' THEN u.was ->> 'billing_tier' ELSE 'free' END)",
+    ),
+    Check(
+        "wrong_value",
+        "users",
+        "is_active",
+        "u.is_active IS NULL OR (u.is_known AND u.is_active <> CASE"
+        " WHEN u.kept ? 'is_active' THEN (u.was ->> 'is_active')::boolean ELSE true END)",
+    ),
+    Check(
+        "wrong_value",
+        "users",
+        "organization_id",
+        "u.organization_id IS NULL OR (u.is_known AND u.organization_id <> CASE"
+        " WHEN u.kept ? 'organization_id' THEN u.was ->> 'organization_id'"
+        " ELSE home.organization_id END)",
+    ),
+    Check(
+        "wrong_value",
+        "users",
+        "department_id",
+        "u.is_known AND u.department_id IS DISTINCT FROM CASE"
+        " WHEN u.was ? 'department_id' THEN u.was ->> 'department_id'"
+        " WHEN NOT u.kept ? 'organization_id' THEN home.department_id END",
+    ),
+    Check("wrong_value", "users", "credits_balance", "u.credits_balance IS NULL"),
+    Check(
+        "missing",
+        "ai_suites",
+        "",
+        "s.id IS NULL AND ((u.is_known AND NOT u.was ? 'suite')"
+        " OR NOT EXISTS (SELECT FROM {ai_suites} e WHERE e.user_id = u.id))",
+    ),
+    Check("extra", "ai_suites", "", "s.id IS NOT NULL AND u.was ? 'suite'"),
+    Check(
+        "extra",
+        "ai_suites",
+        "twin",
+        "EXISTS (SELECT FROM {ai_suites} e WHERE e.user_id = u.id AND e.id <> s.id"
+        " AND e.name = s.name AND e.configuration::jsonb = s.configuration::jsonb)",
+    ),
+    Check("wrong_owner", "ai_suites", "", "s.user_id <> u.id"),
+    *wrong_values(
+        "ai_suites",
+        "s.id IS NOT NULL AND (u.is_known OR s.is_as_made)",
+        {
+            "name": "s.name <> concat(u.email, '''s Suite')",
+            "configuration": "s.configuration::jsonb IS DISTINCT FROM jsonb_build_object("
+            "'default_tools', json_build_array(), 'preferences', json_build_object(),"
+            " 'auto_configuration', true)",
+            "is_active": "s.is_active IS DISTINCT FROM true",
+        },
+    ),
+)
+
+# What the columns were before comes from the newest before-image. Where an earlier run wrote it,
+# the new application may have changed the columns since: only nulls can be told then.
+_USERS = """
+SELECT found.kind, 'user', u.legacy_key, found.target_table, found.detail
+FROM (
+  SELECT u.id, u.id::text AS legacy_key, {email} AS email,
+    u.user_type::text, u.billing_tier::text,
+    u.is_active, u.organization_id, u.department_id, u.credits_balance,
+    b.was, coalesce(b.was -> 'kept', '[]') AS kept,
+    coalesce(b.run_id = :own_run, false) AS is_known,
+    {role} AS role
+  FROM {users} u LEFT JOIN LATERAL (
+    SELECT i.was, i.run_id FROM migration.before_images i
+    WHERE i.entity = 'user' AND i.legacy_key = u.id::text ORDER BY i.run_id DESC LIMIT 1
+  ) AS b ON true
+  WHERE {scope} AND NOT EXISTS (
+    SELECT FROM migration.quarantine q WHERE q.entity = 'user' AND q.legacy_key = u.id::text
+      AND q.state IN ('open', 'accepted'))
+) AS u
+LEFT JOIN (
+  SELECT (array_agg(o.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1] AS organization_id,
+    (array_agg(d.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1] AS department_id
+  FROM {organizations} o
+  LEFT JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
+  WHERE o.name = 'Default Organization'
+) AS home ON true
+LEFT JOIN LATERAL (
+  SELECT e.*, e.updated_at IS NOT DISTINCT FROM e.created_at AS is_as_made FROM {ai_suites} e
+  WHERE e.id = {suite_id} OFFSET 0
+) AS s ON true
+CROSS JOIN LATERAL (VALUES
+  {checks}
+) AS found(kind, target_table, detail, differs)
+WHERE ({differs}) AND found.differs
+"""
+
+# What an earlier run migrated and is bad now stays as it was until it is mended.
+_SET_ASIDE_USERS = """
+SELECT 'extra', 'user', u.id::text, 'credit_logs', 'set aside'
+FROM migration.quarantine q
+JOIN {users} u ON u.id::text = q.legacy_key
+JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :own_run
+WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
+UNION ALL SELECT 'extra', 'user', u.id::text, 'ai_suites', 'set aside'
+FROM migration.quarantine q
+JOIN {users} u ON u.id::text = q.legacy_key
+JOIN {ai_suites} s ON s.id = {suite_id}
+WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
+  AND s.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
+                       WHERE r.id = :own_run)
+"""
+
+_SUBSCRIPTION_CHECKS = (
+    Check("missing", "ai_tools", "", "t.id IS NULL"),
+    Check("missing", "tool_assignments", "", "a.tool_id IS NULL"),
+    Check("missing", "tool_usage_logs", "", "l.id IS NULL"),
+    *tool_checks(
+        {
+            "name": "t.name IS DISTINCT FROM e.gpt_id",
+            "version": "t.version IS DISTINCT FROM e.version",
+            "is_active": "t.is_active IS DISTINCT FROM"
+            " (e.status IS NOT DISTINCT FROM 'active' AND e.is_active IS DISTINCT FROM false)",
+            "configuration": "t.configuration::jsonb IS DISTINCT FROM"
+            " coalesce(nullif(e.preferences, 'null'), '{{}}')",
+        },
+    ),
+)
+
+_SUBSCRIPTIONS = """
+SELECT found.kind, 'subscription', e.legacy_key, found.target_table, found.detail
+FROM (
+  SELECT s.id::text AS legacy_key, s.user_id, {gpt_id} AS gpt_id, {version} AS version,
+    {status} AS status, {is_active} AS is_active, {tool_id} AS tool_id, {usage_id} AS usage_id,
+    {preferences} AS preferences
+  FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
+  WHERE {scope} AND NOT EXISTS (
+    SELECT FROM migration.quarantine q WHERE q.entity = 'subscription'
+      AND q.legacy_key = s.id::text AND q.state IN ('open', 'accepted'))
+) AS e
+LEFT JOIN {ai_tools} t ON t.id = e.tool_id
+LEFT JOIN {ai_suites} home ON home.id = t.suite_id
+LEFT JOIN {tool_assignments} a ON a.tool_id = e.tool_id AND a.user_id = e.user_id
+LEFT JOIN {tool_usage_logs} l ON l.id = e.usage_id
+CROSS JOIN LATERAL (VALUES
+  {checks}
+) AS found(kind, target_table, detail, differs)
+WHERE ({differs}) AND found.differs
+"""
+
+# Rows that the migration made (their ids say so) and that no standing legacy row asks for, and
+# twins: rows made during the run that repeat a migrated one under another id. What an earlier run
+# made may stay while its legacy row is set aside, or since the new application uses it.
+_EXTRA = """
+WITH page AS MATERIALIZED (SELECT u.id FROM {users} u WHERE {scope}),
+legacy AS MATERIALIZED (
+  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, q.legacy_key IS NULL AS stands
+  FROM page JOIN {subscriptions} s ON s.user_id = page.id
+  LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
+    AND q.state IN ('open', 'accepted')
+),
+tools AS MATERIALIZED (
+  SELECT t.id, s.user_id, t.suite_id, t.name, t.version, t.tool_type, t.configuration::jsonb,
+    t.created_at, t.updated_at
+  FROM page JOIN {ai_suites} s ON s.user_id = page.id JOIN {ai_tools} t ON t.suite_id = s.id
+),
+stray AS MATERIALIZED (
+  SELECT t.id, 'subscription' AS entity, e.tool_id IS NULL AS is_gone FROM tools t
+  LEFT JOIN legacy e ON e.tool_id = t.id AND e.user_id = t.user_id
+  WHERE {is_tool} AND e.stands IS NOT TRUE
+  UNION ALL
+  SELECT t.id, 'project', true FROM tools t
+  WHERE {is_project_tool} AND NOT EXISTS (SELECT FROM {projects} p WHERE p.id = {project_key})
+),
+judged AS MATERIALIZED (
+  SELECT x.id, x.entity, EXISTS (
+      SELECT FROM {tool_usage_logs} l
+      WHERE l.tool_id = x.id AND l.action = 'migration' AND l.session_id = :own_run)
+    OR coalesce(t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
+                                 WHERE r.id = :own_run), false)
+    OR (x.is_gone AND t.updated_at IS NOT DISTINCT FROM t.created_at
+      AND (SELECT count(*) FROM {tool_usage_logs} l
+           WHERE l.tool_id = x.id AND l.action IS DISTINCT FROM 'migration') = 0
+      AND (SELECT count(*) FROM {tool_assignments} a
+           WHERE a.tool_id = x.id AND a.assigned_by IS DISTINCT FROM {assigned_by}) = 0
+      AND (SELECT count(*) FROM {marketplace_listings} m WHERE m.tool_id = x.id) = 0) AS is_extra
+  FROM stray x JOIN tools t ON t.id = x.id
+)
+SELECT 'extra', j.entity, j.id, 'ai_tools', NULL FROM judged j WHERE j.is_extra
+UNION ALL
+SELECT 'extra', 'subscription', t.id, 'ai_tools', 'twin'
+FROM tools t JOIN tools o
+  ON o.suite_id = t.suite_id AND o.name = t.name AND o.tool_type = t.tool_type
+  AND o.configuration = t.configuration AND o.version IS NOT DISTINCT FROM t.version
+JOIN legacy e ON e.tool_id = o.id AND e.stands
+WHERE NOT {is_tool} AND t.tool_type = 'gpt'
+  AND t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
+                       WHERE r.id = :own_run)
+UNION ALL
+SELECT 'extra', 'subscription', a.tool_id, 'tool_assignments', NULL
+FROM page JOIN {tool_assignments} a ON a.user_id = page.id
+LEFT JOIN legacy e ON e.tool_id = a.tool_id AND e.user_id = a.user_id AND e.stands
+LEFT JOIN judged j ON j.id = a.tool_id
+WHERE {is_assigned_tool} AND e.tool_id IS NULL AND j.is_extra IS NOT FALSE
+  AND a.assigned_by IS NOT DISTINCT FROM {assigned_by}
+UNION ALL
+SELECT 'extra', 'subscription', l.id, 'tool_usage_logs', NULL
+FROM page JOIN {tool_usage_logs} l ON l.user_id = page.id
+LEFT JOIN legacy e ON e.usage_id = l.id AND e.user_id = l.user_id AND e.stands
+LEFT JOIN judged j ON j.id = l.tool_id
+WHERE e.usage_id IS NULL AND l.action = 'migration' AND ({is_usage} OR {is_used_tool})
+  AND j.is_extra IS NOT FALSE
+"""
+
+
+def differences(context: Context, scope: Scope) -> list[str]:
+    """The statements over what is set aside in one page of users."""
+    return [context.render(_SET_ASIDE_USERS, **_expressions(context, scope))]
+
+
+def details(context: Context, scope: Scope) -> list[str]:
+    """The statements over one page of users, and over all that hangs on them."""
+    names = _expressions(context, scope)
+    statements = (
+        with_checks(_USERS, _USER_CHECKS),
+        with_checks(_SUBSCRIPTIONS, _SUBSCRIPTION_CHECKS),
+        _EXTRA,
+    )
+    return [context.render(sql, **names) for sql in statements]
+
+
+def _expressions(context: Context, scope: Scope) -> dict[str, str]:
+    users, subscriptions = context.legacy.users, context.legacy.subscriptions
+    user_key = users.columns["id"].base
+    key = subscriptions.columns["id"].base
+    return {
+        "scope": scope.condition("u.id", user_key),
+        "role": word(exact(users, "role", "NULL", alias="u")),
+        "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),
+        "grant_id": keys.id_of(keys.GRANT, "u.id", user_key),
+        "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
+        "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
+        "version": exact(subscriptions, "version", "NULL"),
+        "status": word(exact(subscriptions, "status", "'active'")),
+        "is_active": optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
+        "preferences": expected_preferences(context),
+        "assigned_by": system_assigner(context),
+        "is_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
+        "is_project_tool": keys.has_kind(keys.PROJECT_TOOL, "t.id"),
+        "project_key": key_from_text(
+            "(t.configuration ->> 'project_id')", context.legacy.projects.columns["id"].base
+        ),
+        "is_assigned_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "a.tool_id"),
+        "is_usage": keys.has_kind(keys.SUBSCRIPTION_USAGE, "l.id"),
+        "is_used_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "l.tool_id"),
+    }

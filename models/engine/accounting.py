@@ -1,0 +1,203 @@
+"""Every legacy row is migrated or in the quarantine: counted over whole tables, each in a snapshot.
+
+Nothing is replayed meanwhile and what is captured is told apart, so that each table is counted as
+of the last replay, whenever its batch is: the tables' figures are those of one moment.
+
+Knows nothing of batches: a page that was never cut is missing in no batch, but its rows are here.
+The same statement counts before the cutover, for the verification, and after it, for the totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import text
+
+from models.engine import judgement, keys
+from models.engine.row_hash import ENTITIES
+from models.engine.step import Context, Counts, Scope, Step
+from models.ledger.tables import VERIFICATION
+
+# Of each table: enough to see what they have in common. A retry stores them all.
+MOST_KEYS = 1_000
+# Whole tables are joined once: hashing them is cheaper than to look up each row.
+_PLANNING = """
+SET LOCAL statement_timeout = '25min'; SET LOCAL work_mem = '64MB';
+SET LOCAL enable_seqscan = on; SET LOCAL random_page_cost = 4;
+SET LOCAL max_parallel_workers_per_gather = 2
+"""
+
+# `since`: what was captured and waits to be replayed, by key the first change. Whatever is counted
+# is counted as of the last replay: a row inserted since is not there yet, a deleted one still is.
+_ACCOUNT = """
+WITH since AS MATERIALIZED (
+  SELECT DISTINCT ON (c.entity, c.legacy_key) c.entity, c.legacy_key, c.operation
+  FROM migration.changes c WHERE c.operation <> 'RENAME' ORDER BY c.entity, c.legacy_key, c.id
+),
+moved AS MATERIALIZED (
+  SELECT DISTINCT c.owner_key FROM migration.changes c
+  WHERE c.entity = 'user'
+),
+aside AS MATERIALIZED (
+  SELECT q.entity, q.legacy_key FROM migration.quarantine q
+  WHERE q.state IN ('open', 'accepted')
+),
+named AS MATERIALIZED (
+  SELECT d.entity, d.legacy_key,
+    bool_or(d.kind IN ('missing', 'unaccounted')) AS is_missing
+  FROM migration.differences d
+  WHERE d.run_id = :run_id AND d.stage = 'verification' AND d.kind <> 'unverified' GROUP BY 1, 2
+)
+"""
+_COUNT = """
+SELECT '{entity}' AS entity, here.total + gone.total AS total,
+  here.migrated + gone.migrated AS migrated, here.quarantined + gone.quarantined AS quarantined,
+  here.lost, here.lost_keys, (SELECT count(*) FROM since) AS changes
+FROM (
+  SELECT count(*) FILTER (WHERE NOT r.is_new) AS total,
+    count(*) FILTER (WHERE NOT r.is_new AND r.is_migrated AND r.is_missing IS NOT TRUE)
+      AS migrated,
+    count(*) FILTER (WHERE NOT r.is_new AND r.is_aside) AS quarantined,
+    count(*) FILTER (WHERE r.is_lost) AS lost,
+    (array_agg(r.legacy_key) FILTER (WHERE r.is_lost))[1:{most}] AS lost_keys
+  FROM (
+    SELECT r.*, NOT (r.is_aside OR r.is_migrated OR r.is_pending OR r.is_named) AS is_lost
+    FROM ({rows}) AS r
+  ) AS r
+) AS here,
+(
+  SELECT count(*) AS total, count(*) FILTER (WHERE a.legacy_key IS NULL) AS migrated,
+    count(a.legacy_key) AS quarantined
+  FROM since s LEFT JOIN aside a ON a.entity = s.entity AND a.legacy_key = s.legacy_key
+  WHERE s.entity = '{entity}' AND s.operation <> 'INSERT'
+    AND NOT EXISTS (SELECT FROM {table} t WHERE t.id::text COLLATE "C" = s.legacy_key)
+) AS gone
+"""
+# Tried first, where nothing waits to be replayed: if this adds up, there is no row to name.
+_GLANCE = """
+SELECT '{entity}' AS entity, count(*) AS total,
+  count(*) FILTER (WHERE a.legacy_key IS NULL AND {is_migrated}) AS migrated,
+  count(a.legacy_key) AS quarantined
+FROM {table} t
+{joins}
+LEFT JOIN aside a ON a.entity = '{entity}' AND a.legacy_key = t.id::text COLLATE "C"
+WHERE NOT EXISTS (SELECT FROM migration.changes) AND NOT EXISTS (SELECT FROM named)
+"""
+_ROWS = """
+SELECT t.id::text AS legacy_key, s.operation IS NOT DISTINCT FROM 'INSERT' AS is_new,
+  a.legacy_key IS NOT NULL AS is_aside, a.legacy_key IS NULL AND {is_migrated} AS is_migrated,
+  s.legacy_key IS NOT NULL OR w.owner_key IS NOT NULL AS is_pending,
+  n.legacy_key IS NOT NULL AS is_named, n.is_missing
+FROM {table} t
+{joins}
+LEFT JOIN aside a ON a.entity = '{entity}' AND a.legacy_key = t.id::text COLLATE "C"
+LEFT JOIN since s ON s.entity = '{entity}' AND s.legacy_key = t.id::text COLLATE "C"
+LEFT JOIN moved w ON w.owner_key = t.{owner}::text COLLATE "C"
+LEFT JOIN named n ON n.entity = '{entity}' AND n.legacy_key = t.id::text COLLATE "C"
+"""
+
+# What each migrated row has, whichever run migrated it: a user the grant (or a before-image, where
+# only the grant is gone: the reconciliation names it), a subscription its tool, a project a value
+# for the new column, a tool where it has a GPT, and an owner who is migrated.
+_JOINS = {
+    "user": 'LEFT JOIN {credit_logs} m ON m.id COLLATE "C" = ({grant_id}) COLLATE "C"',
+    "subscription": 'LEFT JOIN {ai_tools} m ON m.id COLLATE "C" = ({tool_id}) COLLATE "C"',
+    "project": """
+LEFT JOIN {ai_tools} m ON m.id COLLATE "C" = t.active_gpt_id COLLATE "C"
+LEFT JOIN {users} o ON o.id = t.user_id
+LEFT JOIN aside oa ON oa.entity = 'user' AND oa.legacy_key = t.user_id::text COLLATE "C"
+""",
+}
+_IS_MIGRATED = {
+    "user": "(m.id IS NOT NULL OR EXISTS (SELECT FROM migration.before_images i"
+    " WHERE i.entity = 'user' AND i.legacy_key = t.id::text))",
+    "subscription": "m.id IS NOT NULL",
+    "project": "t.is_template IS NOT NULL AND o.id IS NOT NULL AND oa.legacy_key IS NULL"
+    " AND (m.id IS NOT NULL OR btrim(coalesce(t.active_gpt_id, ''), :blanks) = '')",
+}
+
+_STORE = text(
+    "INSERT INTO migration.differences"
+    " (run_id, stage, batch_id, kind, entity, legacy_key, target_table)"
+    " SELECT :run_id, :stage, :batch_id, 'unaccounted', :entity, key, :table"
+    " FROM unnest(CAST(:keys AS text[])) AS key ON CONFLICT DO NOTHING"
+)
+
+
+class Accounting(Step):
+    """Ends the verification: accounts for each legacy row, and judges each that was set aside."""
+
+    name = "accounting"
+    stage = VERIFICATION
+    queue = "migration.verify"
+
+    def items(self, context: Context) -> list[str]:
+        return [*ENTITIES, "quarantine"]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        if scope.keys == ("quarantine",):
+            found = judgement.judge(context)
+            return {"quarantine": found, "differences": found["wrong"]}
+        counted, lost = account(context, scope.keys or ENTITIES)
+        return {"accounted": counted, "unaccounted": lost, "differences": lost}
+
+
+def account(
+    context: Context, entities: Sequence[str] = ENTITIES, *, stores_all: bool = False
+) -> tuple[Counts, int]:
+    """How the rows of these tables stand; and how many are neither migrated nor set aside.
+
+    Those are stored as differences, at most MOST_KEYS of a table where not all are asked for.
+    """
+    counted: Counts = {}
+    lost = 0
+    for row in _read(context, entities, None if stores_all else MOST_KEYS):
+        counted[f"{row.entity}s"] = {
+            name: getattr(row, name) for name in ("total", "migrated", "quarantined")
+        } | ({"changes": row.changes} if getattr(row, "changes", 0) else {})
+        lost += getattr(row, "lost", 0)
+        _store(context, row.entity, getattr(row, "lost_keys", None) or [])
+    return counted, lost
+
+
+def _read(context: Context, entities: Sequence[str], most: int | None) -> list[Any]:
+    # Undone for the sake of its settings.
+    with context.connection.begin_nested() as nested:
+        context.connection.exec_driver_sql(_PLANNING)
+        rows = _execute(context, entities, _GLANCE)
+        if any(row.total != row.migrated + row.quarantined for row in rows) or not any(
+            row.total for row in rows
+        ):
+            rows = _execute(context, entities, _COUNT, most)
+        nested.rollback()
+    return rows
+
+
+def _execute(
+    context: Context, entities: Sequence[str], statement: str, most: int | None = None
+) -> list[Any]:
+    """One statement over these tables, and so in one snapshot."""
+    parts = " UNION ALL ".join(_fill(context, statement, entity, most) for entity in entities)
+    return list(context.connection.execute(text(_ACCOUNT + parts), context.parameters))
+
+
+def _fill(context: Context, statement: str, entity: str, most: int | None) -> str:
+    table = getattr(context.legacy, f"{entity}s")
+    key = table.columns["id"].base
+    owner = "id" if entity == "user" else "user_id"
+    names = {"entity": entity, "table": table.sql}
+    joins = context.render(
+        _JOINS[entity],
+        grant_id=keys.id_of(keys.GRANT, "t.id", key),
+        tool_id=keys.id_of(keys.SUBSCRIPTION_TOOL, "t.id", key),
+    )
+    names |= {"joins": joins, "is_migrated": _IS_MIGRATED[entity]}
+    rows = _ROWS.format(**names, owner=owner)
+    return statement.format(**names, rows=rows, most="" if most is None else most)
+
+
+def _store(context: Context, entity: str, keys: list[str]) -> None:
+    values = {"entity": entity, "keys": keys, "table": f"{entity}s"}
+    where = {"run_id": context.run_id, "stage": VERIFICATION, "batch_id": context.batch_id}
+    context.connection.execute(_STORE, where | values)

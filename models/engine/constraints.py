@@ -1,0 +1,197 @@
+"""Contract: foreign keys and defaults, then validation and NOT NULL; and the helper index goes.
+
+A table's keys are a batch, safe to repeat, and hold no lock beyond `lock_timeout`. Between
+the two halves `settle.py` takes up the last changes: from the first half on, the keys delete what
+hangs on a row that the application deletes, and the second half finds nothing left over.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from models.dashboard.schema import REFERENCES, TABLES, USER_DEFAULTS, Reference
+from models.engine.indexes import HELPER_INDEXES, alter, drop_helpers, is_ours, record
+from models.engine.step import Context, Counts, Scope, Step
+from models.postgres.catalog import quote
+from models.postgres.database import sqlstate
+
+_REST = "not null and the rest"
+_CHECK_VIOLATION = "23514"
+_FOREIGN_KEY_VIOLATION = "23503"
+
+
+class Keys(Step):
+    """Adds foreign keys, not validated yet, and the defaults of the new columns."""
+
+    name = "keys"
+    stage = "finish"
+    queue = "migration.control"
+    transactional = False
+
+    def items(self, context: Context) -> list[str]:
+        return ["keys and defaults"]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        for reference in REFERENCES:
+            _add_key(context, reference)
+        _set_defaults(context)
+        return {}
+
+
+class Contract(Step):
+    """Closes the schema, now that the rows are there and verified."""
+
+    name = "contract"
+    stage = "finish"
+    queue = "migration.control"
+    transactional = False
+    takes_lists = True
+
+    def items(self, context: Context) -> list[str]:
+        return [*dict.fromkeys(reference.table for reference in REFERENCES), _REST]
+
+    def key_lists(self, context: Context, round_: int) -> list[list[str]]:
+        # NOT NULL needs a lock that each validation of a key to the users stands in the way of.
+        is_rest = {0: False, 1: True}
+        return [[i] for i in self.items(context) if (i == _REST) is is_rest.get(round_)]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        (item,) = scope.keys or ()
+        references = [reference for reference in REFERENCES if reference.table == item]
+        for reference in references:
+            _validate(context, reference)
+        if not references:
+            _require_values(context)
+            _drop_helper_indexes(context)
+            allow_autovacuum(context)
+        return {}
+
+
+def _drop_helper_indexes(context: Context) -> None:
+    for name in HELPER_INDEXES:
+        drop_helpers(context.connection, name, getattr(context.legacy, name).schema)
+
+
+def allow_autovacuum(context: Context) -> None:
+    """From now on the tables that the migration made are vacuumed like all others."""
+    for name in TABLES:
+        if is_ours(context.connection, "table", name, name):
+            table = context.target.table(name).sql
+            alter(context.connection, f"ALTER TABLE {table} RESET (autovacuum_enabled)")
+
+
+def _add_key(context: Context, reference: Reference) -> None:
+    connection = context.connection
+    table = context.target.table(reference.table)
+    if table.key_on(reference.column) is not None:
+        return
+    made_here = is_ours(connection, "table", reference.table, reference.table)
+    added_here = is_ours(connection, "column", reference.table, reference.column)
+    if not (made_here or added_here):
+        return
+    name = _free_constraint(connection, table.oid, f"fk_{reference.table}_{reference.column}")
+    record(connection, "constraint", reference.table, name)
+    alter(
+        connection,
+        f"ALTER TABLE {table.sql} ADD CONSTRAINT {quote(name)}"
+        f" FOREIGN KEY ({quote(reference.column)})"
+        f" REFERENCES {context.target.table(reference.refers_to).sql} (id)"
+        f" ON DELETE {reference.on_delete} NOT VALID",
+    )
+
+
+def _free_constraint(connection: Connection, table: int, name: str) -> str:
+    """The name, or one like it where the table has another constraint under that."""
+    taken = set(
+        connection.scalars(
+            text("SELECT conname FROM pg_constraint WHERE conrelid = :table"), {"table": table}
+        )
+    )
+    names = (f"{name}_{number}" if number else name for number in count())
+    return next(candidate for candidate in names if candidate not in taken)
+
+
+def _validate(context: Context, reference: Reference) -> None:
+    table = context.target.table(reference.table)
+    key = table.key_on(reference.column)
+    if key is None or key.valid:
+        return
+    validate = f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {quote(key.name)}"
+    try:
+        alter(context.connection, validate)
+    except DBAPIError as failure:
+        if sqlstate(failure) != _FOREIGN_KEY_VIOLATION:
+            raise
+        _remove_orphans(context, reference)
+        alter(context.connection, validate)
+
+
+def _remove_orphans(context: Context, reference: Reference) -> None:
+    """What the key would have done itself, had it stood when the application deleted the row."""
+    column = quote(reference.column)
+    orphan = (
+        f"t.{column} IS NOT NULL AND NOT EXISTS (SELECT FROM"
+        f" {context.target.table(reference.refers_to).sql} r WHERE r.id = t.{column})"
+    )
+    table = context.target.table(reference.table).sql
+    if reference.on_delete == "CASCADE":
+        context.connection.exec_driver_sql(f"DELETE FROM {table} t WHERE {orphan}")
+    else:
+        context.connection.exec_driver_sql(f"UPDATE {table} t SET {column} = NULL WHERE {orphan}")
+
+
+def _set_defaults(context: Context) -> None:
+    connection = context.connection
+    users = context.legacy.users
+    missing = [name for name in USER_DEFAULTS if users.columns[name].default is None]
+    if missing:
+        for name in missing:
+            record(connection, "default", "users", name)
+        clauses = ", ".join(
+            f"ALTER COLUMN {quote(name)} SET DEFAULT {USER_DEFAULTS[name]}" for name in missing
+        )
+        alter(connection, f"ALTER TABLE {users.sql} {clauses}")
+
+
+def _require_values(context: Context) -> None:
+    connection = context.connection
+    users = context.legacy.users
+    any_set_aside = connection.scalar(
+        text(
+            "SELECT true FROM migration.quarantine"
+            " WHERE entity = 'user' AND state IN ('open', 'accepted') LIMIT 1"
+        )
+    )
+    nullable = [name for name in USER_DEFAULTS if not users.columns[name].not_null]
+    if nullable and not any_set_aside:
+        _set_not_null(connection, users.oid, users.sql, nullable)
+
+
+def _set_not_null(connection: Connection, oid: int, table: str, columns: list[str]) -> None:
+    """With a validated CHECK in place, SET NOT NULL needs no scan under its lock (PG 12 on)."""
+    # What an interruption left goes; a constraint of somebody else's with that name stays.
+    name = "migration_not_null"
+    if not is_ours(connection, "constraint", "users", name):
+        name = _free_constraint(connection, oid, name)
+        record(connection, "constraint", "users", name)
+    check = quote(name)
+    condition = " AND ".join(f"{quote(name)} IS NOT NULL" for name in columns)
+    drop = f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}"
+    alter(connection, drop)
+    alter(connection, f"ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({condition}) NOT VALID")
+    try:
+        alter(connection, f"ALTER TABLE {table} VALIDATE CONSTRAINT {check}")
+    except DBAPIError as failure:
+        if sqlstate(failure) != _CHECK_VIOLATION:
+            raise
+        # A row that came after the pages were cut, without these columns: the next run takes it.
+        alter(connection, drop)
+        return
+    for column in columns:
+        record(connection, "not_null", "users", column)
+    clauses = ", ".join(f"ALTER COLUMN {quote(name)} SET NOT NULL" for name in columns)
+    alter(connection, f"ALTER TABLE {table} {clauses}")
+    alter(connection, drop)

@@ -1,0 +1,168 @@
+"""Indexes: the one the run itself needs before the load, the ones of the target after it.
+
+Building an index once, over rows that are there, costs a fraction of keeping it during the load.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, text
+
+from models.dashboard.schema import EARLY_INDEXES, REFERENCES
+from models.engine.step import Context, Counts, Scope, Step
+from models.postgres.catalog import Table, quote
+from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks
+from models.preflight.taken import index_names
+
+# By the legacy table: a user's rows are looked up in every batch, or in every change.
+HELPER_INDEXES = {
+    "subscriptions": "migration_helper_user_id",
+    "projects": "migration_helper_projects_user_id",
+}
+
+_RECORD = text(
+    "INSERT INTO migration.schema_objects (kind, table_name, name)"
+    " VALUES (:kind, :table_name, :name) ON CONFLICT DO NOTHING"
+)
+
+
+def record(connection: Connection, kind: str, table: str, name: str) -> None:
+    """Remember that the migration added this object; only those may be taken away again."""
+    connection.execute(_RECORD, {"kind": kind, "table_name": table, "name": name})
+
+
+def is_ours(connection: Connection, kind: str, table: str, name: str) -> bool:
+    """Whether the migration added this object itself."""
+    found = connection.scalar(
+        text(
+            "SELECT true FROM migration.schema_objects"
+            " WHERE kind = :kind AND table_name = :table_name AND name = :name"
+        ),
+        {"kind": kind, "table_name": table, "name": name},
+    )
+    return bool(found)
+
+
+def ours(connection: Connection, kind: str, table: str) -> list[str]:
+    """The objects of that kind that the migration added to the table, by name."""
+    return list(
+        connection.scalars(
+            text(
+                "SELECT name FROM migration.schema_objects"
+                " WHERE kind = :kind AND table_name = :table_name ORDER BY name"
+            ),
+            {"kind": kind, "table_name": table},
+        )
+    )
+
+
+def alter(connection: Connection, statement: str) -> None:
+    """Run one ALTER or plain CREATE INDEX with a short lock timeout, until it gets its lock.
+
+    The connection is in autocommit: the limit and the statement travel as one transaction.
+    """
+    limits = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
+    if _is_alone(connection):
+        limits += "; SET LOCAL statement_timeout = 0"
+    retry_locks(lambda: connection.exec_driver_sql(f"{limits}; {statement}"))
+
+
+def build(
+    connection: Connection, table: Table, record_as: tuple[str, str], name: str, column: str
+) -> None:
+    """Build an index on the column under the name, or under another where somebody has that.
+
+    Without blocking writes, but for a table that the migration made; what an interruption left
+    invalid goes first.
+    """
+    kind, label = record_as
+    for free, is_invalid in index_names(connection, table.schema, table.oid, name, column):
+        if is_invalid and not is_ours(connection, kind, label, free):
+            continue
+        record(connection, kind, label, free)
+        if is_invalid:
+            drop_concurrently(connection, table.schema, free)
+        target = f"IF NOT EXISTS {quote(free)} ON {table.sql} ({quote(column)})"
+        if is_ours(connection, "table", label, label):
+            alter(connection, f"CREATE INDEX {target}")
+        else:
+            connection.exec_driver_sql(f"CREATE INDEX {_concurrently(connection)} {target}")
+        return
+
+
+def drop_helpers(connection: Connection, name: str, schema: str) -> None:
+    """Drop the helper indexes that the migration built on this legacy table."""
+    for index in ours(connection, "helper_index", name):
+        drop_concurrently(connection, schema, index)
+
+
+def drop_concurrently(connection: Connection, schema: str, name: str) -> None:
+    """Drop an index without blocking; nothing happens where it is gone."""
+    connection.exec_driver_sql(
+        f"DROP INDEX {_concurrently(connection)} IF EXISTS {quote(schema)}.{quote(name)}"
+    )
+
+
+def _concurrently(connection: Connection) -> str:
+    return "CONCURRENTLY" if _is_alone(connection) else ""
+
+
+def _is_alone(connection: Connection) -> bool:
+    """Everywhere but in a rehearsal, which is one transaction over tables of its own."""
+    return connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+
+
+class EarlyIndexes(Step):
+    """Builds the indexes that every batch needs, where the application has none."""
+
+    name = "early_indexes"
+    stage = "organization"
+    queue = "migration.control"
+    transactional = False
+
+    def items(self, context: Context) -> list[str]:
+        wanted = [*((name, "user_id") for name in HELPER_INDEXES), *EARLY_INDEXES]
+        tables = {**context.target.tables, "subscriptions": context.legacy.subscriptions}
+        return [name for name, column in wanted if not tables[name].has_index_on(column)]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        connection = context.connection
+        (name,) = scope.keys or ()
+        if name in HELPER_INDEXES:
+            table = getattr(context.legacy, name)
+            build(connection, table, ("helper_index", name), HELPER_INDEXES[name], "user_id")
+        else:
+            column = dict(EARLY_INDEXES)[name]
+            table = context.target.table(name)
+            build(connection, table, ("index", name), f"ix_{name}_{column}", column)
+        return {"indexes": 1}
+
+
+class TargetIndexes(Step):
+    """Builds the indexes that foreign keys need, a table a batch, and refreshes statistics."""
+
+    name = "indexes"
+    stage = "projects"
+    queue = "migration.control"
+    transactional = False
+
+    def items(self, context: Context) -> list[str]:
+        return list(dict.fromkeys(reference.table for reference in REFERENCES))
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        connection = context.connection
+        (name,) = scope.keys or ()
+        table = context.target.table(name)
+        built = 0
+        for column in [r.column for r in REFERENCES if r.table == name]:
+            if table.has_index_on(column):
+                continue
+            build(connection, table, ("index", name), f"ix_{name}_{column}", column)
+            built += 1
+        # Of the keys only, and a small sample: more costs as much as an index. The server does the
+        # rest soon, since this does not count for it as an ANALYZE.
+        columns = dict.fromkeys(
+            column for column in ("id", "user_id", "tool_id", "suite_id") if column in table.columns
+        )
+        analyze = f"ANALYZE {table.sql} ({', '.join(map(quote, columns))})"
+        connection.exec_driver_sql(f"SET LOCAL default_statistics_target = 30; {analyze}")
+        return {"indexes": built}

@@ -1,0 +1,386 @@
+"""What a step is, and what it is given: a scope of legacy keys and the database as found.
+
+A step is one file. The engine pages through its source, hands each page to `apply` inside the
+batch's transaction, and later runs its `differences` over the same pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from sqlalchemy import Connection, text
+
+from models.dashboard import legacy as legacy_tables
+from models.dashboard.legacy import EXACT, Legacy, list_cast
+from models.dashboard.schema import TABLES
+from models.engine import target as target_tables
+from models.engine.row_hash import ENTITIES, hash_by_key, key_of
+from models.engine.target import Target
+from models.errors import Incompatible
+from models.ledger.quarantine import SET_ASIDE_AGAIN, resolve, set_aside
+from models.postgres import sessions
+from models.postgres.catalog import INTEGER_TYPES, Table, quote_name, read_tables
+from models.settings import Settings
+
+Counts = dict[str, Any]
+
+# Rule 4: the suite that the user `u` keeps.
+OLDEST_SUITE = (
+    "SELECT o.id FROM {ai_suites} o WHERE o.user_id = u.id ORDER BY o.created_at, o.id LIMIT 1"
+)
+# Of the project `p`. OFFSET keeps it a look by key: as a join it may begin with the first of all
+# users.
+PROJECT_OWNER = "SELECT o.id FROM {users} o WHERE o.id = p.user_id OFFSET 0"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Legacy keys that a batch covers: a range (low exclusive, high inclusive) or a list.
+
+    `parts`, when given, narrows the rows that hang on those keys to these keys of their own:
+    the last step of a bisection, when one user's subscriptions are tried one by one. `again` says
+    that the rows may have been migrated before, and have changed since.
+    """
+
+    low: str | None = None
+    high: str | None = None
+    keys: tuple[str, ...] | None = None
+    parts: tuple[str, ...] | None = None
+    again: bool = False
+    # Tried first, as if no row were there yet and every document took the shape of its column:
+    # looking for each row before it is inserted, and parsing each document so that a failure
+    # costs that row only, is a fifth of a batch's time.
+    is_hopeful: bool = False
+
+    def condition(self, column: str, base_type: str) -> str:
+        """SQL condition that `column` lies in this scope; binds :low, :high, :keys."""
+        kind = list_cast(base_type)
+        if self.keys is not None:
+            return f"{column} = ANY(CAST(:keys AS {kind}[]))"
+        bounds = []
+        if self.low is not None:
+            bounds.append(f"{column} > CAST(:low AS {kind})")
+        if self.high is not None:
+            bounds.append(f"{column} <= CAST(:high AS {kind})")
+        return " AND ".join(bounds) or "true"
+
+    def parts_condition(self, column: str, base_type: str) -> str:
+        """SQL condition on the key of a dependent row; binds :parts."""
+        kind = list_cast(base_type)
+        return "true" if self.parts is None else f"{column} = ANY(CAST(:parts AS {kind}[]))"
+
+    def unless_there(self, columns: str, do: str = "NOTHING") -> str:
+        """The ON CONFLICT clause for a unique key; none where a conflict is not expected."""
+        return "" if self.is_hopeful else f"ON CONFLICT ({columns}) DO {do}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The values that the conditions bind."""
+        lists = {"keys": self.keys, "parts": self.parts}
+        return {
+            "low": self.low,
+            "high": self.high,
+            **{name: list(value) if value is not None else None for name, value in lists.items()},
+        }
+
+    def only(self, keys: Sequence[str]) -> Scope:
+        """The same kind of scope over these keys."""
+        return replace(self, low=None, high=None, keys=tuple(keys))
+
+    def with_parts(self, parts: Sequence[str]) -> Scope:
+        """The same keys, with only these of the rows that hang on them."""
+        return replace(self, parts=tuple(parts))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step works with: the connection, the run, the batch, the tables as they stand."""
+
+    connection: Connection
+    run_id: str
+    batch_id: int
+    legacy: Legacy
+    target: Target
+    grants: dict[str, Decimal]
+    # Rows were migrated before, by another run or before this one was complete, and may have
+    # changed since.
+    is_repeat: bool = False
+    # The run, where it alone has written what carries its id: statements bind it as :own_run.
+    own_run: str | None = None
+    # A rollback undoes what somebody changed since, too.
+    forced: bool = False
+
+    @classmethod
+    def read(
+        cls, connection: Connection, settings: Settings, run: Any, *, batch_id: int = 0
+    ) -> Context:
+        """The context of a run (a row of the ledger), with the tables as they stand now."""
+        legacy = legacy_tables.read(connection, settings)
+        grants = {name: Decimal(amount) for name, amount in run.grants.items()}
+        target = target_tables.read(connection, legacy)
+        is_repeat = connection.scalar(
+            text("SELECT EXISTS (SELECT FROM migration.runs WHERE id <> :run_id)"),
+            {"run_id": run.id},
+        )
+        return cls(
+            connection,
+            run.id,
+            batch_id,
+            legacy,
+            target,
+            grants,
+            is_repeat=is_repeat or run.handed_over,
+            own_run=None if run.handed_over else run.id,
+            forced=run.forced,
+        )
+
+    def find_table(self, name: str) -> Table:
+        """A table that is neither legacy nor target, for a step of its own."""
+        found = read_tables(self.connection, [quote_name(name)]).get(quote_name(name))
+        if found is None:
+            raise Incompatible(f"The table {name} does not exist")
+        return found
+
+    def execute(self, sql: str, scope: Scope, /, **expressions: str) -> Any:
+        """Run a step's statement; see `render` for its placeholders. Returns the result."""
+        return self.connection.execute(
+            text(self.render(sql, **expressions)),
+            self.parameters | scope.parameters,
+        )
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The values that statements bind besides those of a scope."""
+        names = ("run_id", "own_run", "batch_id", "forced")
+        found = {name: getattr(self, name) for name in names}
+        return found | {"blanks": sessions.blanks(self.connection)}
+
+    def render(self, sql: str, /, **expressions: str) -> str:
+        """Fill {table} placeholders with quoted names and {expression} ones with SQL text.
+
+        Only identifiers and expressions that this package wrote go in here; values are bound.
+        """
+        names = {name: table.sql for name, table in self.target.tables.items()}
+        names |= {
+            "users": self.legacy.users.sql,
+            "subscriptions": self.legacy.subscriptions.sql,
+            "projects": self.legacy.projects.sql,
+        }
+        names |= EXACT | {
+            "oldest_suite": OLDEST_SUITE.format(**names),
+            "project_owner": PROJECT_OWNER.format(**names),
+        }
+        return sql.format(**names, set_aside_again=SET_ASIDE_AGAIN, **expressions)
+
+    def owned(self, table: Table, alias: str, scope: Scope) -> str:
+        """SQL condition: the row under this alias belongs to a user of the scope.
+
+        A range of users is one of their rows too, and one range of an index, where both columns
+        sort alike.
+        """
+        if scope.keys is not None or self.sorts_as_owners(table):
+            return self.near(table, alias, scope)
+        theirs = scope.condition("owner.id", self.legacy.users.columns["id"].base)
+        users = self.legacy.users.sql
+        return f"{alias}.user_id IN (SELECT owner.id FROM {users} owner WHERE {theirs})"
+
+    def near(self, table: Table, alias: str, scope: Scope) -> str:
+        """The same for a row that is joined with its owner besides; `true` where no range helps."""
+        if scope.keys is None and not self.sorts_as_owners(table):
+            return "true"
+        return scope.condition(f"{alias}.user_id", self.legacy.users.columns["id"].base)
+
+    def sorts_as_owners(self, table: Table) -> bool:
+        """Whether a range of users is a range of this table's `user_id` too."""
+        key, column = self.legacy.users.columns["id"], table.columns["user_id"]
+        if {key.base, column.base} <= INTEGER_TYPES:
+            return True
+        return (column.base, column.collation) == (key.base, key.collation)
+
+    def hash_by_text(self, entity: str, text: str) -> str:
+        """SQL for the hash of the legacy row that a text names; null for other tables' rows."""
+        if entity not in ENTITIES:
+            return "NULL::bigint"
+        return hash_by_key(self.legacy, entity, key_of(self.legacy, entity, text))
+
+    def type_of(self, table: str, column: str) -> str:
+        """SQL type of a target column, for a cast."""
+        return self.target.table(table).columns[column].type
+
+
+class Step:
+    """One step of the migration. Subclasses set the names and override what they need."""
+
+    name: ClassVar[str]
+    stage: ClassVar[str]
+    queue: ClassVar[str]
+    # The entity that its keys are of: user, subscription or project.
+    entity: ClassVar[str] = ""
+    # The entity of the rows that hang on those (see `dependents`).
+    part_entity: ClassVar[str] = ""
+    # The target table with a row for each of those.
+    part_table: ClassVar[str] = ""
+    # False: `apply` runs outside a transaction (CREATE INDEX CONCURRENTLY) and must be idempotent.
+    transactional: ClassVar[bool] = True
+    # Applied after the verification: each batch verifies its own rows at once (see `recheck`).
+    is_late: ClassVar[bool] = False
+    # Runs in transactions of its own, the last one under a lock (`worker.settle`).
+    is_settling: ClassVar[bool] = False
+    # Overrides `key_lists`: its batches are lists of keys, in rounds, and never pages.
+    takes_lists: ClassVar[bool] = False
+    # The verification repeats it with `differences` and `details`; or why it does not.
+    is_verified: ClassVar[bool] = False
+    unverified: ClassVar[str] = ""
+    # The name of the step that undoes what it writes; or why none can.
+    undone_by: ClassVar[str] = ""
+    irreversible: ClassVar[str] = ""
+    # `apply` itself marks quarantined rows as resolved that it migrates; else the engine does.
+    resolves: ClassVar[bool] = False
+
+    def source(self, context: Context) -> Table | None:
+        """The table to page through by its `id`; None when the step has items instead.
+
+        The last page is open above: it covers whatever sorts behind the last row.
+        """
+        return None
+
+    def items(self, context: Context) -> list[str]:
+        """The keys of a step without a source, a batch each."""
+        return []
+
+    def key_lists(self, context: Context, round_: int) -> list[list[str]] | None:
+        """The batches of a step that takes lists of keys instead of pages; None for pages.
+
+        Asked again with the next number when a round is done, until there is none left.
+        """
+        if self.source(context) is not None:
+            return None
+        return [[item] for item in self.items(context)] if round_ == 0 else []
+
+    def prepare(self, context: Context, scope: Scope) -> Counts:
+        """Lock what `apply` must find unchanged; once a batch, however often it is halved."""
+        return {}
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        """Write what the scope's rows must become; counts what was seen, written, set aside.
+
+        Safe to repeat: what is there already is left as it is. Bad rows that the statement can
+        name go to the quarantine; anything else raises, and the engine bisects.
+        """
+        raise TypeError(f"The step {self.name} only checks")
+
+    def set_aside(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
+        """Note rows that cannot be done: `reason`, `message` and `attempts`, as in a quarantine."""
+        why["row_hash"] = context.hash_by_text(entity, "key")
+        set_aside(context.connection, context.run_id, context.batch_id, entity, keys, **why)
+
+    def resolve(self, context: Context, scope: Scope) -> None:
+        """Close what was set aside earlier of rows that `apply` has just migrated."""
+        table = None if self.resolves or not self.entity else self.source(context)
+        if table is None:
+            return
+        condition = scope.condition("t.id", table.columns["id"].base)
+        names = {"entity": self.entity, "step": self.name, "batch_id": context.batch_id}
+        resolve(context.connection, table.sql, condition, scope.parameters, **names)
+
+    def withdraw(self, context: Context, scope: Scope) -> Counts:
+        """Take away what earlier batches of the run made of rows that were just set aside."""
+        return {}
+
+    def differences(self, context: Context, scope: Scope) -> list[str]:
+        """Statements that each select what is wrong in the scope, for the verification.
+
+        Rows are (kind, entity, legacy_key, target_table, detail); no statement is shared with
+        `apply`, and none selects a value of the application.
+        """
+        return []
+
+    def details(self, context: Context, scope: Scope) -> list[str]:
+        """More of `differences`, not needed where `account` says that the page tallies."""
+        return []
+
+    def recheck(self, context: Context, scope: Scope) -> list[str]:
+        """Statements like those of `differences`, run right after `apply` where it comes late."""
+        return []
+
+    def account(self, context: Context, scope: Scope) -> str:
+        """A statement that counts the scope's legacy rows: one row, columns are counts.
+
+        Where it has a column `tallies`, a true one says that `details` would find nothing.
+        """
+        return ""
+
+    def dependents(self, context: Context) -> Table | None:
+        """The table whose rows hang on this step's source by `user_id`, tried one by one last."""
+        return None
+
+    def keys_in(self, context: Context, scope: Scope) -> list[str]:
+        """The legacy keys of a scope, in key order; those of a list as they are."""
+        table = self.source(context)
+        if table is None or scope.keys is not None:
+            return list(scope.keys or ())
+        condition = scope.condition("t.id", table.columns["id"].base)
+        statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
+        return list(context.connection.scalars(statement, scope.parameters))
+
+    def part_keys_in(self, context: Context, scope: Scope) -> list[str]:
+        """The keys of the rows that hang on a scope's rows, in key order."""
+        table = self.dependents(context)
+        if table is None:
+            return []
+        # Cast to the owners' own type: the column may be a smaller integer.
+        condition = scope.condition("t.user_id", context.legacy.users.columns["id"].base)
+        statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
+        return list(context.connection.scalars(statement, scope.parameters))
+
+
+def default_of(table: Table, column: str) -> str:
+    """SQL text of a column's server default, or NULL where there is none."""
+    found = table.columns.get(column)
+    default = (found.default if found else None) or "NULL"
+    # A lone colon in a literal is not the beginning of a bound parameter.
+    return re.sub(r"(?<!:):(?!:)", r"\\:", default)
+
+
+def entities(row: Any) -> Counts:
+    """Totals and rows set aside, from columns named `users` and `users_quarantined`."""
+    found = row._mapping
+    return {
+        name: {"total": found[name], "quarantined": found[f"{name}_quarantined"]}
+        for name in found
+        if f"{name}_quarantined" in found
+    }
+
+
+def counts(row: Any) -> Counts:
+    """A statement's counts as the ledger keeps them: entities, rows written, credits granted."""
+    found = row._mapping
+    return entities(row) | {
+        "rows": {name: found[name] for name in TABLES if name in found},
+        "credits_granted": str(found.get("credits_granted", 0)),
+    }
+
+
+def only_written(found: Counts) -> Counts:
+    """Of what was counted, the rows written: how the legacy rows stand is counted elsewhere."""
+    return {name: found[name] for name in ("rows", "credits_granted") if name in found}
+
+
+def add(first: Counts, second: Counts) -> Counts:
+    """The sum of two counts, name by name, nested ones too; amounts of money are strings."""
+    total = dict(first)
+    for name, value in second.items():
+        present = total.get(name)
+        if present is None:
+            total[name] = value
+        elif isinstance(value, dict):
+            total[name] = add(present, value)
+        elif isinstance(value, str):
+            total[name] = str(Decimal(present) + Decimal(value))
+        else:
+            total[name] = present + value
+    return total

@@ -1,0 +1,1 @@
+"""The ledger: its tables, states, claims, quarantine, revisions."""

@@ -1,0 +1,170 @@
+"""The legacy tables as they resolve, not as words: a run keeps them, each process compares.
+
+The same words lead elsewhere where an address or a role has another search_path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql as pg
+
+from models.errors import Misconfigured, OtherTables
+from models.ledger.tables import quarantine, runs
+from models.postgres.catalog import quote_name
+from models.settings import Settings
+
+ROLES = ("users", "subscriptions", "projects")
+_HERE = """
+SELECT migration.ledger_id() AS ledger_id, 'migration.runs'::regclass::oid::bigint AS ledger_oid,
+  (SELECT jsonb_object_agg(w.role, jsonb_build_object(
+     'schema', n.nspname, 'name', c.relname, 'oid', c.oid::bigint))
+   FROM unnest(CAST(:roles AS text[]), CAST(:names AS text[])) AS w(role, name)
+   JOIN pg_class c ON c.oid = to_regclass(w.name)
+   JOIN pg_namespace n ON n.oid = c.relnamespace) AS resolved
+"""
+
+
+@dataclass(frozen=True)
+class Here:
+    """What this session sees: the ledger's id and oid, and each legacy table by its role."""
+
+    ledger_id: str | None
+    ledger_oid: int
+    resolved: dict[str, Any]
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What a run keeps of it. The target tables lie in the schema of the users."""
+        schema = self.resolved.get("users", {}).get("schema")
+        return {**self.resolved, "target": {"schema": schema}, "ledger": {"oid": self.ledger_oid}}
+
+    def is_same(self, kept: dict[str, Any], *, by_name: bool = False) -> bool:
+        """Whether a run's tables are these: by oid, so that a renamed table is the same one.
+
+        Oids mean nothing where the ledger itself has another one: it was restored from a dump.
+        With `by_name` a table of the same name is the same too: somebody made it anew.
+        """
+        if set(self.resolved) != set(ROLES):
+            return False
+        if self.kept["target"] != kept["target"]:
+            return False
+        is_own_oid = self.kept["ledger"] == kept["ledger"]
+        return all(
+            (is_own_oid and self.resolved[role]["oid"] == kept[role]["oid"])
+            or ((by_name or not is_own_oid) and _label(self.resolved, role) == _label(kept, role))
+            for role in ROLES
+        )
+
+
+def labels(kept: dict[str, Any]) -> str:
+    """The tables' names with their schemas; those that are not there are left out."""
+    return ", ".join(_label(kept, role) for role in ROLES if role in kept)
+
+
+def _label(kept: dict[str, Any], role: str) -> str:
+    return f"{kept[role]['schema']}.{kept[role]['name']}"
+
+
+def _here(settings: Settings) -> sa.Subquery:
+    names = [quote_name(name) for name in settings.tables]
+    clause = sa.text(_HERE).bindparams(
+        sa.bindparam("roles", list(ROLES), pg.ARRAY(sa.Text)),
+        sa.bindparam("names", names, pg.ARRAY(sa.Text)),
+    )
+    columns = (
+        sa.column("ledger_id", sa.Text),
+        sa.column("ledger_oid", sa.BigInteger),
+        sa.column("resolved", pg.JSONB),
+    )
+    return clause.columns(*columns).subquery("here")
+
+
+def read(connection: Connection, settings: Settings) -> Here:
+    """What this session resolves."""
+    return _found(connection.execute(sa.select(_here(settings))).one())
+
+
+def read_run(
+    connection: Connection, settings: Settings, run_id: str, *, is_locked: bool = False
+) -> tuple[Any, Here] | None:
+    """A run and what this session resolves, in one statement; None for no such run."""
+    here = _here(settings)
+    query = sa.select(runs, here).join_from(runs, here, sa.true()).where(runs.c.id == run_id)
+    if is_locked:
+        query = query.with_for_update(of=runs)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (row, _found(row))
+
+
+def _found(row: Any) -> Here:
+    return Here(row.ledger_id, row.ledger_oid, row.resolved or {})
+
+
+def fits(run: Any, settings: Settings, here: Here, *, by_name: bool = False) -> bool:
+    """Whether this process sees the run's tables; by the words alone for a run of version 0.1."""
+    if run.relations is None:
+        return bool(run.tables == settings.tables)
+    return here.is_same(run.relations, by_name=by_name)
+
+
+def require(run: Any, settings: Settings, here: Here, *, by_name: bool = False) -> None:
+    """Raise OtherTables where this process sees other tables than the run migrates.
+
+    And Misconfigured where the ledger is a copy that has no id of its own yet.
+    """
+    if here.ledger_id is None:
+        raise Misconfigured(
+            "The ledger is the copy of another database's and has no identity of its own yet",
+            hint="Run: producer schema upgrade",
+        )
+    if not fits(run, settings, here, by_name=by_name):
+        raise OtherTables(
+            f"The tables are set to {', '.join(settings.tables)} and resolve to"
+            f" {labels(here.resolved) or 'none that exists'}, but run {run.id} migrates"
+            f" {_migrated(run)}",
+            hint="Set MIGRATION_USERS_TABLE and its sisters, and the search_path of the address"
+            " and the role, as they were when the run was opened.",
+        )
+
+
+def _migrated(run: Any) -> str:
+    """The tables that a run migrates, in words; those of version 0.1 kept the settings' words."""
+    return labels(run.relations) if run.relations else ", ".join(run.tables)
+
+
+def adopt(connection: Connection, run: Any, settings: Settings) -> None:
+    """The same for an operator's command, which takes a table of the same name for the same.
+
+    What the names resolve to now is kept from here on.
+    """
+    here = read(connection, settings)
+    require(run, settings, here, by_name=True)
+    if run.relations != here.kept:
+        values = {"relations": here.kept, "tables": settings.tables}
+        connection.execute(sa.update(runs).where(runs.c.id == run.id).values(values))
+
+
+def require_own_ledger(connection: Connection, settings: Settings) -> None:
+    """Raise Misconfigured where the ledger belongs to other tables than these.
+
+    Quarantine and before-images are kept by entity and key: one ledger holds one set of tables.
+    """
+    here = read(connection, settings)
+    set_aside = sa.select(quarantine.c.run_id).where(quarantine.c.state.in_(("open", "accepted")))
+    standing = connection.execute(
+        sa.select(runs)
+        .where(sa.or_(runs.c.state != "rolled_back", runs.c.id.in_(set_aside)))
+        .order_by(runs.c.id.desc())
+    ).all()
+    for run in standing:
+        if not fits(run, settings, here, by_name=True):
+            raise Misconfigured(
+                f"The ledger in this database belongs to the tables {_migrated(run)}"
+                f" (run {run.id}), not to {labels(here.resolved)}",
+                hint="Give each set of tables a database of its own, or end with the other first:"
+                " producer rollback --wait, then producer schema downgrade, with its settings.",
+            )

@@ -1,0 +1,1 @@
+"""PostgreSQL as found: connections, sessions, failures, the catalog, load."""

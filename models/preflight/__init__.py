@@ -1,0 +1,1 @@
+"""What can be read before a run, and is in its way."""

@@ -1,0 +1,91 @@
+"""Everything that can be read and stands in the way of a run: privileges, tables, values.
+
+`producer.checks.trial` tries what cannot be read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from models.dashboard import legacy
+from models.dashboard.legacy import Legacy
+from models.engine import target
+from models.engine.target import Target
+from models.errors import MigrationError, NotAllowed
+from models.preflight import fit, obstacles
+from models.preflight.obstacles import LEGACY, PRIVILEGES, TARGET, Obstacle
+from models.settings import Settings
+
+_CREATE = text("""
+SELECT 'CREATE on the database (for the schema migration)',
+  has_database_privilege(current_database(), 'CREATE')
+  OR to_regnamespace('migration') IS NOT NULL
+UNION ALL SELECT 'CREATE on schema ' || :schema,
+  has_schema_privilege(CAST(:schema AS text), 'CREATE')
+""")
+
+_UNCHANGED = "Nothing was changed."
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The tables, where all legacy tables are there, and all that is in the way."""
+
+    legacy: Legacy | None
+    target: Target | None
+    obstacles: list[Obstacle]
+    # Whether the legacy tables have what every statement on them needs.
+    is_sound: bool = False
+
+    @property
+    def fatal(self) -> list[Obstacle]:
+        """Those for which a run is refused."""
+        return [found for found in self.obstacles if found.is_fatal]
+
+
+def examine(connection: Connection, settings: Settings, *, reads_values: bool = True) -> Preflight:
+    """Every obstacle, the legacy tables' own first, then privileges, then the rest."""
+    tables, errors = legacy.examine(connection, settings)
+    found = [_of(LEGACY, error) for error in errors]
+    if tables is None:
+        return Preflight(None, None, found)
+    there = target.read(connection, tables)
+    rest = [*_create(connection, tables), *obstacles.find(connection, tables, there)]
+    if not errors:
+        misfits = [_of(TARGET, error) for error in target.examine(connection, tables, there)]
+        rest += misfits
+        # Values are compared with the columns that fit only.
+        if reads_values and not misfits:
+            rest += fit.find(connection, tables, there, dict(settings.credit_grants))
+    rest.sort(key=lambda obstacle: obstacle.row != PRIVILEGES)
+    return Preflight(tables, there, found + rest, is_sound=not errors)
+
+
+def refuse(connection: Connection, fatal: Sequence[Obstacle]) -> None:
+    """Raise an error that names the first obstacle and counts the others; nothing without one."""
+    if not fatal:
+        return
+    first = fatal[0]
+    message, named, hint = first.what, 1, first.hint
+    if first.kind is NotAllowed:
+        lacks = [obstacle.what for obstacle in fatal if obstacle.kind is NotAllowed]
+        role = connection.scalar(text("SELECT current_user"))
+        message, named = f"The role {role} lacks: {'; '.join(lacks)}", len(lacks)
+        hint = "Grant them, or connect as the tables' owner."
+    if len(fatal) > named:
+        message += f"; and {len(fatal) - named} more, which producer check lists"
+    if not hint.endswith(_UNCHANGED):
+        hint = f"{hint.removesuffix('.')}. {_UNCHANGED}" if hint else _UNCHANGED
+    raise first.kind(message, hint=hint)
+
+
+def _of(row: str, error: MigrationError) -> Obstacle:
+    return Obstacle(row, error.message, error.hint, kind=type(error))
+
+
+def _create(connection: Connection, tables: Legacy) -> list[Obstacle]:
+    rows = connection.execute(_CREATE, {"schema": tables.users.schema})
+    return [Obstacle(PRIVILEGES, what, kind=NotAllowed) for what, allowed in rows if not allowed]

@@ -1,0 +1,260 @@
+"""What the catalog says against a run: every obstacle of every table that is read or written.
+
+`models.dashboard.legacy` and `models.engine.target` judge columns and types; this judges the rest
+of a table. What cannot be judged from the catalog is a warning, and `producer.checks.trial`
+tries it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from models.dashboard.legacy import Legacy
+from models.dashboard.schema import REFERENCES
+from models.engine.target import Target
+from models.errors import Incompatible, MigrationError, NotAllowed
+from models.postgres.catalog import Table
+
+LEGACY, PRIVILEGES, TARGET = "legacy tables", "privileges", "target tables"
+CONSTRAINTS = "constraints and triggers"
+# The owner alone makes the organization, and the trial tries that. The listings stay empty.
+_WRITES = {
+    "users": ("SELECT", "UPDATE"),
+    "subscriptions": ("SELECT",),
+    "projects": ("SELECT", "UPDATE"),
+    "organizations": ("SELECT",),
+    "departments": ("SELECT",),
+    "marketplace_listings": ("SELECT", "DELETE"),
+}
+_ALL = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_NEVER_FILLED = "marketplace_listings"
+
+# row_security_active() raises for what the role may not see, so privileges come first.
+_SHAPE = text("""
+SELECT c.relkind AS kind, c.relpersistence AS persistence,
+  EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
+  EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid) AS is_child,
+  pg_has_role(c.relowner, 'USAGE') AS is_owner,
+  CASE WHEN has_any_column_privilege(c.oid, 'SELECT') THEN row_security_active(c.oid) END
+    AS hides_rows,
+  ARRAY(SELECT p FROM unnest(CAST(:privileges AS text[])) AS p WHERE NOT CASE
+    WHEN p = 'DELETE' THEN has_table_privilege(c.oid, p)
+    ELSE has_any_column_privilege(c.oid, p) END) AS lacks,
+  ARRAY(SELECT r.rulename::text FROM pg_rewrite r WHERE r.ev_class = c.oid
+    AND r.ev_enabled <> 'D' AND r.ev_type = ANY(CAST(:events AS "char"[]))
+    AND r.rulename <> '_RETURN' ORDER BY 1) AS rules,
+  ARRAY(SELECT format('%s (function %s%s)', t.tgname, t.tgfoid::regproc,
+      CASE WHEN t.tginitdeferred THEN ', deferred' ELSE '' END)
+    FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
+    AND t.tgname NOT LIKE 'migration_capture_%'
+    AND t.tgtype & CAST(:trigger_events AS int) <> 0 ORDER BY 1) AS triggers,
+  ARRAY(SELECT k.conname::text FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'c'
+    ORDER BY 1) AS checks,
+  ARRAY(SELECT format('%s', CASE k.contype WHEN 'c' THEN format('NOT (%s)',
+        pg_get_expr(k.conbin, k.conrelid))
+      ELSE (SELECT format('%I IS NULL', a.attname) FROM pg_attribute a
+        WHERE a.attrelid = k.conrelid AND a.attnum = k.conkey[1]) END) || E'\\t' || k.conname
+    FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('c', 'n')
+    AND NOT k.convalidated AND k.conname <> 'migration_not_null') AS unproved,
+  ARRAY(SELECT x.relname::text FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+    WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion) AND i.indisready
+    AND NOT i.indisprimary AND NOT (i.indisunique AND i.indpred IS NULL
+      AND i.indnkeyatts = 1 AND coalesce((SELECT a.attname FROM pg_attribute a
+        WHERE a.attrelid = i.indrelid AND a.attnum = i.indkey[0]), '') = 'id')
+    ORDER BY 1) AS uniques,
+  c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid
+    AND i.indisvalid AND CASE c.relreplident WHEN 'd' THEN i.indisprimary AND i.indimmediate
+      WHEN 'i' THEN i.indisreplident ELSE false END) AS has_identity,
+  ARRAY(SELECT DISTINCT p.pubname::text FROM pg_publication_tables p
+    JOIN pg_publication o ON o.pubname = p.pubname AND (o.pubupdate OR o.pubdelete)
+    WHERE p.schemaname = n.nspname AND p.tablename = c.relname) AS publications,
+  ARRAY(SELECT format('%s of %s', f.conname, f.conrelid::regclass) FROM pg_constraint f
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY(f.confkey)
+    WHERE f.contype = 'f' AND f.confrelid = c.oid AND a.attname = ANY(CAST(:rewritten AS text[])))
+    AS pointed_at
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = :oid
+""")
+# pg_trigger.tgtype: INSERT 4, DELETE 8, UPDATE 16.
+# pg_rewrite.ev_type: UPDATE 2, INSERT 3, DELETE 4.
+_UPDATE_ONLY = {"events": ["2"], "trigger_events": 16}
+_ANY_WRITE = {"events": ["2", "3", "4"], "trigger_events": 4 | 8 | 16}
+_NO_WRITE = {"events": [], "trigger_events": 0}
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """One thing in the way: the row of `check` it belongs to, what it is, how it is fixed.
+
+    Where `is_fatal` is false the run is not refused for it; otherwise by an error of that kind.
+    """
+
+    row: str
+    what: str
+    hint: str = ""
+    is_fatal: bool = True
+    kind: type[MigrationError] = Incompatible
+
+
+def find(connection: Connection, legacy: Legacy, target: Target) -> list[Obstacle]:
+    """All obstacles, table by table; reads rows for unvalidated constraints only."""
+    roles: dict[str, Table] = vars(legacy) | {
+        name: table for name, table in target.tables.items() if name not in ("users", "projects")
+    }
+    found: list[Obstacle] = []
+    for role, table in roles.items():
+        is_legacy = role in vars(legacy)
+        events = _UPDATE_ONLY if is_legacy else _ANY_WRITE
+        if role == "subscriptions":
+            events = _NO_WRITE
+        shape = connection.execute(
+            _SHAPE,
+            events
+            | {
+                "oid": table.oid,
+                "privileges": list(_WRITES.get(role, _ALL)),
+                "rewritten": ["active_gpt_id"] if role == "projects" else [],
+            },
+        ).one()
+        row = LEGACY if is_legacy else TARGET
+        found += _kinds(row, role, table, shape)
+        found += _privileges(table, shape)
+        if role != "subscriptions":
+            found += _refusals(row, table, shape)
+            if shape.is_owner:
+                found += _unproved(connection, row, table, shape)
+        if not is_legacy:
+            found += _references(role, table, target)
+            if role != _NEVER_FILLED:
+                found += _may_refuse(table, shape)
+        if shape.triggers:
+            found.append(
+                Obstacle(
+                    CONSTRAINTS,
+                    f"{table.label} has triggers: {', '.join(shape.triggers)}",
+                    "They run for the migration's rows too. Neither a trial nor a rollback undoes"
+                    " what they do outside the database, or the sequences that they advance.",
+                    is_fatal=False,
+                )
+            )
+    adopted = [table for name, table in roles.items() if name not in vars(legacy)]
+    return [*found, *_blocking(adopted, legacy)]
+
+
+def _kinds(row: str, role: str, table: Table, shape: Any) -> Iterator[Obstacle]:
+    if shape.kind != "r":
+        return
+    if shape.has_children or shape.is_child:
+        other = "has child tables" if shape.has_children else "is a child of another table"
+        yield Obstacle(
+            row, f"{table.label} {other} (INHERITS)", f"ALTER TABLE … NO INHERIT {table.label}"
+        )
+    if shape.persistence == "t":
+        yield Obstacle(row, f"{table.label} is temporary", "Make it a permanent table.")
+    elif shape.persistence == "u":
+        yield Obstacle(
+            row,
+            f"{table.label} is unlogged: a crash of the server empties it, and no permanent table"
+            " may refer to it",
+            f"ALTER TABLE {table.label} SET LOGGED",
+            # Nothing refers to these two.
+            is_fatal=role not in ("subscriptions", "projects"),
+        )
+
+
+def _privileges(table: Table, shape: Any) -> Iterator[Obstacle]:
+    lacks = [f"{name} on {table.label}" for name in shape.lacks]
+    if not shape.is_owner:
+        lacks.insert(0, f"ownership of {table.label} (it belongs to {table.owner})")
+    if shape.hides_rows:
+        lacks.append(f"BYPASSRLS (row-level security hides rows of {table.label})")
+    for what in lacks:
+        yield Obstacle(PRIVILEGES, what, kind=NotAllowed)
+
+
+def _refusals(row: str, table: Table, shape: Any) -> Iterator[Obstacle]:
+    for rule in shape.rules:
+        yield Obstacle(
+            row,
+            f"{table.label} has the rule {rule}, with which the migration's statements cannot work",
+            f"DROP RULE {rule} ON {table.label}, or make a trigger of it.",
+        )
+    if shape.publications and not shape.has_identity:
+        yield Obstacle(
+            row,
+            f"{table.label} is published ({', '.join(shape.publications)}) and has no replica"
+            " identity, so that no row of it can be updated",
+            f"Give it a primary key, or: ALTER TABLE {table.label} REPLICA IDENTITY FULL",
+        )
+    for key in shape.pointed_at:
+        yield Obstacle(
+            row,
+            f"The foreign key {key} points at {table.label}.active_gpt_id, which the migration"
+            " writes",
+            "Drop that foreign key first.",
+        )
+
+
+def _unproved(connection: Connection, row: str, table: Table, shape: Any) -> Iterator[Obstacle]:
+    """A constraint that is NOT VALID is checked for each row that is written, old ones too."""
+    for entry in shape.unproved:
+        condition, name = entry.rsplit("\t", 1)
+        count = connection.exec_driver_sql(
+            f"SELECT count(*) FROM {table.sql} WHERE {condition}".replace("%", "%%")
+        ).scalar()
+        if count:
+            yield Obstacle(
+                row,
+                f"{count:,} rows of {table.label} do not satisfy its constraint {name} (NOT VALID),"
+                " so that they cannot be updated",
+                "Fix those rows, or drop the constraint.",
+            )
+
+
+def _references(role: str, table: Table, target: Target) -> Iterator[Obstacle]:
+    """Foreign keys of an adopted table that point elsewhere than the migration writes."""
+    wanted = {r.column: r.refers_to for r in REFERENCES if r.table == role}
+    for key in table.keys:
+        for column in key.columns:
+            other = target.tables.get(wanted.get(column, ""))
+            if other is not None and key.refers_to != other.oid and len(key.columns) == 1:
+                yield Obstacle(
+                    TARGET,
+                    f"{table.label}.{column}: expected a foreign key to {other.label}, found one to"
+                    f" another table ({key.name})",
+                    "Drop that foreign key, or rename the table that is in the way.",
+                )
+
+
+def _blocking(tables: Iterable[Table], legacy: Legacy) -> Iterator[Obstacle]:
+    keys = [
+        f"{table.label}.{', '.join(key.columns)}"
+        for table in tables
+        for key in table.keys
+        if key.refers_to == legacy.users.oid and key.on_delete in ("a", "r")
+    ]
+    if keys:
+        yield Obstacle(
+            TARGET,
+            f"foreign keys that keep users from being deleted: {', '.join(keys)}",
+            "Give them ON DELETE CASCADE, if the application is to go on deleting users.",
+            is_fatal=False,
+        )
+
+
+def _may_refuse(table: Table, shape: Any) -> Iterator[Obstacle]:
+    what = [
+        f"{kind} {', '.join(names)}"
+        for kind, names in (("CHECK", shape.checks), ("unique", shape.uniques))
+        if names
+    ]
+    if what:
+        yield Obstacle(
+            CONSTRAINTS,
+            f"{table.label} has constraints of its own: {'; '.join(what)}",
+            "A row that they refuse is set aside. The trial has tried a few rows only.",
+            is_fatal=False,
+        )
