@@ -26,7 +26,7 @@ __all__ = ["app"]
 
 app.conf.imports = ("worker.tasks",)
 app.conf.worker_consumer = "worker.consumer:Consumer"
-transport.use("worker.gate:Transport")
+transport.use("worker.message_filter:Transport")
 
 logs.install()
 for line in unknown():

@@ -27,8 +27,8 @@ from models.postgres.database import as_ours, classify, transaction
 from models.settings import Settings
 from producer.broker import namespace
 from producer.runs import budget, poison
-from worker import bisect, settle, stopping
-from worker.watch import Watch
+from worker import bisect, cutover, shutdown
+from worker.lease import Watch
 
 MAX_RETRIES = 6
 # The statements pass a batch's rows through a dozen CTEs: without room they go over disk. They look
@@ -128,7 +128,7 @@ def _with_retries(engine: Engine, settings: Settings, claim: Claim, watch: Watch
             with as_ours():
                 return _attempt(engine, settings, claim, watch)
         except Transient:
-            stopping.check()
+            shutdown.check()
             if retry == MAX_RETRIES:
                 raise
             watch.sleep(0.2 * 2**retry * random.uniform(0.5, 1.0))
@@ -141,7 +141,7 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         return _apply_outside(engine, settings, claim, step, watch)
     if step.is_settling:
         read = functools.partial(_context, settings=settings, claim=claim)
-        return settle.run(engine, read, claim, watch)
+        return cutover.run(engine, read, claim, watch)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
     with transaction(engine) as connection, watch.over(connection):
         connection.exec_driver_sql(f"{UNHURRIED}; {PLANNING}")
@@ -149,7 +149,7 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         if claim.stage in (VERIFICATION, RECONCILIATION):
             counts = bisect.check(context, claim.stage, step, claim.scope)
         else:
-            take = settle.take_up if step.is_late else bisect.apply
+            take = cutover.take_up if step.is_late else bisect.apply
             counts = take(context, step, claim.scope)
             if claim.stage not in undo_stage_names():
                 step.resolve(context, claim.scope)

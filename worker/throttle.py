@@ -17,7 +17,7 @@ from models.errors import Stopped
 from models.ledger.tables import runs
 from models.postgres.database import classify, transaction
 from models.postgres.load import Gauge, Limits, excess
-from worker import stopping
+from worker import shutdown
 
 LOOK_SECONDS = 1.0
 # The message goes back to its queue then, well below the time limit of its task.
@@ -44,7 +44,7 @@ class Throttle:
             return
         end = time.monotonic() + LONGEST_WAIT_SECONDS
         while self._is_held(engine, limits, run_id):
-            stopping.check()
+            shutdown.check()
             if time.monotonic() >= end:
                 raise Stopped("Throttled for too long to keep the message")
             time.sleep(LOOK_SECONDS)

@@ -15,7 +15,7 @@ HELD_MS = 1_200
 
 
 class Settle(Step):
-    """Runs in rounds of its own (`worker.settle`): few changes are left, then the lock."""
+    """Runs in rounds of its own (`worker.cutover`): few changes are left, then the lock."""
 
     name = "settle"
     stage = "finish"

@@ -228,7 +228,7 @@ class Step:
     transactional: ClassVar[bool] = True
     # Applied after the verification: each batch verifies its own rows at once (see `recheck`).
     is_late: ClassVar[bool] = False
-    # Runs in transactions of its own, the last one under a lock (`worker.settle`).
+    # Runs in transactions of its own, the last one under a lock (`worker.cutover`).
     is_settling: ClassVar[bool] = False
     # Overrides `key_lists`: its batches are lists of keys, in rounds, and never pages.
     takes_lists: ClassVar[bool] = False

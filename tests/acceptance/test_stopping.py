@@ -12,8 +12,8 @@ from tests import variants
 from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches, count
 from tests.driving import start
 from tests.wait import PATIENCE_SECONDS, until
-from worker import batch, stopping
-from worker.watch import LOOK_SECONDS
+from worker import batch, shutdown
+from worker.lease import LOOK_SECONDS
 
 # After so long it kills.
 DOCKER_SECONDS = 10
@@ -21,7 +21,7 @@ WAITS = "SELECT count(*) FROM migration.batches WHERE state = 'pending'"
 
 
 def test_the_grace_time_leaves_half_of_what_docker_gives() -> None:
-    assert stopping.GRACE_SECONDS + LOOK_SECONDS < DOCKER_SECONDS * 0.6
+    assert shutdown.GRACE_SECONDS + LOOK_SECONDS < DOCKER_SECONDS * 0.6
 
 
 def pending(product: Product) -> list[int]:

@@ -21,7 +21,7 @@ from producer.runs import control
 from tests import variants
 from tests.driving import change, go_on, scalar, wait_for_lock, whole_run
 from tests.integration.test_live_writes import snapshot, triggers, wrong_rows
-from worker import settle
+from worker import cutover
 
 USERS, BATCH_SIZE = 60, 20
 
@@ -48,19 +48,19 @@ A_USER = "(SELECT min(user_id) FROM ai_suites)"
 def at_the_last_lock(monkeypatch: pytest.MonkeyPatch, action: Callable[[Any, int], None]) -> None:
     """Calls `action` with the context right before each lock, and the lock's number."""
     numbers = itertools.count(1)
-    real = settle.lock
+    real = cutover.lock
 
     def lock(context: Any) -> None:
         action(context, next(numbers))
         real(context)
 
-    monkeypatch.setattr(settle, "lock", lock)
+    monkeypatch.setattr(cutover, "lock", lock)
 
 
 def limits_under_lock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The time limit, in milliseconds, of each statement that is sent under the last lock."""
     limits: list[int] = []
-    real = settle.transaction
+    real = cutover.transaction
 
     @contextmanager
     def transaction(engine: Engine) -> Iterator[Any]:
@@ -80,7 +80,7 @@ def limits_under_lock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             event.listen(connection, "after_cursor_execute", read)
             yield connection
 
-    monkeypatch.setattr(settle, "transaction", transaction)
+    monkeypatch.setattr(cutover, "transaction", transaction)
     return limits
 
 

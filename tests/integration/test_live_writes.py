@@ -213,7 +213,7 @@ def test_a_failed_run_goes_on_capturing_so_that_a_retry_can_end_it(
 def test_the_last_lock_yields_to_a_long_transaction_and_comes_back(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from worker import settle
+    from worker import cutover
 
     tries: list[int] = []
     holder = engine.connect()
@@ -224,8 +224,8 @@ def test_the_last_lock_yields_to_a_long_transaction_and_comes_back(
             holder.rollback()
         real(context)  # type: ignore[arg-type]
 
-    real = settle.lock
-    monkeypatch.setattr(settle, "lock", lock)
+    real = cutover.lock
+    monkeypatch.setattr(cutover, "lock", lock)
 
     def write(stage: str) -> None:
         if stage == "finish" and not tries:

@@ -115,7 +115,7 @@ def test_no_default_of_a_role_decides_how_a_run_ends(
 def test_a_write_that_ends_while_the_last_lock_waits_for_it_is_taken_up(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, level: str
 ) -> None:
-    from worker import settle
+    from worker import cutover
 
     name = engine.url.database
     change(engine, f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
@@ -143,8 +143,8 @@ def test_a_write_that_ends_while_the_last_lock_waits_for_it_is_taken_up(
         else:
             real(context)  # type: ignore[arg-type]
 
-    real = settle.lock
-    monkeypatch.setattr(settle, "lock", lock)
+    real = cutover.lock
+    monkeypatch.setattr(cutover, "lock", lock)
     try:
         ended = go_on(engine, settings, start(engine, settings))
     finally:

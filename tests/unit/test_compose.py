@@ -14,7 +14,7 @@ import yaml
 
 from deploy.make_secrets import write
 from producer.broker.queue import QUEUES
-from worker.stopping import GRACE_SECONDS
+from worker.shutdown import GRACE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"

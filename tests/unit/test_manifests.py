@@ -11,7 +11,7 @@ from cloudcoil.models.keda import v1alpha1
 
 from producer.broker.queue import QUEUES
 from tests.autoscale.manifest import DEPLOY, MANIFESTS, START, documents, of_kind, scaled
-from worker.stopping import GRACE_SECONDS
+from worker.shutdown import GRACE_SECONDS
 from worker.tasks import BATCH_TASKS, HARD_LIMIT_SECONDS
 
 # The oldest that the chart allows, and the newest that there are schemas of.

@@ -16,7 +16,7 @@ from kombu.utils.encoding import bytes_to_str
 
 from producer.broker import transport
 from producer.broker.queue import QUEUES
-from worker.envelope import Refused, admit
+from worker.message_schema import Refused, admit
 
 log = structlog.get_logger("migration.gate")
 

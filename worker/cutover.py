@@ -25,7 +25,7 @@ from models.ledger import claims
 from models.ledger.claims import Claim
 from models.postgres.database import LOCKED, as_ours, transaction
 from worker import bisect, verify
-from worker.watch import Watch
+from worker.lease import Watch
 
 ATTEMPTS = 30
 ROUNDS = 50

@@ -22,8 +22,8 @@ from producer.broker.namespace import NO_LEDGER
 from tests import forgeries
 from tests.forgeries import KINDS, PERSONAL, Kind
 from tests.genuine import QUEUES, callback, encoded, real
-from worker.envelope import LARGEST_BYTES, Refused, admit
-from worker.gate import Transport, check
+from worker.message_filter import Transport, check
+from worker.message_schema import LARGEST_BYTES, Refused, admit
 
 # Every way in which the product publishes: as the producer and as a worker, in chords and alone,
 # and a message that came back.

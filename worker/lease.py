@@ -19,7 +19,7 @@ from models.errors import LeaseLost
 from models.ledger import claims
 from models.ledger.claims import LEASE_SECONDS, Claim
 from models.postgres.database import classify, transaction
-from worker import stopping
+from worker import shutdown
 
 LOOK_SECONDS = 0.5
 log = structlog.get_logger("migration.batch")
@@ -55,7 +55,7 @@ class Watch:
     @contextmanager
     def over(self, connection: Connection) -> Iterator[None]:
         """The block's statements on this connection may be cut off."""
-        stopping.check()
+        shutdown.check()
         with self._lock:
             self._connection = connection.connection.dbapi_connection  # type: ignore[assignment]
         try:
@@ -68,13 +68,13 @@ class Watch:
         """Sleep; raises Stopped as soon as the worker has to stop."""
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
-            stopping.check()
+            shutdown.check()
             time.sleep(min(left, LOOK_SECONDS))
 
     def _run(self) -> None:
         renewed = time.monotonic()
         while not self._over.wait(LOOK_SECONDS):
-            if stopping.is_due():
+            if shutdown.is_due():
                 self._cut_off()
             if time.monotonic() - renewed < LEASE_SECONDS / 3:
                 continue
