@@ -68,7 +68,7 @@ command line and `flowerconfig.py` go before its variables.
 _COMMANDS = """# Commands
 
 Every command, as `--help` has it. `RUN` is a run's id, the newest by default. `make docs` writes
-this page from [producer/cli.py](../producer/cli.py).
+this page from [producer/cli](../producer/cli).
 
 With `--json` a command prints one JSON object on stdout and everything else on stderr, with the
 same keys whether it succeeds or fails; `error` is null, or holds `kind`, `message` and `hint`.

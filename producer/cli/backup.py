@@ -1,0 +1,75 @@
+"""Backup and restore."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from producer.cli.asking import confirm, open_engine
+from producer.cli.command import cli, command, console
+
+ALL_REDIS = click.option(
+    "--all-redis-databases",
+    "all_redis",
+    is_flag=True,
+    help="Every database of the Redis servers, not only those that the settings name.",
+)
+
+
+@command(cli, "backup", blank={"folder": None, "manifest": None})
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--config",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The dashboard's configuration files; ./config where it is there.",
+)
+@ALL_REDIS
+def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
+    """Database, Redis and configuration files into a new folder, with checksums of all."""
+    from producer import connect
+    from producer.backup import create as saving
+
+    started = time.monotonic()
+    engine, settings = open_engine(), connect.settings()
+    if config is None and Path("config").is_dir():
+        config = Path("config")
+    manifest = saving.make(
+        engine,
+        settings.database_url,
+        settings.redis_urls,
+        folder,
+        config,
+        console.print,
+        all_redis=all_redis,
+    )
+    size = sum(manifest["bytes"].values()) / 1_000_000
+    console.print(
+        f"{folder} is complete: {size:,.1f} MB in {time.monotonic() - started:.1f} s."
+        f" Configuration files: {config.absolute() if config else 'none (see --config)'}."
+        f" Put it back: producer restore {folder}",
+        soft_wrap=True,
+    )
+    return {"folder": str(folder.absolute()), "manifest": manifest, "error": None}
+
+
+@command(cli, "restore", blank={"folder": None, "manifest": None})
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--yes", is_flag=True, help="Do not ask before something is replaced.")
+@ALL_REDIS
+def restore(folder: Path, yes: bool, all_redis: bool) -> Any:
+    """Put a backup back, after its checksums are verified, and prove that it is all there."""
+    from producer import connect
+    from producer.backup import restore as restoring
+
+    engine, settings = connect.engine(), connect.settings()
+    plan = restoring.plan(engine, settings.redis_urls, folder, all_redis=all_redis)
+    if "config" in plan.manifest and Path(plan.manifest["config"]).exists():
+        plan.replaced.append(f"the files in {plan.manifest['config']}")
+    if plan.replaced:
+        confirm(f"Replace {'; '.join(plan.replaced)}?", yes)
+    manifest = restoring.put_back(engine, settings.database_url, plan, folder, console.print)
+    console.print("Restored, and equal to the backup row by row and key by key.")
+    return {"folder": str(folder.absolute()), "manifest": manifest, "error": None}

@@ -1,0 +1,81 @@
+"""Commands that look before, during and after a run, and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from models.messages import Check, Checks, Diagnosis, Plan, Speed, Speeds
+from producer.cli.asking import RUN, open_engine
+from producer.cli.command import cli, command, console
+
+
+@command(cli, "check", blank=Checks().model_dump())
+def check() -> Any:
+    """Versions, disk, memory, privileges, tables, locks, bad rows, and a trial on a few rows."""
+    from producer import connect
+    from producer.checks import check as checks
+    from producer.reports import terminal as output
+
+    found = checks.examine(connect.engine(), connect.settings().base)
+    output.checks(console, found)
+    return verdict_of(Checks(checks=found), found)
+
+
+@command(cli, "plan", blank=Plan().model_dump())
+@click.option("--users", type=click.IntRange(1), help="Plan for so many; those there by default.")
+@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+def plan(users: int | None, workers: int) -> Any:
+    """Time, load and size of a run, from a rehearsal on a sample that is rolled back."""
+    from producer import connect
+    from producer.checks import plan as planning
+    from producer.reports import terminal as output
+
+    found = planning.make(open_engine(), connect.settings().base, users, workers)
+    output.plan(console, found)
+    return found
+
+
+@command(cli, "doctor", blank=Diagnosis().model_dump())
+@RUN
+def doctor(run: str | None) -> Any:
+    """What a run waits for, in plain words; mends lost messages, dead leases, stuck stages."""
+    from producer import connect
+    from producer.doctor import examine as diagnosis
+    from producer.reports import terminal as output
+
+    found = diagnosis.examine(open_engine(), connect.settings().base, run)
+    output.diagnosis(console, found)
+    return found
+
+
+@command(cli, "health", blank=Checks().model_dump())
+def health() -> Any:
+    """Database, Redis, workers, queues, Flower and the endpoints of MIGRATION_API_URLS."""
+    from producer import connect
+    from producer.checks import health as checking
+    from producer.reports import terminal as output
+
+    found = checking.examine(connect.engine(), connect.settings().base)
+    output.checks(console, found)
+    return verdict_of(Checks(checks=found), found)
+
+
+@command(cli, "performance", blank=Speeds().model_dump())
+def performance() -> Any:
+    """Response times of MIGRATION_API_URLS, and of what the dashboard asks the new tables."""
+    from producer import connect
+    from producer.checks import performance as measuring
+    from producer.reports import terminal as output
+
+    found = measuring.measure(open_engine(), connect.settings().base)
+    output.speeds(console, found)
+    return verdict_of(Speeds(speeds=found), found)
+
+
+def verdict_of(result: Checks | Speeds, found: Sequence[Check | Speed]) -> Any:
+    """The object with its verdict, and the exit status."""
+    passed = all(each.verdict != "failed" for each in found)
+    return result.model_copy(update={"passed": passed}), 0 if passed else 5

@@ -1,0 +1,66 @@
+"""Fixes for what was damaged after a migration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from producer.cli.asking import open_engine
+from producer.cli.command import command, console, repair
+
+_REPAIRED: dict[str, Any] = {"changed": 0, "changes": [], "left_alone": [], "dry_run": False}
+
+
+USER = click.option("--user", metavar="ID", help="One user; all by default.")
+
+
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Show each change, and make none.")
+
+
+@command(repair, "missing-data", blank=_REPAIRED)
+@USER
+@DRY_RUN
+def repair_missing_data(user: str | None, dry_run: bool) -> Any:
+    """Fill in the type, tier and activity of migrated users where they are null."""
+    return _repair("missing-data", user, dry_run)
+
+
+@command(repair, "tools", blank=_REPAIRED)
+@USER
+@DRY_RUN
+def repair_tools(user: str | None, dry_run: bool) -> Any:
+    """Create the tools, assignments and usage logs that subscriptions and projects lack."""
+    return _repair("tools", user, dry_run)
+
+
+@command(repair, "credits", blank=_REPAIRED)
+@USER
+@DRY_RUN
+@click.option("--force", is_flag=True, help="Also users who were charged without a log row.")
+def repair_credits(user: str | None, dry_run: bool, force: bool) -> Any:
+    """Set each balance to what the user's credit log gives; the audit keeps what it was."""
+    return _repair("credits", user, dry_run, force)
+
+
+def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> Any:
+    from producer import connect
+    from producer import repair as repairing
+    from producer.reports import terminal as output
+
+    settings = connect.settings().base
+    found = repairing.run(open_engine(), settings, what, user=user, dry_run=dry_run, force=force)
+    output.rows(console, found["changes"][:100], "Nothing to repair.")
+    if found["changed"]:
+        done = "would be made" if dry_run else "made"
+        console.print(
+            f"{found['changed']:,} changes {done}"
+            + ("; --json shows more" if found["changed"] > 100 else "")
+        )
+    if found["left_alone"]:
+        output.rows(console, found["left_alone"], "")
+        console.print(
+            "Left alone: these users were charged for usage without a log row, which the log's sum"
+            " would give back. Correct them all the same: producer repair credits --force"
+        )
+    return {**found, "error": None}, 3 if found["left_alone"] else 0

@@ -1,0 +1,240 @@
+"""Commands that open, steer, check and undo runs."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import click
+
+from models.engine.migration import RECONCILIATION, VERIFICATION
+from models.messages import RunReport
+from producer.cli.asking import (
+    RUN,
+    WAIT,
+    confirm,
+    end,
+    open_engine,
+    open_ready,
+    require_terminal,
+    wait_for,
+)
+from producer.cli.command import cli, command, console
+
+
+@command(cli, "enqueue-all")
+@WAIT
+def enqueue_all(wait: bool) -> Any:
+    """Prepare the schema, open a run and fan out its batches; joins a run that is open."""
+    from models.postgres import database
+    from producer import connect, tracing
+    from producer.broker import readiness
+    from producer.checks import preflight
+    from producer.reports import status as report
+    from producer.runs import advance
+    from producer.schema import upgrade as schema_step
+
+    engine, settings = connect.engine(), connect.settings().base
+    tracing.require(settings)
+    database.check_reachable(engine)
+    readiness.require()
+    is_proved = preflight.require(engine, settings)
+    schema_step.upgrade(engine, settings)
+    if not is_proved:
+        preflight.require(engine, settings, is_upgraded=True)
+    run_id, is_new = advance.open_run(engine, settings)
+    console.print(f"Run {run_id}" + ("" if is_new else " is open already: joined"))
+    # The one that opened it is the root of its trace.
+    traced = tracing.command(settings, "enqueue-all", run_id) if is_new else nullcontext()
+    with traced:
+        advance.advance(engine, settings, run_id)
+        if wait:
+            return wait_for(run_id)
+    found = report.read(engine, run_id)
+    console.print("Watch it: producer status --watch")
+    return found
+
+
+@command(cli, "status")
+@RUN
+@click.option("--watch", is_flag=True, help="Follow the run until its end.")
+@click.option("--history", is_flag=True, help="All runs, and what operators did, newest first.")
+def status(run: str | None, watch: bool, history: bool) -> Any:
+    """Progress by stage, rate, time left, what is set aside and what differs."""
+    from producer.reports import status as report
+    from producer.reports import terminal as output
+
+    engine = open_engine()
+    if history:
+        runs, actions = report.history(engine), report.actions(engine)
+        output.rows(console, runs, "No run yet")
+        output.rows(console, actions, "")
+        return {"runs": runs, "actions": actions, "error": None}
+    found = report.read(engine, run)
+    if watch and found.run_id:
+        return wait_for(found.run_id)
+    output.stages(console, found)
+    output.summary(console, found)
+    if found.differences:
+        output.rows(console, report.first_differences(engine, found.run_id), "")
+        console.print("All of them are in the table migration.differences.")
+    return found, found.exit_status
+
+
+@command(cli, "retry")
+@RUN
+@WAIT
+def retry(run: str | None, wait: bool) -> Any:
+    """Try failed batches and the rows set aside again, and only those."""
+    from producer import connect
+    from producer.runs import control
+
+    return end(control.retry(open_ready(), connect.settings().base, run), wait)
+
+
+@command(cli, "verify")
+@RUN
+@WAIT
+def verify(run: str | None, wait: bool) -> Any:
+    """Compare every legacy row with every row it must have produced, again."""
+    from producer import connect
+    from producer.runs import control
+
+    return end(control.check_again(open_ready(), connect.settings().base, run, VERIFICATION), wait)
+
+
+@command(cli, "reconcile")
+@RUN
+@WAIT
+def reconcile(run: str | None, wait: bool) -> Any:
+    """Compare every balance with its credit log, again."""
+    from producer import connect
+    from producer.runs import control
+
+    return end(
+        control.check_again(open_ready(), connect.settings().base, run, RECONCILIATION), wait
+    )
+
+
+@command(cli, "pause")
+@RUN
+def pause(run: str | None) -> Any:
+    """Let no further batch start; the ones under way end."""
+    from producer.runs import control
+
+    return end(control.pause(open_engine(), run), False)
+
+
+@command(cli, "resume")
+@RUN
+def resume(run: str | None) -> Any:
+    """Go on with a paused or cancelled run."""
+    from producer import connect
+    from producer.runs import control
+
+    return end(control.resume(open_ready(), connect.settings().base, run), False)
+
+
+@command(cli, "cancel")
+@RUN
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def cancel(run: str | None, yes: bool) -> Any:
+    """Stop a run; what it wrote stays, is consistent, and `resume` goes on with it."""
+    from producer.reports import status as report
+    from producer.runs import control
+
+    require_terminal("Cancel the run?", yes)
+    engine = open_engine()
+    found = report.read(engine, run)
+    control.require_move(found, "cancelled")
+    confirm(
+        f"Cancel run {found.run_id} ({found.state}, {found.users.migrated:,} of"
+        f" {found.users.total:,} users migrated)?",
+        yes,
+    )
+    return end(control.cancel(engine, found.run_id), False)
+
+
+@command(cli, "rollback", blank=RunReport().model_dump() | {"rolled_back": [], "standing": []})
+@RUN
+@WAIT
+@click.option("--force", is_flag=True, help="Undo what was changed since, too.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
+    """Undo what every run wrote, newest first, or RUN; keeps and lists what was changed since."""
+    from producer import connect
+    from producer.reports import status as report
+    from producer.reports import terminal as output
+    from producer.runs import rollback as undo
+
+    engine, settings = open_ready(), connect.settings().base
+    chosen = undo.targets(engine, run, force=force)
+    named = ", ".join(f"run {each.id} ({each.users:,} users)" for each in chosen)
+    confirm(f"Roll back {named}{', also what was changed since' if force else ''}?", yes)
+    undone, status, has_kept = [], 0, False
+    for each in chosen if wait else chosen[:1]:
+        run_id = undo.start(engine, settings, each.id, force=force)
+        ended = end(run_id, wait)
+        found: RunReport = ended[0] if wait else ended
+        kept = report.first_conflicts(engine, run_id)
+        if kept:
+            has_kept = True
+            output.rows(console, kept, "")
+            console.print("All of them are in the table migration.conflicts.")
+            if any(row["kind"] != "irreversible" for row in kept):
+                console.print(f"To undo them, too: producer rollback {run_id} --force --wait")
+        if found.state != "rolled_back":
+            status = 1 if found.state == "failed" else 0
+            break
+        undone.append(run_id)
+    left = undo.left(engine)
+    for each in left:
+        console.print(f"Run {each.id} ({each.users:,} users) is not rolled back.")
+    if left:
+        console.print(f"Next: {undo.next_command(left[0], force)}")
+    answer = found.model_dump() | {"rolled_back": undone, "standing": [each.id for each in left]}
+    return answer, status or (3 if left or has_kept else 0)
+
+
+@command(cli, "forget", blank={"run_id": None, "dropped": 0})
+@click.argument("run")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def forget(run: str, yes: bool) -> Any:
+    """Drop a finished run's before-images; after that it cannot be rolled back."""
+    from producer.reports import status as report
+    from producer.runs import rollback as undo
+
+    engine = open_engine()
+    run_id = report.read(engine, run).run_id
+    confirm(f"Drop the before-images of run {run_id}? It cannot be rolled back then.", yes)
+    run_id, dropped = undo.forget(engine, run_id)
+    console.print(f"{dropped:,} before-images of run {run_id} dropped")
+    return {"run_id": run_id, "dropped": dropped, "error": None}
+
+
+@command(cli, "quarantine", blank={"rows": [], "accepted": 0})
+@RUN
+@click.option("--accept", "keys", multiple=True, metavar="KEY", help="Accept a row that stays out.")
+@click.argument("more", nargs=-1, metavar="[KEY]...")
+def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) -> Any:
+    """The rows set aside, with their reasons; accepts those that stay out (--accept KEY …)."""
+    from producer import connect
+    from producer.reports import status as report
+    from producer.reports import terminal as output
+    from producer.runs import control
+
+    engine = open_engine()
+    accepted = 0
+    if keys:
+        # `--accept A B C`: click gives B to RUN and the rest to KEY, so take them together.
+        rest = [*([run] if run else []), *more]
+        known = {row["run_id"] for row in report.history(engine)}
+        named = next((word for word in rest if word in known), None)
+        accepted = control.accept(
+            engine, connect.settings().base, named, [*keys, *(w for w in rest if w != named)]
+        )
+        run = named
+        console.print(f"{accepted} accepted. Close the run: producer retry --wait")
+    rows = report.quarantined(engine, run)
+    output.rows(console, rows, "Nothing is set aside.")
+    return {"rows": rows, "accepted": accepted, "error": None}

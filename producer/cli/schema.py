@@ -1,0 +1,58 @@
+"""The target schema and the ledger."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from producer.cli.asking import confirm, open_engine
+from producer.cli.command import command, console, schema
+
+
+@command(schema, "upgrade", blank={"added": []})
+def upgrade() -> Any:
+    """Add the ledger and what the target schema lacks; changes nothing when it is there."""
+    from producer import connect
+    from producer.schema import upgrade as schema_step
+
+    added = schema_step.upgrade(open_engine(), connect.settings().base)
+    for kind, table, name in added:
+        console.print(f"added {kind} {name}" + (f" on {table}" if table not in ("", name) else ""))
+    if not added:
+        console.print("The schema is up to date.")
+    return {"added": [{"kind": k, "table": t, "name": n} for k, t, n in added], "error": None}
+
+
+@command(schema, "downgrade", blank={"dropped": [], "lost": {}})
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def downgrade(yes: bool) -> Any:
+    """Drop what the upgrade and the runs added, after a rollback; says first what would be lost."""
+    from producer import connect
+    from producer.reports import terminal as output
+    from producer.schema import downgrade as dropping
+
+    engine, settings = open_engine(), connect.settings().base
+    lost = dropping.would_lose(engine, settings)
+    full = [{"would be lost": name, "rows": count} for name, count in lost.items() if count]
+    output.rows(console, full, "Nothing would be lost.")
+    confirm("Drop the target schema and the ledger, with what is listed above?", yes)
+    dropped = dropping.downgrade(engine, settings)
+    console.print(f"{len(dropped)} objects dropped" if dropped else "There was nothing to drop.")
+    return {
+        "dropped": [{"kind": k, "table": t, "name": n} for k, t, n in dropped],
+        "lost": lost,
+        "error": None,
+    }
+
+
+@command(schema, "show", blank={"schema": None, "legacy": {}, "target": {}})
+def show_schema() -> Any:
+    """The legacy tables as found, and what of the target schema exists."""
+    from producer import connect
+    from producer.reports import terminal as output
+    from producer.schema import upgrade as schema_step
+
+    found = schema_step.describe(open_engine(), connect.settings().base)
+    output.schema(console, found)
+    return {**found, "error": None}

@@ -1,0 +1,82 @@
+"""Commands that show a run to people and to Prometheus, and the demonstration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from models.settings import load
+from producer.cli.asking import RUN, open_engine
+from producer.cli.command import cli, command, console, say_database, servers
+
+
+@command(cli, "report", blank={"run_id": None, "file": None})
+@RUN
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where to write it; below MIGRATION_HOME by default.",
+)
+def write_report(run: str | None, output: Path | None) -> Any:
+    """A run as one HTML file: outcome, plots, rows set aside, credits, what happened."""
+    from producer import connect
+    from producer.reports import html
+    from producer.reports import status as report
+
+    engine = open_engine()
+    run_id = report.read(engine, run).run_id
+    file = html.write(engine, connect.settings().base, run_id, output)
+    console.print(f"The report of run {run_id} is in {file}", soft_wrap=True)
+    return {"run_id": run_id, "file": str(file), "error": None}
+
+
+@command(cli, "serve", blank={})
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8484, show_default=True)
+def serve(host: str, port: int) -> Any:
+    """The console in the browser: runs, what failed, and pause, resume, cancel, retry."""
+    from producer import connect
+    from producer.console import server as serving
+
+    open_engine()
+    serving.run(connect.settings().base, host, port, console)
+    return {"error": None}
+
+
+@command(cli, "metrics", blank={"address": None})
+@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for everywhere.")
+@click.option("--port", type=click.IntRange(1, 65535), default=9464, show_default=True)
+def metrics(host: str, port: int) -> Any:
+    """Serve the newest run's figures to Prometheus, from the ledger, until it is stopped."""
+    from producer import connect
+    from producer.reports import metrics as ledger
+
+    engine = connect.engine()
+    console.print(f"Metrics at http://{host}:{port}/metrics")
+    ledger.serve(engine, host, port)
+    return {"address": f"http://{host}:{port}/metrics", "error": None}
+
+
+@command(cli, "demo", says_database=False)
+@click.option("--users", type=click.IntRange(1), default=5_000, show_default=True)
+def demo(users: int) -> Any:
+    """The whole migration on embedded servers and generated data, from nothing to its end."""
+    from producer.demo import demo as show
+
+    found = show.run(users, console)
+    say_database()
+    # A demonstration has dirty rows on purpose: rows set aside are its right end.
+    return found, 0 if found.exit_status == 3 else found.exit_status
+
+
+@command(servers, "stop", blank={"stopped": False}, says_database=False)
+def stop() -> Any:
+    """Stop the embedded servers of MIGRATION_HOME; their data stay."""
+    from producer import embedded
+
+    stopped = embedded.stop(load().home.absolute())
+    console.print("Stopped." if stopped else "No embedded server was running.")
+    return {"stopped": stopped, "error": None}
