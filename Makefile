@@ -21,9 +21,11 @@ uv_install = $(venv)/uv pip install --quiet --system-certs --python $(venv)/pyth
     $$(test -w "$$HOME" || echo --no-cache)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+pytest = $(venv)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --durations 20
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-system autoscale-demo faults bench lint docs audit lock secrets servers-stop clean
+.PHONY: help demo test test-all test-system autoscale-demo faults bench lint docs audit lock secrets servers-stop clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,8 +33,11 @@ help: ## Show the targets
 demo: $(stamp) ## Migrate a generated school on embedded servers; ARGS="--users 20000"
 	@$(venv)/producer demo $(ARGS)
 
-test: $(stamp) ## Run the tests; ARGS="-k name"
-	@$(venv)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile $(ARGS)
+test: $(stamp) ## Run the tests but for the long ones; ARGS="-k name"
+	@$(pytest) -m "not long" $(ARGS)
+
+test-all: test ## Run the long ones, too
+	@$(pytest) -m long $(ARGS)
 
 test-system: $(stamp) ## Run the tests that need Debian's and npm's packages, unpacked in .system
 	@$(venv)/python -m tests.system.packages

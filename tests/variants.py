@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 from sqlalchemy import Connection
 
 from producer.demo import sample
@@ -283,3 +284,8 @@ ADOPTED = Variant(
 )
 
 VARIANTS = (PLAIN, INTEGER, UUID, TEXT, BARE, BIGINT, ADOPTED)
+# For parametrize: two kinds of key in `make test`, the others in `make test-all`.
+EACH = [
+    pytest.param(each, id=str(each), marks=() if each in (PLAIN, INTEGER) else pytest.mark.long)
+    for each in VARIANTS
+]

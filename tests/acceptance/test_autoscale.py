@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_scale_from_nothing_to_four_and_back_and_no_row_is_lost(tmp_path: Path) -> None:
     plot = tmp_path / "plot.svg"
     sizes = ("--users=4000", "--batch-size=20", "--hurry=5")

@@ -253,6 +253,7 @@ def test_a_killed_backup_leaves_nothing_that_looks_complete(school: Product) -> 
     assert (again.status, again.json["error"]["kind"]) == (2, "misconfigured")
 
 
+@pytest.mark.long
 def test_a_backup_that_is_killed_at_any_moment_is_complete_or_none(school: Product) -> None:
     started = time.monotonic()
     assert school.run("backup", "whole").status == 0

@@ -108,7 +108,7 @@ def refused(log: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_thousand_bad_messages_change_nothing(product: Product, server: Server) -> None:
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, USERS)

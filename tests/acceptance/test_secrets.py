@@ -66,6 +66,7 @@ def watching_processes() -> Iterator[set[str]]:
         watcher.join()
 
 
+@pytest.mark.long
 def test_a_whole_night_shows_no_secret_and_no_address(
     secret: Product, own_redis: directories.Place
 ) -> None:

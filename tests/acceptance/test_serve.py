@@ -87,7 +87,7 @@ def test_an_address_that_cannot_be_had_is_named(product: Product) -> None:
     assert (ended.status, ended.json["error"]["kind"]) == (2, "misconfigured")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_report_is_written_where_it_was_asked_for(product: Product) -> None:
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, 60)

@@ -52,7 +52,7 @@ def answers(product: Product) -> bool:
         return ping.wait(timeout=60) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_two_environments_on_one_redis_never_touch_each_others_batches(
     pair: tuple[Product, Product], without_ledger: Product
@@ -76,7 +76,7 @@ def test_two_environments_on_one_redis_never_touch_each_others_batches(
             assert count(product, REPUBLISHED) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_follows_a_ledger_that_was_dropped_and_made_anew(product: Product) -> None:
     before = fill(product)
     with product.worker():
@@ -90,7 +90,7 @@ def test_a_worker_follows_a_ledger_that_was_dropped_and_made_anew(product: Produ
         assert_right(product, before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_with_another_search_path_does_not_touch_the_run(product: Product) -> None:
     before = fill(product)
     with product.engine.begin() as connection:

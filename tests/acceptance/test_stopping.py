@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from sqlalchemy import text
 
 from models.settings import load
@@ -34,6 +35,7 @@ def lapses(product: Product) -> int:
     return count(product, "SELECT sum(lapses + hand_backs) FROM migration.batches")
 
 
+@pytest.mark.long
 def test_a_batch_that_waits_for_a_lock_is_handed_back_in_time(product: Product) -> None:
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, 100)
@@ -67,6 +69,7 @@ def test_a_batch_that_waits_for_a_lock_is_handed_back_in_time(product: Product) 
     assert waiting.returncode == 3, err
 
 
+@pytest.mark.long
 def test_a_worker_that_stops_amid_its_work_costs_no_lease(product: Product) -> None:
     product.environment["MIGRATION_BATCH_SIZE"] = "20"
     with product.engine.begin() as connection:

@@ -34,7 +34,7 @@ class _Untallied:
         return "SELECT false AS tallies"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_fault_hides_in_the_sums(database: str, servers: object) -> None:
     engine = databases.create(database)
     try:

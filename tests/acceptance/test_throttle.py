@@ -20,7 +20,7 @@ LIMIT_SECONDS = 2
 SMALL = {"MIGRATION_BATCH_SIZE": "25"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_standby_that_falls_behind_stops_the_dispatching_until_it_has_caught_up(
     product: Product, servers: embedded.Servers, _environment: Path
 ) -> None:
@@ -69,6 +69,7 @@ def test_a_long_transaction_of_somebody_else_holds_the_run_back_until_it_ends(
     assert json.loads(out)["state"] == "completed_with_quarantine"
 
 
+@pytest.mark.long
 def test_a_worker_that_is_told_to_stop_while_it_waits_gives_its_message_back(
     product: Product,
 ) -> None:

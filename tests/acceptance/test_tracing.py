@@ -90,6 +90,7 @@ def test_a_run_is_one_trace_from_the_command_to_every_batch(school: Product) -> 
     assert all(span.end_time_unix_nano <= root.end_time_unix_nano for span in done)
 
 
+@pytest.mark.long
 def test_a_collector_that_does_not_answer_holds_nothing_up(school: Product) -> None:
     nowhere = f"http://127.0.0.1:{closed_port()}"
     school.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = nowhere

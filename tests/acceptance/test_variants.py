@@ -13,7 +13,7 @@ from tests.acceptance.conftest import Product
 GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
 
 
-@pytest.mark.parametrize("variant", variants.VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", variants.EACH)
 def test_a_variant_ends_as_the_oracle_says(product: Product, variant: variants.Variant) -> None:
     migrate_and_compare(product, variant)
 

@@ -19,6 +19,16 @@ from tests.faults.world import Lane
 LANES = 4
 ROOT = Path(__file__).parents[2]
 QUICK = {row.name: row for row in ROWS if row.is_quick}
+# In `make test`: each kind of harm once. The others are in `make test-all`.
+FIRST = (
+    "child killed after COMMIT",
+    "two producers",
+    "messages twice",
+    "chord keys deleted",
+    "Redis killed, data kept",
+    "PostgreSQL killed and restarted",
+    "deadlock",
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,10 @@ def verdicts(
         yield {name: pool.submit(play, name) for name in chosen}
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FIRST else pytest.param(name, marks=pytest.mark.long) for name in QUICK],
+)
 def test_a_run_ends_right_after(name: str, verdicts: dict[str, Future[Verdict]]) -> None:
     verdict = verdicts[name].result()
     assert verdict.findings == []

@@ -36,7 +36,7 @@ def catalog(engine: Engine) -> dict[str, list[str]]:
         }
 
 
-@pytest.mark.parametrize("variant", variants.VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", variants.EACH)
 def test_after_a_rollback_the_schema_comes_back_as_it_was(
     database: str, settings: Settings, variant: variants.Variant
 ) -> None:

@@ -179,7 +179,7 @@ class LedgerModel(Workers):
         assert self.place.wrong_rows() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600 if BUDGET.max_examples < 50 else 7200)
 def test_whatever_happens_in_whatever_order_the_end_is_that_of_an_undisturbed_run(
     templates: Templates,

@@ -65,7 +65,7 @@ def _scans(node: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
         yield from _scans(child)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_page_of_a_third_of_the_table_reads_no_more_than_that(
     engine: Engine, settings: Settings
 ) -> None:
@@ -76,7 +76,7 @@ def test_a_page_of_a_third_of_the_table_reads_no_more_than_that(
     assert not found, "\n".join(dict.fromkeys(found))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_page_reads_more_than_itself_first_or_again_or_changed(
     engine: Engine, settings: Settings
 ) -> None:

@@ -68,7 +68,7 @@ def test_the_migrated_ledger_is_the_declared_one(engine: Engine) -> None:
         assert compare_metadata(context, ledger.metadata) == []
 
 
-@pytest.mark.parametrize("variant", variants.VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", variants.EACH)
 def test_every_declared_column_exists_with_a_type_that_fits(
     engine: Engine, variant: variants.Variant
 ) -> None:
