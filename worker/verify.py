@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 from sqlalchemy import text
 
-from models.dashboard.legacy import key_cast, key_from_text
 from models.engine import keys
 from models.engine.migration import RECONCILIATION, VERIFICATION
 from models.engine.step import Context, Counts, Scope, Step, entities
 from models.engine.verification import read_account
+from models.postgres.keys import key_cast, key_from_text
 
 # By the row's own key, or by its owner: a tool that has lost its subscription still has a suite.
 # One statement, so that what differs and what waits are of one snapshot: where another batch takes

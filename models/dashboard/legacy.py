@@ -10,17 +10,16 @@ from sqlalchemy import Connection
 from models.errors import Incompatible, MigrationError, Misconfigured
 from models.postgres.catalog import (
     DEFAULT_COLLATION,
-    INTEGER_TYPES,
     TEXT_TYPES,
     Table,
     quote,
     quote_name,
     read_tables,
 )
+from models.postgres.keys import KEY_TYPES, key_family
 from models.preflight import candidates
 from models.settings import Settings
 
-KEY_TYPES = INTEGER_TYPES | TEXT_TYPES | {"uuid"}
 JSON_TYPES = {"json", "jsonb"} | TEXT_TYPES
 
 # The columns that each must have, by the setting that names it.
@@ -80,38 +79,6 @@ def examine(
         return None, errors
     legacy = Legacy(**tables)
     return legacy, [*errors, *_check_owners(legacy)]
-
-
-def key_family(base_type: str) -> str:
-    """Key types that compare with each other: `integer`, `text` or `uuid`."""
-    if base_type in INTEGER_TYPES:
-        return "integer"
-    return "text" if base_type in TEXT_TYPES else base_type
-
-
-def key_cast(base_type: str) -> str:
-    """The type to cast a key's text to; a plain `character` would cut it to one letter."""
-    return "bpchar" if base_type == "character" else base_type
-
-
-def list_cast(base_type: str) -> str:
-    """The type to cast listed keys to: an owner's key may be larger than any user's."""
-    return "bigint" if base_type in INTEGER_TYPES else key_cast(base_type)
-
-
-def key_from_text(text: str, base_type: str) -> str:
-    """SQL for the key that a text expression names; null where it names none."""
-    if key_family(base_type) == "text":
-        return text
-    if base_type == "uuid":
-        shape = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-        return f"(CASE WHEN {text} ~ '^{shape}$' THEN {text}::uuid END)"
-    # Nineteen digits may be more than a bigint holds.
-    largest = "9223372036854775807"
-    return (
-        f"(CASE WHEN {text} ~ '^-?[0-9]{{1,19}}$' THEN CASE WHEN abs({text}::numeric) <= {largest}"
-        f" THEN {text}::bigint END END)"
-    )
 
 
 def optional(table: Table, column: str, default: str, *, alias: str) -> str:

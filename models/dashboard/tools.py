@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from models.dashboard.legacy import list_cast
 from models.engine import keys
 from models.engine.step import Context, Counts, Scope, counts
+from models.postgres.keys import list_cast
 
 # A tool that the new application has changed, used or shared since is no longer ours to take.
 _UNTOUCHED = """({alias}.updated_at IS NOT DISTINCT FROM {alias}.created_at

@@ -12,7 +12,6 @@ import functools
 from sqlalchemy import text
 
 from models.dashboard.credits import Credits
-from models.dashboard.legacy import key_cast, list_cast
 from models.dashboard.projects.apply import Projects
 from models.dashboard.projects.switch import Switch
 from models.dashboard.subscriptions import Orphans
@@ -21,6 +20,7 @@ from models.dashboard.users import verify
 from models.dashboard.users.apply import Users
 from models.engine import judgement, keys
 from models.engine.step import Context, Counts, Scope, add, only_written
+from models.postgres.keys import key_cast, list_cast
 
 KEYS_A_BATCH = 200
 KEYS_A_ROUND = 50_000

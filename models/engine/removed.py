@@ -6,9 +6,9 @@ from pkgutil import resolve_name
 
 from sqlalchemy import text
 
-from models.dashboard.legacy import key_cast, key_family, key_from_text
 from models.engine.step import Context, Counts, Scope, Step
 from models.postgres.catalog import Table
+from models.postgres.keys import key_cast, key_family, key_from_text
 
 _CLOSE = """
 WITH removed AS (

@@ -5,8 +5,9 @@ Another hash later says that the row, or the owner that it was judged by, has ch
 
 from __future__ import annotations
 
-from models.dashboard.legacy import Legacy, key_cast, key_family, key_from_text
+from models.dashboard.legacy import Legacy
 from models.postgres.catalog import quote
+from models.postgres.keys import key_cast, key_family, key_from_text
 
 _COLUMNS = {
     "user": ("email",),

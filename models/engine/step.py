@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, text
 
 from models.dashboard import legacy as legacy_tables
-from models.dashboard.legacy import EXACT, Legacy, list_cast
+from models.dashboard.legacy import EXACT, Legacy
 from models.dashboard.schema import TABLES
 from models.engine import target as target_tables
 from models.engine.row_hash import ENTITIES, hash_by_key, key_of
@@ -24,6 +24,7 @@ from models.errors import Incompatible
 from models.ledger.quarantine import SET_ASIDE_AGAIN, resolve, set_aside
 from models.postgres import sessions
 from models.postgres.catalog import INTEGER_TYPES, Table, quote_name, read_tables
+from models.postgres.keys import list_cast
 from models.settings import Settings
 
 Counts = dict[str, Any]

@@ -15,11 +15,12 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from models.dashboard.legacy import Legacy, key_family
+from models.dashboard.legacy import Legacy
 from models.dashboard.schema import EARLY_INDEXES, ENUMS, TABLES, declare
 from models.engine import keys
 from models.errors import Incompatible, MigrationError
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote, read_tables
+from models.postgres.keys import key_family
 from models.preflight import taken
 
 # Columns that the migration leaves to their default, and those for which it may write a null.

@@ -25,6 +25,7 @@ from models.ledger.tables import OPEN_STATES, SCHEMA, runs
 from models.postgres import sessions
 from models.postgres.catalog import Table, quote
 from models.postgres.database import as_ours
+from models.postgres.keys import key_cast
 from models.settings import Settings
 from producer.runs import partition
 from producer.schema import upgrade
@@ -298,4 +299,4 @@ def _size(connection: Connection) -> int:
 
 
 def _kind(table: Table) -> str:
-    return legacy_tables.key_cast(table.columns["id"].base)
+    return key_cast(table.columns["id"].base)

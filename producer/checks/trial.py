@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from models.dashboard import legacy as legacy_tables
-from models.dashboard.legacy import Legacy, list_cast
+from models.dashboard.legacy import Legacy
 from models.dashboard.schema import TABLES
 from models.engine import target as target_tables
 from models.engine.migration import FINISH, RECONCILIATION, VERIFICATION, stage_names, steps_of
@@ -28,6 +28,7 @@ from models.ledger.tables import runs
 from models.postgres import refusals
 from models.postgres.catalog import Table
 from models.postgres.database import classify, transaction
+from models.postgres.keys import list_cast
 from models.preflight.obstacles import Obstacle
 from models.settings import Settings
 from producer.checks import rehearsal, trial_rows

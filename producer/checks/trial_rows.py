@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from models.dashboard.legacy import Legacy, key_cast, list_cast
+from models.dashboard.legacy import Legacy
 from models.postgres import refusals
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote
+from models.postgres.keys import key_cast, list_cast
 from models.postgres.sessions import blanks
 from producer.runs import partition
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from models.dashboard.legacy import key_cast
 from models.postgres.catalog import Table
+from models.postgres.keys import key_cast
 
 TARGET_SECONDS = 2.0
 FIRST_ROWS, SMALLEST_ROWS, LARGEST_ROWS = 1_000, 50, 20_000

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from sqlalchemy import text
 
-from models.dashboard.legacy import key_cast
 from models.engine.accounting import account
 from models.engine.capture import Capture
 from models.engine.migration import RECONCILIATION, STEPS, VERIFICATION
 from models.engine.step import Context, Scope, Step
 from models.ledger.quarantine import WORKER_DIED
+from models.postgres.keys import key_cast
 
 # Differences may name a tool instead of a row: the legacy row behind it may be gone.
 _TOOL_OWNERS = (

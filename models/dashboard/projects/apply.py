@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 
-from models.dashboard.legacy import key_cast
 from models.dashboard.projects import changes, checksum, verify
 from models.dashboard.tools import is_still_ours
 from models.dashboard.users.apply import assigned_by
@@ -16,6 +15,7 @@ from models.engine import keys
 from models.engine.row_hash import hash_by_key
 from models.engine.step import Context, Counts, Scope, Step, add, counts
 from models.postgres.catalog import Table
+from models.postgres.keys import key_cast
 
 # A project that points at a tool of its owner is migrated, or the new application made it; anything
 # else that is not blank is a choice of GPT, also where some tool has that id by chance, and a tool

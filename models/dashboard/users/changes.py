@@ -11,11 +11,11 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.dashboard.legacy import key_from_text, list_cast
 from models.dashboard.schema import USER_DEFAULTS
 from models.dashboard.tools import is_untouched, remove_deleted_users, remove_tools, usage_of
 from models.engine import keys
 from models.engine.step import Context, Counts, Scope
+from models.postgres.keys import key_from_text, list_cast
 
 # Tools that come from another user, or go to one: the batch of the old owner takes them away, or
 # the new one has them. All batches lock theirs at once, in one order: none waits in a ring.

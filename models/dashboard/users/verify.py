@@ -6,7 +6,7 @@ target row it must have produced, and every row that the migration made against 
 
 from __future__ import annotations
 
-from models.dashboard.legacy import exact, key_from_text, optional, word
+from models.dashboard.legacy import exact, optional, word
 from models.engine import keys
 from models.engine.step import Context, Scope
 from models.engine.verification import (
@@ -17,6 +17,7 @@ from models.engine.verification import (
     with_checks,
     wrong_values,
 )
+from models.postgres.keys import key_from_text
 
 _USER_CHECKS = (
     Check(
