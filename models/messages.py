@@ -169,6 +169,13 @@ class RunReport(BaseModel):
         return {"completed_with_quarantine": 3, "cancelled": 1}.get(self.state or "", 0)
 
 
+class RollbackReport(RunReport):
+    """What `rollback` reports: the run that it undid last, all that it undid, and what is left."""
+
+    rolled_back: list[str] = Field(default_factory=list)
+    standing: list[str] = Field(default_factory=list)
+
+
 class Work(BaseModel):
     """A claimed batch: who has it, and the seconds left on its lease (negative: it ran out)."""
 

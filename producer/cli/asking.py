@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from models.errors import MigrationError, Misconfigured
-from models.messages import RunReport
 from producer.cli.command import console, said_databases
+
+if TYPE_CHECKING:
+    from models.messages import RunReport
 
 
 class Declined(MigrationError):

@@ -7,8 +7,6 @@ from typing import Any
 
 import click
 
-from models.engine.migration import RECONCILIATION, VERIFICATION
-from models.messages import RunReport
 from producer.cli.asking import (
     RUN,
     WAIT,
@@ -97,6 +95,7 @@ def retry(run: str | None, wait: bool) -> Any:
 @WAIT
 def verify(run: str | None, wait: bool) -> Any:
     """Compare every legacy row with every row it must have produced, again."""
+    from models.engine.migration import VERIFICATION
     from producer import connect
     from producer.runs import control
 
@@ -108,6 +107,7 @@ def verify(run: str | None, wait: bool) -> Any:
 @WAIT
 def reconcile(run: str | None, wait: bool) -> Any:
     """Compare every balance with its credit log, again."""
+    from models.engine.migration import RECONCILIATION
     from producer import connect
     from producer.runs import control
 
@@ -155,7 +155,7 @@ def cancel(run: str | None, yes: bool) -> Any:
     return end(control.cancel(engine, found.run_id), False)
 
 
-@command(cli, "rollback", blank=RunReport().model_dump() | {"rolled_back": [], "standing": []})
+@command(cli, "rollback", blank="RollbackReport")
 @RUN
 @WAIT
 @click.option("--force", is_flag=True, help="Undo what was changed since, too.")
@@ -175,7 +175,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
     for each in chosen if wait else chosen[:1]:
         run_id = undo.start(engine, settings, each.id, force=force)
         ended = end(run_id, wait)
-        found: RunReport = ended[0] if wait else ended
+        found = ended[0] if wait else ended
         kept = report.first_conflicts(engine, run_id)
         if kept:
             has_kept = True

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from models.settings import load
 from producer.cli.asking import RUN, open_engine
 from producer.cli.command import cli, command, console, say_database, servers
 
@@ -75,6 +74,7 @@ def demo(users: int) -> Any:
 @command(servers, "stop", blank={"stopped": False}, says_database=False)
 def stop() -> Any:
     """Stop the embedded servers of MIGRATION_HOME; their data stay."""
+    from models.settings import load
     from producer import embedded
 
     stopped = embedded.stop(load().home.absolute())

@@ -1,0 +1,90 @@
+"""How a command begins and ends: logs and warnings, an error as words and a status, the object."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+import structlog
+from kombu.exceptions import OperationalError
+from pydantic import BaseModel
+from redis.exceptions import RedisError
+from sqlalchemy.exc import DBAPIError
+
+from models import messages
+from models.errors import MigrationError
+from models.messages import ErrorReport
+from models.postgres.database import classify
+from models.settings import load, unknown
+from producer import logs
+from producer.cli.command import console, said_databases
+
+
+def prepare() -> None:
+    """Logs go to stderr, and settings that nobody reads are named."""
+    # Whatever the reconciler logs while a command runs: stdout is for the one object.
+    structlog.configure(
+        processors=[logs.render, *structlog.get_config()["processors"]],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logs.install()
+    for line in unknown():
+        console.print(f"Warning: {line}", markup=False)
+
+
+def require_settings() -> None:
+    """Raise Misconfigured, before any question, where a setting is wrong."""
+    load()
+
+
+def failed(
+    failure: Exception, blank: dict[str, Any] | str, *, shows_places: bool
+) -> tuple[Any, int]:
+    """Say what failed and what to do; returns the object of --json and the exit status."""
+    error = _as_ours(failure)
+    if shows_places:
+        click.echo(logs.places(failure), err=True)
+    console.print(f"[red]Error:[/] {error.message}", markup=True)
+    if error.hint:
+        console.print(error.hint, markup=False)
+    return failed_object(error.kind, error.message, error.hint, blank), error.exit_status
+
+
+def failed_object(
+    kind: str, message: str, hint: str, blank: dict[str, Any] | str = "RunReport"
+) -> Any:
+    """What --json prints after an error."""
+    error = ErrorReport(kind=kind, message=message, hint=hint)
+    values = getattr(messages, blank)().model_dump() if isinstance(blank, str) else blank
+    return {**values, "error": error.model_dump()}
+
+
+def _as_ours(failure: Exception) -> MigrationError:
+    if isinstance(failure, MigrationError):
+        return failure
+    if isinstance(failure, DBAPIError):
+        return classify(failure)
+    from producer.connect import unreachable_redis
+
+    if isinstance(failure, RedisError | OperationalError):
+        return unreachable_redis(failure)
+    if isinstance(failure, OSError) and failure.strerror:
+        what = f"{failure.filename}: " if isinstance(failure.filename, str) else ""
+        return MigrationError(
+            f"{what}{failure.strerror}",
+            hint="Make it readable and writable, or name another place. See also MIGRATION_HOME.",
+        )
+    return MigrationError(
+        f"This should not have happened: {type(failure).__name__}",
+        hint="Run it again with --debug for the traceback. The ledger is consistent.",
+    )
+
+
+def as_object(result: Any) -> str:
+    """The one object on stdout; `database` is null where it is not known."""
+    values = result.model_dump(mode="json") if isinstance(result, BaseModel) else result or {}
+    return json.dumps(
+        {"database": said_databases[-1] if said_databases else None, **values}, default=str
+    )
