@@ -11,33 +11,34 @@ from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, transaction
 from models.preflight import examine, taken
 from models.settings import Settings
 from producer.checks import trial
+from producer.checks.trial import Trial
 
 _STATEMENT_TIMEOUT_MS = 600_000
 _UPGRADED = "The schema step stays and no run was opened. To undo it: producer schema downgrade"
 
 
-def require(engine: Engine, settings: Settings, *, is_upgraded: bool = False) -> bool:
+def require(engine: Engine, settings: Settings, *, before: Trial | None = None) -> Trial:
     """Raise the first obstacle to a run, before anything is changed; nothing while one is open.
 
-    Returns whether the trial was made on the tables themselves: then it need not be repeated after
-    the schema step. `is_upgraded` says that this comes after it.
+    Where the trial was made on the tables themselves (`is_real`), or a run is open, it need not be
+    repeated after the schema step. `before` is the trial before that step, where there was one.
     """
-    if retry_locks(lambda: _is_open(engine, settings, reads_values=not is_upgraded)):
-        return True
+    if retry_locks(lambda: _is_open(engine, settings, reads_values=before is None)):
+        return Trial(is_real=True)
     try:
-        tried = trial.run(engine, settings)
+        tried = trial.run(engine, settings, before.picked if before else None)
     except (Transient, TooBig):
         # The application holds locks, or the tables are too large: the run copes with both.
-        return False
+        return Trial()
     fatal = [obstacle for obstacle in tried.obstacles if obstacle.is_fatal]
     try:
         with transaction(engine) as connection:
             examine.refuse(connection, fatal)
     except MigrationError as error:
-        if is_upgraded:
+        if before is not None:
             error.hint = error.hint.replace("Nothing was changed.", _UPGRADED)
         raise
-    return tried.is_real
+    return tried
 
 
 def _is_open(engine: Engine, settings: Settings, *, reads_values: bool) -> bool:

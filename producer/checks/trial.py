@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -65,6 +66,8 @@ class Trial:
     note: str = ""
     # Why there was none.
     is_missing: str = ""
+    # The real rows, for a trial after this one.
+    picked: Rows | None = None
     obstacles: list[Obstacle] = field(default_factory=list)
 
     def refuse(self, what: str, *, is_fatal: bool) -> None:
@@ -86,13 +89,15 @@ class _Stop(Exception):
     """Nothing after this can be tried."""
 
 
-def run(engine: Engine, settings: Settings) -> Trial:
+def run(engine: Engine, settings: Settings, picked: Rows | None = None) -> Trial:
     """Try, undo, and say what was refused. Nothing remains, and nobody waits for it.
+
+    `picked` are the rows of an earlier trial, to be tried again.
 
     Raises Transient or TooBig where it could not be made: locks of others, or too slow.
     """
     for attempt in range(ATTEMPTS):
-        found = Trial()
+        found = Trial(picked=picked)
         try:
             with transaction(
                 engine, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=STATEMENT_TIMEOUT_MS
@@ -124,7 +129,8 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
     if not found.is_real and not connection.scalar(text(may_create)):
         found.is_missing = "the role may not make copies of the tables (CREATE on the database)"
         return
-    rows = trial_rows.pick(connection, legacy)
+    found.picked = found.picked or trial_rows.pick(connection, legacy)
+    rows = deepcopy(found.picked)
     try:
         _probe(connection, legacy, found)
         if not found.is_real:

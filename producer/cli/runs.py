@@ -36,10 +36,10 @@ def enqueue_all(wait: bool) -> Any:
     tracing.require(settings)
     database.check_reachable(engine)
     readiness.require()
-    is_proved = preflight.require(engine, settings)
+    tried = preflight.require(engine, settings)
     schema_step.upgrade(engine, settings)
-    if not is_proved:
-        preflight.require(engine, settings, is_upgraded=True)
+    if not tried.is_real:
+        preflight.require(engine, settings, before=tried)
     run_id, is_new = advance.open_run(engine, settings)
     console.print(f"Run {run_id}" + ("" if is_new else " is open already: joined"))
     # The one that opened it is the root of its trace.

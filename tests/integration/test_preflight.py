@@ -139,7 +139,7 @@ def test_what_check_says_is_what_the_run_does(
     with world.connect() as connection:
         snapshot = oracle.snapshot(connection, case.variant.names)
     upgrade.upgrade(engine, settings)
-    preflight.require(engine, settings, is_upgraded=True)
+    preflight.require(engine, settings, before=trial.Trial())
     ended = whole_run(engine, settings)
     assert ended.state in ("completed", "completed_with_quarantine"), ended.error
     with world.connect() as connection:
@@ -175,11 +175,11 @@ def test_a_trigger_on_what_is_made_later_is_found_after_the_schema_step(
 ) -> None:
     build(world, PLAIN)
     engine = as_operator(world, database)
-    assert preflight.require(engine, settings) is False
+    assert not preflight.require(engine, settings).is_real
     upgrade.upgrade(engine, settings)
     change(world, "ALTER TABLE ai_suites ADD CONSTRAINT c CHECK (name = 'x')")
     with pytest.raises(Incompatible, match="constraint c") as refused:
-        preflight.require(engine, settings, is_upgraded=True)
+        preflight.require(engine, settings, before=trial.Trial())
     assert "producer schema downgrade" in refused.value.hint
     engine.dispose()
 
@@ -191,7 +191,7 @@ def test_no_trial_is_made_while_a_run_is_open(
     engine = as_operator(world, database)
     start(engine, settings)
     change(world, "ALTER TABLE ai_suites ADD CONSTRAINT c CHECK (name = 'x')")
-    assert preflight.require(engine, settings) is True
+    assert preflight.require(engine, settings).is_real
     engine.dispose()
 
 
@@ -208,7 +208,7 @@ def test_locks_of_the_application_end_a_trial_and_it_is_unknown(
         with pytest.raises(Transient):
             trial.run(engine, settings)
         # A run has more patience, and is not refused for it.
-        assert preflight.require(engine, settings) is False
+        assert not preflight.require(engine, settings).is_real
     engine.dispose()
 
 
