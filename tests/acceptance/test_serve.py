@@ -24,7 +24,7 @@ class Served:
         assert process.stderr is not None
         self.database, self.said = process.stderr.readline(), process.stderr.readline()
         found = re.search(r"http://\S+", self.said)
-        assert found, self.said + process.stderr.read()
+        assert found, self.said
         self.address = found[0]
         self.process = process
 

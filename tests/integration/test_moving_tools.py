@@ -112,3 +112,27 @@ def _changed_users(engine: Engine) -> dict[str, int]:
             )
         ).all()
     return {row.key: row.id for row in rows}
+
+
+def test_a_projects_tool_without_suite_and_log_goes_with_its_project(
+    engine: Engine, settings: Settings
+) -> None:
+    # What is left where the tool was written while its owner's batch took away all that was there.
+    lost: list[str] = []
+
+    def lose(stage: str) -> None:
+        if stage == "switch" and not lost:
+            tool = scalar(engine, "SELECT min(id) FROM ai_tools WHERE id LIKE 'p-%'")
+            owner = scalar(engine, f"SELECT user_id FROM projects WHERE id = substr('{tool}', 3)")
+            lost.append(str(tool))
+            change(
+                engine,
+                f"UPDATE users SET email = repeat(' ', 7) WHERE id = '{owner}'",
+                f"DELETE FROM tool_usage_logs WHERE tool_id = '{tool}'",
+                f"DELETE FROM tool_assignments WHERE tool_id = '{tool}'",
+                f"UPDATE ai_tools SET suite_id = 'gone' WHERE id = '{tool}'",
+            )
+
+    ended = whole_run(engine, settings, before=lose)
+    assert (ended.exit_status, ended.differences) == (3, {})
+    assert not scalar(engine, f"SELECT count(*) FROM ai_tools WHERE id = '{lost[0]}'")

@@ -7,17 +7,19 @@ from collections.abc import Iterator
 from models.dashboard.tools import is_untouched, remove_tools
 from models.engine.step import Context, Counts, Scope
 
-# A project that is gone, has no GPT any more, or whose owner is missing or set aside.
+# A project that is gone, has no GPT any more, or whose owner is missing or set aside. Or a tool
+# without its suite: it was written while the owner's batch took away all that it could see.
 _SURPLUS = """
   SELECT t.id, t.suite_id
   FROM unnest(CAST(:keys AS {kind}[])) AS k(id)
   JOIN {ai_tools} t ON t.id = {tool_id_of_key}
+  LEFT JOIN {ai_suites} home ON home.id = t.suite_id
   LEFT JOIN {tool_usage_logs} l ON l.id = {usage_id_of_key}
   LEFT JOIN {projects} p ON p.id = k.id
   LEFT JOIN LATERAL ({project_owner}) AS u ON true
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
-  WHERE p.id IS NULL AND (l.session_id = :own_run OR {untouched})
+  WHERE home.id IS NULL OR p.id IS NULL AND (l.session_id = :own_run OR {untouched})
      OR p.id IS NOT NULL AND l.session_id = :own_run AND (
        btrim(coalesce({active_gpt}, ''), :blanks) = '' OR u.id IS NULL
        OR q.legacy_key IS NOT NULL)
