@@ -80,7 +80,7 @@ servers-stop: $(stamp) ## Stop the embedded servers; their data stay
 
 clean: ## Stop the embedded servers, remove their data, .venv, .system, all caches
 	@if test -x $(venv)/python && test -d .migration; then \
-	    $(venv)/python -c "from pathlib import Path; from producer import local; embedded.erase(Path('.migration'))"; \
+	    $(venv)/python -c "from pathlib import Path; from producer import embedded; embedded.erase(Path('.migration'))"; \
 	fi
 	case "$$(readlink .system)" in */migration-system-*) rm -rf "$$(readlink .system)";; esac
 	rm -rf .migration .venv .tools .system build dist *.egg-info .*_cache .hypothesis
