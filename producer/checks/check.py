@@ -32,7 +32,6 @@ from models.postgres.catalog import quote_name
 from models.postgres.database import check_reachable, classify
 from models.preflight import examine as preflight
 from models.preflight import taken
-from models.preflight.examine import Preflight
 from models.settings import Settings
 from producer.broker import readiness
 from producer.checks import obstacle_rows
@@ -195,7 +194,7 @@ def _extensions(connection: Connection) -> Check:
     return Check(verdict="failed", found="no plpgsql", hint="CREATE EXTENSION plpgsql")
 
 
-def _standing(engine: Engine, settings: Settings) -> tuple[Preflight, list[Check]]:
+def _standing(engine: Engine, settings: Settings) -> tuple[preflight.Preflight, list[Check]]:
     """What the catalog and the values say of the tables; unknown where they cannot be read now."""
     try:
         with _reading(engine) as connection:
@@ -204,7 +203,7 @@ def _standing(engine: Engine, settings: Settings) -> tuple[Preflight, list[Check
     except DBAPIError as failure:
         message = f"could not be read: {classify(failure).message}"
         unread = Check(name="legacy tables", verdict="unknown", found=message)
-        return Preflight(None, None, []), [unread]
+        return preflight.Preflight(None, None, []), [unread]
 
 
 def _ledger(connection: Connection, settings: Settings, legacy: Legacy) -> Check:

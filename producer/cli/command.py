@@ -40,12 +40,14 @@ def command(
         @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
         @functools.wraps(function)
         def run(*args: Any, as_json: bool, debug: bool, **values: Any) -> None:
+            from models.settings import load
             from producer.cli import outcome
 
             outcome.prepare()
             status = 0
             try:
-                outcome.require_settings()
+                # Before any question: a wrong setting is refused by its name.
+                load()
                 if says_database:
                     say_database()
                 result = function(*args, **values)

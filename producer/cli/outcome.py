@@ -17,7 +17,7 @@ from models import messages
 from models.errors import MigrationError
 from models.messages import ErrorReport
 from models.postgres.database import classify
-from models.settings import load, unknown
+from models.settings import unknown
 from producer import logs
 from producer.cli.command import console, said_databases
 
@@ -32,11 +32,6 @@ def prepare() -> None:
     logs.install()
     for line in unknown():
         console.print(f"Warning: {line}", markup=False)
-
-
-def require_settings() -> None:
-    """Raise Misconfigured, before any question, where a setting is wrong."""
-    load()
 
 
 def failed(
