@@ -2,6 +2,7 @@
 
 from kombu import Exchange, Queue
 
+from models.engine import current
 from producer.connect import is_local, redis_options, settings, tls_options
 
 _settings = settings()
@@ -46,13 +47,7 @@ result_expires = 24 * 3600
 
 task_queues = [
     Queue(name, Exchange(name, type="direct"), routing_key=name)
-    for name in (
-        "migration.users",
-        "migration.projects",
-        "migration.verify",
-        "migration.credits",
-        "migration.control",
-    )
+    for name in current.migration().queues
 ]
 task_default_queue = "migration.control"
 worker_send_task_events = True

@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 
 from bench.contestants import written
 from models.dashboard.users import apply
-from models.engine.migration import by_name
+from models.engine import current
 from models.engine.step import Context, Scope
 from models.ledger.tables import batches, runs
 from models.postgres.database import transaction
@@ -96,7 +96,7 @@ def _bare(engine: Engine, run_id: str, scope: Scope) -> None:
     with transaction(engine) as connection, mock.patch.object(apply, "_MIGRATE", statement):
         connection.exec_driver_sql(batch.PLANNING)
         context = _context(engine, run_id)
-        by_name("users").apply(replace(context, connection=connection), scope)
+        current.migration().step("users").apply(replace(context, connection=connection), scope)
 
 
 _contexts: dict[str, Context] = {}

@@ -18,6 +18,7 @@ from models.errors import Misconfigured
 from models.postgres import addresses
 from models.postgres.load import Limits, parse_limits
 
+DEFAULT_MIGRATION = "models.dashboard:MIGRATION"
 DEFAULT_FLOWER_URL = "http://127.0.0.1:5555"
 DEFAULT_GRANTS = "student=100,teacher=500,admin=1000,*=100"
 # What may hold a password: each may lie in a file instead, named by the variable with _FILE.
@@ -73,6 +74,11 @@ class Settings(BaseSettings):
         None,
         alias="CELERY_RESULT_BACKEND",
         description="Another Redis for results and chords, instead of `REDIS_URL`.",
+    )
+    migration: str = Field(
+        DEFAULT_MIGRATION,
+        alias="MIGRATION",
+        description="The migration to run, as `package.module:NAME`.",
     )
     home: Path = Field(
         Path(".migration"),
@@ -163,10 +169,15 @@ class Settings(BaseSettings):
         " each start and shown.",
     )
 
-    @property
-    def tables(self) -> list[str]:
-        """The names of the legacy tables: users, subscriptions, projects."""
-        return [self.users_table, self.subscriptions_table, self.projects_table]
+    def named(self, variable: str) -> str:
+        """The value of a setting by its variable, or of a migration's own variable; "" for none."""
+        for name, field in Settings.model_fields.items():
+            if field.alias == variable:
+                return str(getattr(self, name))
+        return os.environ.get(variable, "") if variable else ""
+
+    # Other tables instead of the sources, by plural: the copies of a trial. No variable sets it.
+    copies: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict, exclude=True)
 
     @field_validator("database_url")
     @classmethod

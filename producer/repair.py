@@ -1,4 +1,4 @@
-"""The guide's three fixes, page by page; a dry run does the same and takes it back."""
+"""The migration's repairs, page by page; a dry run does the same and takes it back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from models.dashboard.repairs import REPAIRS, Change, left_alone
+from models.engine import current
+from models.engine.repair import Change, Repair
 from models.engine.step import Context, Scope
 from models.errors import Misconfigured, NotAllowed
 from models.ledger import audit, relations, tables
@@ -28,13 +29,14 @@ def run(
     settings: Settings,
     what: str,
     *,
-    user: str | None,
+    key: str | None,
     dry_run: bool,
     force: bool,
 ) -> dict[str, Any]:
-    """Repair one user or all, a page a transaction; what was changed, and what was left alone.
+    """Repair one row of the first source or all; what was changed, and what was left alone.
 
-    Safe to repeat. Raises NotAllowed while a run is open, and Misconfigured for an unknown user.
+    A page is a transaction. Safe to repeat. Raises NotAllowed while a run is open, and
+    Misconfigured for an unknown key.
     """
     with transaction(engine) as connection:
         last = status.find_run(connection, None)
@@ -44,53 +46,55 @@ def run(
                 f"Run {last.id} is {last.state}: a repair would be in its way",
                 hint="Wait for its end: producer status --watch",
             )
-        _require_user(connection, settings, last, user)
+        _require_row(connection, settings, last, key)
+    repair = current.migration().repairs[what]
     changed, shown, left = 0, list[Change](), list[Change]()
-    for scope in _scopes(engine, settings, user):
+    for scope in _scopes(engine, settings, key):
         with transaction(engine) as connection:
             page = connection.begin_nested()
             context = _context(connection, settings)
-            found = REPAIRS[what](context, scope, force=force)
-            if what == "credits" and not force:
-                left += left_alone(context, scope)[: SHOWN - len(left)]
+            found = repair.fix(context, scope, force=force)
+            if repair.left_alone and not force:
+                left += repair.left_alone(context, scope)[: SHOWN - len(left)]
             if dry_run:
                 page.rollback()
             else:
-                _note(connection, what, found)
+                _note(connection, what, repair, found)
                 page.commit()
         changed += len(found)
         shown += found[: SHOWN - len(shown)]
     return {"changed": changed, "changes": shown, "left_alone": left, "dry_run": dry_run}
 
 
-def _require_user(connection: Connection, settings: Settings, run: Any, user: str | None) -> None:
-    if user is None:
+def _require_row(connection: Connection, settings: Settings, run: Any, key: str | None) -> None:
+    if key is None:
         return
     context = Context.read(connection, settings, run)
-    users = context.legacy.users
-    where = Scope(keys=(user,)).condition("u.id", users.columns["id"].base)
+    first = context.sources.first
+    where = Scope(keys=(key,)).of(first)
     try:
         with connection.begin_nested():
             found = connection.scalar(
-                sa.text(f"SELECT true FROM {users.sql} u WHERE {where}"), {"keys": [user]}
+                sa.text(f"SELECT true FROM {first.sql} t WHERE {where}"), {"keys": [key]}
             )
     except sa.exc.DataError:
         found = None
     if not found:
         raise Misconfigured(
-            f"There is no user {user}", hint="Give the id, as the users table has it."
+            f"There is no {first.source.entity} {key}",
+            hint=f"Give its {first.source.key}, as {first.label} has it.",
         )
 
 
-def _scopes(engine: Engine, settings: Settings, user: str | None) -> Iterator[Scope]:
-    if user is not None:
-        yield Scope(keys=(user,))
+def _scopes(engine: Engine, settings: Settings, key: str | None) -> Iterator[Scope]:
+    if key is not None:
+        yield Scope(keys=(key,))
         return
     after: str | None = None
     while True:
         with transaction(engine) as connection:
-            users = _context(connection, settings).legacy.users
-            pages = partition.cut(connection, users, after=after, rows=PAGE_ROWS, pages=8)
+            first = _context(connection, settings).sources.first
+            pages = partition.cut(connection, first, after=after, rows=PAGE_ROWS, pages=8)
         for page in pages:
             yield Scope(page.low, page.high)
         after = pages[-1].high
@@ -103,15 +107,16 @@ def _context(connection: Connection, settings: Settings) -> Context:
     return Context.read(connection, settings, connection.execute(newest).one())
 
 
-def _note(connection: Connection, what: str, found: list[Change]) -> None:
-    """A balance is a matter of its own; of the rest, how much there was."""
-    if what == "credits":
+def _note(connection: Connection, what: str, repair: Repair, found: list[Change]) -> None:
+    """Each change of an audited column by itself; of the rest, how many there were."""
+    entity, column = current.migration().sources[0].entity, repair.audited
+    if column:
         for change in found:
             audit.note(
                 connection,
-                "repair credits",
-                before={"user": change["key"], "credits_balance": change["before"]},
-                after={"user": change["key"], "credits_balance": change["after"]},
+                f"repair {what}",
+                before={entity: change["key"], column: change["before"]},
+                after={entity: change["key"], column: change["after"]},
             )
     elif found:
         audit.note(connection, f"repair {what}", after={"changes": len(found)})

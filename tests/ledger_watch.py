@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Engine, text
 
-from models.engine.migration import RECONCILIATION, VERIFICATION, by_name
+from models.engine import current
 from models.engine.step import Context
 from models.ledger.claims import MAX_LAPSES, scope_of
-from models.ledger.tables import BATCH_TRANSITIONS, RUN_TRANSITIONS
+from models.ledger.tables import BATCH_TRANSITIONS, RECONCILIATION, RUN_TRANSITIONS, VERIFICATION
 from models.settings import Settings
 
 Covered = tuple[str, str, str, str, str | None]
@@ -170,7 +170,9 @@ class Watch:
             elif row["state"] == "quarantined":
                 # A page of a range may hold one row of its step, or none.
                 context = self._context(connection, row)
-                named = row["part_list"] or by_name(row["step"]).keys_in(context, scope_of(row))
+                named = row["part_list"] or current.migration().step(row["step"]).keys_in(
+                    context, scope_of(row)
+                )
                 for key in named[:1]:
                     reason = connection.scalar(text(_REASON), {"batch": id_, "key": key})
                     assert reason == "worker_died", (row, reason)
@@ -183,7 +185,7 @@ class Watch:
 
     def _must_cover(self, connection: Connection, row: Any) -> list[Covered]:
         context = self._context(connection, row)
-        step, scope = by_name(row["step"]), scope_of(row)
+        step, scope = current.migration().step(row["step"]), scope_of(row)
         keys = step.keys_in(context, scope)
         place = (row["run_id"], row["stage"], row["step"])
         if len(keys) > 1 or row["stage"] in (VERIFICATION, RECONCILIATION):

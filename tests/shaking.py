@@ -23,9 +23,8 @@ from sqlalchemy.exc import DBAPIError
 
 from models.engine import catch_up
 from models.engine.cutover import Settle
-from models.engine.migration import VERIFICATION
 from models.ledger import identity
-from models.ledger.tables import WORKED_ON, batches, stages
+from models.ledger.tables import VERIFICATION, WORKED_ON, batches, stages
 from models.messages import RunReport
 from models.postgres import database as databases
 from models.postgres.database import sqlstate

@@ -17,11 +17,12 @@ import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.engine.migration import RECONCILIATION, VERIFICATION, by_name, undo_stage_names
+from models.engine import current
 from models.engine.step import Context, Counts, Step
 from models.errors import LeaseLost, MigrationError, OtherTables, Stopped, Transient
 from models.ledger import claims, relations
 from models.ledger.claims import Claim
+from models.ledger.tables import RECONCILIATION, VERIFICATION
 from models.postgres import sessions
 from models.postgres.database import as_ours, classify, transaction
 from models.settings import Settings
@@ -136,7 +137,7 @@ def _with_retries(engine: Engine, settings: Settings, claim: Claim, watch: Watch
 
 
 def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> Counts:
-    step = by_name(claim.step)
+    step = current.migration().step(claim.step)
     if claim.stage not in (VERIFICATION, RECONCILIATION) and not step.transactional:
         return _apply_outside(engine, settings, claim, step, watch)
     if step.is_settling:
@@ -151,7 +152,7 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         else:
             take = cutover.take_up if step.is_late else bisect.apply
             counts = take(context, step, claim.scope)
-            if claim.stage not in undo_stage_names():
+            if claim.stage not in current.migration().undo_stages:
                 step.resolve(context, claim.scope)
             poison.follow(connection, context, claim)
         claims.complete(connection, claim, counts)

@@ -30,7 +30,7 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
         return add(prepared, _first(trial, context, scope))
     except (BadRow, TooBig) as error:
         trial.undo()
-        if step.source(context) is None:
+        if step.table(context) is None:
             raise
         keys = step.keys_in(context, scope)
         trial.keys = keys

@@ -17,8 +17,8 @@ import psycopg2
 from sqlalchemy import Connection, Engine, event
 
 from models.engine.capture import require_triggers
-from models.engine.catch_up import KEYS_A_BATCH
-from models.engine.cutover import HELD_MS, lock, next_scope, pending_keys
+from models.engine.cutover import HELD_MS, lock, next_scope, pending
+from models.engine.replay import KEYS_A_BATCH
 from models.engine.step import Context, Counts, Scope, Step, add
 from models.errors import TooBig, Transient
 from models.ledger import claims
@@ -96,21 +96,24 @@ def _drain(
     watch: Watch,
     at_most: int,
 ) -> None:
-    """Rounds without the lock, until so many users and projects are left to take up."""
+    """Rounds without the lock, until so many keys are left to replay."""
     for _ in range(ROUNDS):
         with transaction(engine) as connection, watch.over(connection):
             context = read(connection)
-            users, projects = pending_keys(context)
-            if len(users) + len(projects) <= at_most:
+            found = pending(context)
+            if sum(len(keys) for _, keys in found) <= at_most:
                 return
-            counts = take_up(context, *next_scope(users, projects))
+            counts = take_up(context, *next_scope(found))
             claims.record(connection, claim, counts)
 
 
 def _take_up_all(context: Context) -> Counts:
-    users, _ = pending_keys(context)
-    # Also where no user has changed: with users come the subscriptions that name no owner.
-    counts = take_up(context, *next_scope(users, []))
-    while any(left := pending_keys(context)):
-        counts = add(counts, take_up(context, *next_scope(*left)))
-    return counts
+    found = pending(context)
+    # The first replay also where none of its rows has changed: with users come the subscriptions
+    # that name no owner.
+    counts = take_up(context, *next_scope(found[:1]))
+    while True:
+        found = pending(context)
+        if not any(keys for _, keys in found):
+            return counts
+        counts = add(counts, take_up(context, *next_scope(found)))

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery.exceptions import Reject
 
-from models.engine.migration import STEPS, UNDO_STEPS
+from models.engine import current
 from models.errors import Stopped
 from producer import tracing
 from producer.broker.queue import ADVANCE, app
@@ -23,7 +23,7 @@ HARD_LIMIT_SECONDS = 1800
 # An index of a large table may take hours, and cannot be taken up where it was: no limit.
 BATCH_TASKS: dict[str, int | None] = {
     f"migration.{step.name}": HARD_LIMIT_SECONDS if step.transactional else None
-    for step in (*STEPS, *UNDO_STEPS)
+    for step in (*current.migration().steps, *current.migration().undo_steps)
 } | {"migration.verify": HARD_LIMIT_SECONDS, "migration.reconcile": HARD_LIMIT_SECONDS}
 
 

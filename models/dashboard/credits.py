@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from models.dashboard.scopes import owned
+from models.dashboard.sources import USERS
 from models.engine.step import Context, Scope, Step
 from models.engine.verification import Check, images_of, with_checks, wrong_values
-from models.postgres.catalog import Table
 
 _STANDS, _IS_ASIDE = "q.legacy_key IS NULL", "q.legacy_key IS NOT NULL"
 _CHECKS = (
@@ -79,18 +80,16 @@ class Credits(Step):
     name = "credits"
     stage = "reconciliation"
     queue = "migration.credits"
+    source = USERS
     entity = "user"
-
-    def source(self, context: Context) -> Table:
-        return context.legacy.users
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         return [
             context.render(
                 with_checks(_DISCREPANCIES, _CHECKS),
                 scope=_condition(context, scope),
-                logs_scope=context.owned(context.target.table("credit_logs"), "c", scope),
-                images_scope=images_of("b", context.legacy.users, scope),
+                logs_scope=owned(context, context.target.table("credit_logs"), "c", scope),
+                images_scope=images_of("b", context.sources.users, scope),
             )
         ]
 
@@ -99,4 +98,4 @@ class Credits(Step):
 
 
 def _condition(context: Context, scope: Scope) -> str:
-    return scope.condition("u.id", context.legacy.users.columns["id"].base)
+    return scope.condition("u.id", context.sources.users.columns["id"].base)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy import text
+
 from models.engine.step import Context, Counts, Scope, Step
 
 # An organization of that name that is there already is adopted; the fixed ids make two writers
@@ -57,9 +59,16 @@ class Organization(Step):
     queue = "migration.control"
     is_verified = True
     undone_by = "undo_rest"
+    is_constant = True
 
     def items(self, context: Context) -> list[str]:
         return ["default"]
+
+    def can_try(self, context: Context) -> bool:
+        # Workers of other queues make no organization.
+        owner = text("SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = :oid")
+        table = context.target.table("organizations")
+        return bool(context.connection.scalar(owner, {"oid": table.oid}))
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         tier = context.type_of("organizations", "subscription_tier")

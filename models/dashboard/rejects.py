@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from models.dashboard.legacy import EXACT, Legacy, exact, word
+from models.dashboard.legacy import EXACT, exact, word
+from models.engine.migration import Rule
+from models.engine.source import Sources
+from models.engine.step import Context
 from models.postgres import sessions
 from models.postgres.catalog import quote
 
@@ -24,9 +27,9 @@ _REASONS = {
     "project": f"{_OWNER} END",
 }
 _ROWS = {
-    "user": "{users} u",
-    "subscription": "({subscriptions} s LEFT JOIN {users} u ON u.id = s.user_id)",
-    "project": "({projects} p LEFT JOIN {users} u ON u.id = p.user_id)",
+    "user": ("{users} u", "u"),
+    "subscription": ("({subscriptions} s LEFT JOIN {users} u ON u.id = s.user_id)", "s"),
+    "project": ("({projects} p LEFT JOIN {users} u ON u.id = p.user_id)", "p"),
 }
 _COUNT = """
 SELECT reason, count(*) FROM (SELECT {reason} AS reason FROM {rows}) AS judged
@@ -41,15 +44,15 @@ WHERE {status} <> ALL(:known)
 """
 
 
-def unknown_statuses(connection: Connection, legacy: Legacy) -> int:
+def unknown_statuses(connection: Connection, sources: Sources) -> int:
     """How many subscriptions have a status that the rules do not know; a null is none."""
-    status = word(exact(legacy.subscriptions, "status", "NULL"))
-    statement = _STATUSES.format(subscriptions=legacy.subscriptions.sql, status=status)
+    status = word(exact(sources.subscriptions, "status", "NULL"))
+    statement = _STATUSES.format(subscriptions=sources.subscriptions.sql, status=status)
     values = {"blanks": sessions.blanks(connection), "known": list(STATUSES)}
     return int(connection.scalar(text(statement), values) or 0)
 
 
-def quarantine_by_reason(connection: Connection, legacy: Legacy) -> tuple[dict[str, int], bool]:
+def quarantine_by_reason(connection: Connection, sources: Sources) -> tuple[dict[str, int], bool]:
     """Rows by reason, and whether malformed JSON is among them: PostgreSQL before 16 cannot tell.
 
     Reads the three tables from end to end.
@@ -58,37 +61,44 @@ def quarantine_by_reason(connection: Connection, legacy: Legacy) -> tuple[dict[s
     is_exact = True
     found: dict[str, int] = {}
     for entity in _REASONS:
-        reason, is_exact_here = reason_of(connection, legacy, entity)
+        reason, is_exact_here = reason_of(connection, sources, entity)
         is_exact = is_exact and is_exact_here
-        statement = _COUNT.format(reason=reason, rows=rows_of(legacy, entity))
+        statement = _COUNT.format(reason=reason, rows=rows_of(sources, entity))
         for name, count in connection.execute(text(statement), blanks):
             found[name] = found.get(name, 0) + count
     return {reason: count for reason, count in sorted(found.items()) if count}, is_exact
 
 
-def rows_of(legacy: Legacy, entity: str) -> str:
+def rule(context: Context, entity: str) -> Rule:
+    """The rule's second words for one source, for the verification."""
+    _, alias = _ROWS[entity]
+    reason, _ = reason_of(context.connection, context.sources, entity, has_ledger=True)
+    return Rule(rows_of(context.sources, entity), alias, reason)
+
+
+def rows_of(sources: Sources, entity: str) -> str:
     """SQL: the rows of an entity as `u`, `s` or `p`, with the owner as `u` where they have one."""
-    tables = ("users", "subscriptions", "projects")
-    return _ROWS[entity].format(**{name: getattr(legacy, name).sql for name in tables})
+    rows, _ = _ROWS[entity]
+    return rows.format(**{name: table.sql for name, table in sources.by_plural.items()})
 
 
 def reason_of(
-    connection: Connection, legacy: Legacy, entity: str, *, has_ledger: bool = False
+    connection: Connection, sources: Sources, entity: str, *, has_ledger: bool = False
 ) -> tuple[str, bool]:
     """SQL: why a row of `rows_of` is bad, null where it is good; and whether that is exact.
 
     Binds :blanks. Without the ledger's function, PostgreSQL before 16 cannot tell malformed JSON.
     """
     version = int(connection.scalar(text("SHOW server_version_num")) or 0)
-    is_malformed, kind, is_exact = _preferences(legacy, version, has_ledger=has_ledger)
+    is_malformed, kind, is_exact = _preferences(sources, version, has_ledger=has_ledger)
     if entity != "subscription":
         return _REASONS[entity], True
     return _REASONS[entity].format(is_malformed=is_malformed, type=kind), is_exact
 
 
-def _preferences(legacy: Legacy, version: int, *, has_ledger: bool) -> tuple[str, str, bool]:
+def _preferences(sources: Sources, version: int, *, has_ledger: bool) -> tuple[str, str, bool]:
     """SQL: that the preferences are malformed, and their JSON type where they are not."""
-    column = legacy.subscriptions.columns.get("preferences")
+    column = sources.subscriptions.columns.get("preferences")
     if column is None:
         return "false", "'null'", True
     name = f"s.{quote('preferences')}"

@@ -7,20 +7,20 @@ after), and changes nothing when it comes again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import text
 
+from models.dashboard import ids
 from models.dashboard.legacy import exact, word
 from models.dashboard.projects.apply import Projects
 from models.dashboard.schema import ENUMS
 from models.dashboard.users.apply import assigned_by, is_active, preferences
 from models.engine import keys
+from models.engine.repair import Change, Repair
 from models.engine.rollback import LOCK
 from models.engine.step import Context, Scope
 
-Change = dict[str, Any]
 COLUMNS = ("table", "key", "column", "before", "after")
 
 # Whom a repair is for, as a condition on the user `u`.
@@ -190,7 +190,7 @@ def tools(context: Context, scope: Scope, *, force: bool = False) -> list[Change
     lacking = list(context.execute(_PROJECTS_LACKING, scope, **names).scalars())
     if lacking:
         only = scope.only(lacking)
-        key = context.legacy.projects.columns["id"].base
+        key = context.sources.projects.columns["id"].base
         names["projects_scope"] = only.condition("p.id", key)
 
         def present() -> set[tuple[str, str]]:
@@ -215,7 +215,7 @@ def credits(context: Context, scope: Scope, *, force: bool = False) -> list[Chan
     if not only.keys:
         return []
     # Locked before the statement takes its snapshot, so that balance and log belong together.
-    users = context.legacy.users
+    users = context.sources.users
     in_scope = only.condition("u.id", users.columns["id"].base)
     context.execute(LOCK, only, table=users.sql, scope=in_scope)
     return _changes(context, _CREDITS, only, forced=force)
@@ -226,10 +226,10 @@ def left_alone(context: Context, scope: Scope) -> list[Change]:
     return _changes(context, _LEFT_ALONE, scope)
 
 
-REPAIRS: dict[str, Callable[..., list[Change]]] = {
-    "missing-data": missing_data,
-    "tools": tools,
-    "credits": credits,
+REPAIRS = {
+    "missing-data": Repair(missing_data),
+    "tools": Repair(tools),
+    "credits": Repair(credits, left_alone, audited="credits_balance"),
 }
 
 
@@ -242,9 +242,9 @@ def _changes(context: Context, statement: str, scope: Scope, **values: Any) -> l
 
 
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
-    users, subscriptions = context.legacy.users, context.legacy.subscriptions
+    users, subscriptions = context.sources.users, context.sources.subscriptions
     key, project_key = (
-        table.columns["id"].base for table in (subscriptions, context.legacy.projects)
+        table.columns["id"].base for table in (subscriptions, context.sources.projects)
     )
     return {
         "scope": scope.condition("u.id", users.columns["id"].base),
@@ -253,10 +253,10 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
         "user_type_type": users.columns["user_type"].type,
         "billing_tier_type": users.columns["billing_tier"].type,
-        "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
-        "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
-        "project_tool_id": keys.id_of(keys.PROJECT_TOOL, "p.id", project_key),
-        "project_usage_id": keys.id_of(keys.PROJECT_USAGE, "p.id", project_key),
+        "tool_id": keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", key),
+        "usage_id": keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", key),
+        "project_tool_id": keys.id_of(ids.PROJECT_TOOL, "p.id", project_key),
+        "project_usage_id": keys.id_of(ids.PROJECT_USAGE, "p.id", project_key),
         "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
-from sqlalchemy.types import TypeEngine
+
+from models.engine.schema import RawType, Reference, Schema
+from models.engine.source import Sources
 
 ENUMS = {
     "user_type": ("student", "teacher", "admin", "developer"),
@@ -24,16 +25,6 @@ TABLES = (
     "marketplace_listings",
     "credit_logs",
 )
-
-
-@dataclass(frozen=True)
-class Reference:
-    """A foreign key that the finished schema has, and its action when the other row goes."""
-
-    table: str
-    column: str
-    refers_to: str
-    on_delete: str
 
 
 REFERENCES = (
@@ -59,8 +50,9 @@ USER_DEFAULTS = {
 }
 
 
-def declare(schema: str, user_key: TypeEngine[Any]) -> sa.MetaData:
+def declare(sources: Sources) -> sa.MetaData:
     """The declared schema: the new tables, and `users`/`projects` with their added columns only."""
+    schema, user_key = sources.first.schema, RawType(sources.users.key.type)
     metadata = sa.MetaData(schema=schema)
     user_type, tier, _ = (
         pg.ENUM(*labels, name=name, schema=schema, create_type=False, metadata=metadata)
@@ -206,3 +198,27 @@ def declare(schema: str, user_key: TypeEngine[Any]) -> sa.MetaData:
         moment("created_at"),
     )
     return metadata
+
+
+SCHEMA = Schema(
+    declare=declare,
+    tables=TABLES,
+    enums=ENUMS,
+    references=REFERENCES,
+    early_indexes=EARLY_INDEXES,
+    defaults={"users": USER_DEFAULTS},
+    never_written=("description", "module_id", "error_message", "expires_at"),
+    written_as_null={"ai_tools": ("version",)},
+    conflict_keys={"tool_assignments": ("tool_id", "user_id")},
+    actor_columns={"assigned_by": "user"},
+    never_filled=("marketplace_listings",),
+    # The owner alone makes the organization, and the trial tries that.
+    privileges={
+        "users": ("SELECT", "UPDATE"),
+        "subscriptions": ("SELECT",),
+        "projects": ("SELECT", "UPDATE"),
+        "organizations": ("SELECT",),
+        "departments": ("SELECT",),
+        "marketplace_listings": ("SELECT", "DELETE"),
+    },
+)

@@ -7,11 +7,11 @@ list holds keys of subscriptions.
 
 from __future__ import annotations
 
-from models.dashboard.legacy import owners_are_enforced
+from models.dashboard import ids
+from models.dashboard.scopes import near, sorts_as_owners
 from models.engine import keys
-from models.engine.row_hash import hash_by_key
+from models.engine.source import SourceTable, parents_are_enforced
 from models.engine.step import Context, Counts, Scope, Step, counts
-from models.postgres.catalog import Table
 
 # Two ranges of two indexes side by side; only the rows of the missing are read for themselves, by
 # key: OFFSET keeps it that, a join may begin with the first of all rows.
@@ -96,11 +96,11 @@ class Orphans(Step):
     undone_by = "undo_rest"
     resolves = True
 
-    def source(self, context: Context) -> Table | None:
-        subscriptions, users = context.legacy.subscriptions, context.legacy.users
-        if owners_are_enforced(subscriptions, users):
+    def table(self, context: Context) -> SourceTable | None:
+        subscriptions, users = context.sources.subscriptions, context.sources.users
+        if parents_are_enforced(context.sources, subscriptions):
             return None
-        return users if context.sorts_as_owners(subscriptions) else subscriptions
+        return users if sorts_as_owners(context.sources.users, subscriptions) else subscriptions
 
     def keys_in(self, context: Context, scope: Scope) -> list[str]:
         if scope.keys is not None:
@@ -111,15 +111,15 @@ class Orphans(Step):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         orphans = _select(context, scope, _OF_RANGE, _OF_NOBODY, _BY_KEY)
-        row_hash = hash_by_key(context.legacy, "subscription", "o.id")
+        row_hash = context.sources.hash_by_key("subscription", "o.id")
         return counts(context.execute(_SET_ASIDE, scope, orphans=orphans, row_hash=row_hash).one())
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
-        key = context.legacy.subscriptions.columns["id"].base
-        usage_id = keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key)
+        key = context.sources.subscriptions.columns["id"].base
+        usage_id = keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", key)
         theirs = _condition(context, scope)
         if _is_range(context, scope):
-            theirs = context.near(context.legacy.subscriptions, "s", scope)
+            theirs = near(context, context.sources.subscriptions, "s", scope)
             theirs = theirs if scope.high is not None else f"({theirs} OR s.user_id IS NULL)"
         return [context.render(_EXTRA, theirs=theirs, usage_id=usage_id)]
 
@@ -132,7 +132,9 @@ class Orphans(Step):
 
 def _is_range(context: Context, scope: Scope) -> bool:
     """Whether the scope is a range of users."""
-    return scope.keys is None and context.sorts_as_owners(context.legacy.subscriptions)
+    return scope.keys is None and sorts_as_owners(
+        context.sources.users, context.sources.subscriptions
+    )
 
 
 def _stray(context: Context, scope: Scope) -> str:
@@ -145,10 +147,10 @@ def _select(context: Context, scope: Scope, of_range: str, of_nobody: str, by_ke
     is_last = scope.high is None
     return context.render(
         of_range + of_nobody if is_last else of_range,
-        theirs=context.near(context.legacy.subscriptions, "o", scope),
-        own=scope.condition("u.id", context.legacy.users.columns["id"].base),
+        theirs=near(context, context.sources.subscriptions, "o", scope),
+        own=scope.condition("u.id", context.sources.users.columns["id"].base),
     )
 
 
 def _condition(context: Context, scope: Scope) -> str:
-    return scope.condition("s.id", context.legacy.subscriptions.columns["id"].base)
+    return scope.condition("s.id", context.sources.subscriptions.columns["id"].base)

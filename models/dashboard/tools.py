@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.engine import keys
+from models.dashboard import ids
 from models.engine.step import Context, Counts, Scope, counts
 from models.postgres.keys import list_cast
 
@@ -116,7 +116,7 @@ def _remove_users(context: Context, scope: Scope, which: str) -> list[Counts]:
 
     The foreign keys that would do it come after the load.
     """
-    kind = list_cast(context.legacy.users.columns["id"].base)
+    kind = list_cast(context.sources.users.columns["id"].base)
     found = context.execute(which, scope, kind=kind).scalars().all()
     if not found:
         return []
@@ -140,7 +140,7 @@ def is_still_ours(context: Context) -> str:
 def usage_of(tool_id: str, kind: str) -> str:
     """SQL for the id of the usage log that was made beside a tool of ours."""
     usage = {
-        keys.SUBSCRIPTION_TOOL: keys.SUBSCRIPTION_USAGE,
-        keys.PROJECT_TOOL: keys.PROJECT_USAGE,
+        ids.SUBSCRIPTION_TOOL: ids.SUBSCRIPTION_USAGE,
+        ids.PROJECT_TOOL: ids.PROJECT_USAGE,
     }[kind]
     return f"'{usage}' || substr({tool_id}, 2)"

@@ -14,8 +14,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.engine import judgement, keys
-from models.engine.row_hash import ENTITIES
+from models.engine import judgement
 from models.engine.step import Context, Counts, Scope, Step
 from models.ledger.tables import VERIFICATION
 
@@ -36,8 +35,7 @@ WITH since AS MATERIALIZED (
   FROM migration.changes c WHERE c.operation <> 'RENAME' ORDER BY c.entity, c.legacy_key, c.id
 ),
 moved AS MATERIALIZED (
-  SELECT DISTINCT c.owner_key FROM migration.changes c
-  WHERE c.entity = 'user'
+  SELECT DISTINCT c.entity, c.owner_key FROM migration.changes c
 ),
 aside AS MATERIALIZED (
   SELECT q.entity, q.legacy_key FROM migration.quarantine q
@@ -71,7 +69,7 @@ FROM (
     count(a.legacy_key) AS quarantined
   FROM since s LEFT JOIN aside a ON a.entity = s.entity AND a.legacy_key = s.legacy_key
   WHERE s.entity = '{entity}' AND s.operation <> 'INSERT'
-    AND NOT EXISTS (SELECT FROM {table} t WHERE t.id::text COLLATE "C" = s.legacy_key)
+    AND NOT EXISTS (SELECT FROM {table} t WHERE {key}::text COLLATE "C" = s.legacy_key)
 ) AS gone
 """
 # Tried first, where nothing waits to be replayed: if this adds up, there is no row to name.
@@ -81,41 +79,21 @@ SELECT '{entity}' AS entity, count(*) AS total,
   count(a.legacy_key) AS quarantined
 FROM {table} t
 {joins}
-LEFT JOIN aside a ON a.entity = '{entity}' AND a.legacy_key = t.id::text COLLATE "C"
+LEFT JOIN aside a ON a.entity = '{entity}' AND a.legacy_key = {key}::text COLLATE "C"
 WHERE NOT EXISTS (SELECT FROM migration.changes) AND NOT EXISTS (SELECT FROM named)
 """
 _ROWS = """
-SELECT t.id::text AS legacy_key, s.operation IS NOT DISTINCT FROM 'INSERT' AS is_new,
+SELECT {key}::text AS legacy_key, s.operation IS NOT DISTINCT FROM 'INSERT' AS is_new,
   a.legacy_key IS NOT NULL AS is_aside, a.legacy_key IS NULL AND {is_migrated} AS is_migrated,
   s.legacy_key IS NOT NULL OR w.owner_key IS NOT NULL AS is_pending,
   n.legacy_key IS NOT NULL AS is_named, n.is_missing
 FROM {table} t
 {joins}
-LEFT JOIN aside a ON a.entity = '{entity}' AND a.legacy_key = t.id::text COLLATE "C"
-LEFT JOIN since s ON s.entity = '{entity}' AND s.legacy_key = t.id::text COLLATE "C"
-LEFT JOIN moved w ON w.owner_key = t.{owner}::text COLLATE "C"
-LEFT JOIN named n ON n.entity = '{entity}' AND n.legacy_key = t.id::text COLLATE "C"
+LEFT JOIN aside a ON a.entity = '{entity}' AND a.legacy_key = {key}::text COLLATE "C"
+LEFT JOIN since s ON s.entity = '{entity}' AND s.legacy_key = {key}::text COLLATE "C"
+LEFT JOIN moved w ON w.entity = '{root}' AND w.owner_key = {owner}::text COLLATE "C"
+LEFT JOIN named n ON n.entity = '{entity}' AND n.legacy_key = {key}::text COLLATE "C"
 """
-
-# What each migrated row has, whichever run migrated it: a user the grant (or a before-image, where
-# only the grant is gone: the reconciliation names it), a subscription its tool, a project a value
-# for the new column, a tool where it has a GPT, and an owner who is migrated.
-_JOINS = {
-    "user": 'LEFT JOIN {credit_logs} m ON m.id COLLATE "C" = ({grant_id}) COLLATE "C"',
-    "subscription": 'LEFT JOIN {ai_tools} m ON m.id COLLATE "C" = ({tool_id}) COLLATE "C"',
-    "project": """
-LEFT JOIN {ai_tools} m ON m.id COLLATE "C" = t.active_gpt_id COLLATE "C"
-LEFT JOIN {users} o ON o.id = t.user_id
-LEFT JOIN aside oa ON oa.entity = 'user' AND oa.legacy_key = t.user_id::text COLLATE "C"
-""",
-}
-_IS_MIGRATED = {
-    "user": "(m.id IS NOT NULL OR EXISTS (SELECT FROM migration.before_images i"
-    " WHERE i.entity = 'user' AND i.legacy_key = t.id::text))",
-    "subscription": "m.id IS NOT NULL",
-    "project": "t.is_template IS NOT NULL AND o.id IS NOT NULL AND oa.legacy_key IS NULL"
-    " AND (m.id IS NOT NULL OR btrim(coalesce(t.active_gpt_id, ''), :blanks) = '')",
-}
 
 _STORE = text(
     "INSERT INTO migration.differences"
@@ -133,27 +111,30 @@ class Accounting(Step):
     queue = "migration.verify"
 
     def items(self, context: Context) -> list[str]:
-        return [*ENTITIES, "quarantine"]
+        return [*context.sources, "quarantine"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         if scope.keys == ("quarantine",):
             found = judgement.judge(context)
             return {"quarantine": found, "differences": found["wrong"]}
-        counted, lost = account(context, scope.keys or ENTITIES)
+        counted, lost = account(context, scope.keys or ())
         return {"accounted": counted, "unaccounted": lost, "differences": lost}
 
 
 def account(
-    context: Context, entities: Sequence[str] = ENTITIES, *, stores_all: bool = False
+    context: Context, entities: Sequence[str] = (), *, stores_all: bool = False
 ) -> tuple[Counts, int]:
-    """How the rows of these tables stand; and how many are neither migrated nor set aside.
+    """How the rows of these sources stand (of all, for none), and how many are lost.
 
+    A lost row is neither migrated nor set aside.
     Those are stored as differences, at most MOST_KEYS of a table where not all are asked for.
     """
     counted: Counts = {}
     lost = 0
-    for row in _read(context, entities, None if stores_all else MOST_KEYS):
-        counted[f"{row.entity}s"] = {
+    for row in _read(
+        context, entities or tuple(context.sources), None if stores_all else MOST_KEYS
+    ):
+        counted[context.sources[row.entity].source.plural] = {
             name: getattr(row, name) for name in ("total", "migrated", "quarantined")
         } | ({"changes": row.changes} if getattr(row, "changes", 0) else {})
         lost += getattr(row, "lost", 0)
@@ -183,21 +164,57 @@ def _execute(
 
 
 def _fill(context: Context, statement: str, entity: str, most: int | None) -> str:
-    table = getattr(context.legacy, f"{entity}s")
-    key = table.columns["id"].base
-    owner = "id" if entity == "user" else "user_id"
-    names = {"entity": entity, "table": table.sql}
-    joins = context.render(
-        _JOINS[entity],
-        grant_id=keys.id_of(keys.GRANT, "t.id", key),
-        tool_id=keys.id_of(keys.SUBSCRIPTION_TOOL, "t.id", key),
-    )
-    names |= {"joins": joins, "is_migrated": _IS_MIGRATED[entity]}
-    rows = _ROWS.format(**names, owner=owner)
+    table = context.sources[entity]
+    proof = context.migration.proof(context, entity)
+    names = {
+        "entity": entity,
+        "table": table.sql,
+        "key": table.key_of("t"),
+        "root": table.source.parent or entity,
+        "owner": table.root_of("t"),
+        "joins": proof.joins,
+        "is_migrated": proof.is_migrated,
+    }
+    rows = _ROWS.format(**names)
     return statement.format(**names, rows=rows, most="" if most is None else most)
 
 
 def _store(context: Context, entity: str, keys: list[str]) -> None:
-    values = {"entity": entity, "keys": keys, "table": f"{entity}s"}
+    table = context.sources[entity]
+    values = {"entity": entity, "keys": keys, "table": table.source.plural}
     where = {"run_id": context.run_id, "stage": VERIFICATION, "batch_id": context.batch_id}
     context.connection.execute(_STORE, where | values)
+
+
+# Where nothing was replayed or closed since, the rows are as they were before the cutover.
+_AS_BEFORE = text(
+    """
+SELECT jsonb_object_agg(e.key, e.value)
+FROM migration.batches a CROSS JOIN jsonb_each(a.counts -> 'accounted') AS e
+WHERE a.run_id = :run_id AND a.stage = 'verification'
+  AND NOT EXISTS (
+    SELECT FROM migration.batches b WHERE b.run_id = :run_id AND b.stage = 'finish'
+      AND ((b.counts ->> 'replayed')::int > 0 OR (b.counts ->> 'removed')::int > 0))
+HAVING count(DISTINCT e.key) = :tables AND NOT bool_or(e.value ? 'changes')
+"""
+)
+
+
+class Totals(Step):
+    """Accounts for the source rows once more at the end, while the triggers are still there."""
+
+    name = "totals"
+    stage = "finish"
+    queue = "migration.control"
+
+    def items(self, context: Context) -> list[str]:
+        return ["totals"]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        as_before = context.connection.scalar(
+            _AS_BEFORE, {"run_id": context.run_id, "tables": len(context.sources)}
+        )
+        if as_before is not None:
+            return {"final": as_before}
+        counted, lost = account(context)
+        return {"final": counted, "unaccounted": lost, "differences": lost}

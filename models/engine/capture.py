@@ -1,7 +1,7 @@
-"""Live writes: what the application changes in the legacy tables while a run is open is noted.
+"""Live writes: what the application changes in the source tables while a run is open is noted.
 
-Triggers write one row a change to `migration.changes`; `changes.py` takes them up. They stay where
-a run failed or was cancelled, so that it can be continued, and go when one is complete.
+Triggers write one row a change to `migration.changes`, and `replay` brings those rows in line. They
+stay where a run failed or was cancelled, so that it can be resumed, and go when one is complete.
 """
 
 from __future__ import annotations
@@ -10,18 +10,12 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from models.dashboard.legacy import Legacy
+from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Counts, Scope, Step
 from models.errors import Incompatible, Misconfigured
-from models.postgres.catalog import INTEGER_TYPES, Table, quote
+from models.postgres.catalog import INTEGER_TYPES, Table, literal, quote
 from models.postgres.database import LOCK_TIMEOUT_MS
 
-# What a target row is made from. A change of anything else is of no concern.
-_VALUES = {
-    "user": ("email", "role"),
-    "subscription": ("user_id", "gpt_id", "status", "is_active", "version", "preferences"),
-    "project": ("user_id", "active_gpt_id", "is_template"),
-}
 _PLAINLY_EQUAL = INTEGER_TYPES | {"uuid", "boolean", "jsonb"}
 _TRIGGERS = {
     "migration_capture_rows": "AFTER INSERT OR DELETE",
@@ -38,37 +32,44 @@ _IS_OURS = (
 
 # A trigger must never make the application's own write fail: whatever goes wrong in here is left
 # to the verification. Runs as its owner, since the application knows nothing of the schema.
+# Its arguments: entity, key column, and the column whose value a change is noted for (the key again
+# where the source has no parent). A trigger that version 0.1 made has the entity alone.
 FUNCTION = """
 CREATE OR REPLACE FUNCTION migration.capture() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-  owned CONSTANT boolean := TG_ARGV[0] <> 'user';
+  key CONSTANT text := coalesce(TG_ARGV[1], 'id');
+  root CONSTANT text := coalesce(
+    TG_ARGV[2], CASE WHEN TG_ARGV[0] = 'user' THEN 'id' ELSE 'user_id' END);
+  read CONSTANT text := format('SELECT ($1).%I::text, ($1).%I::text', key, root);
+  before_key text;
   before_owner text;
+  after_key text;
   after_owner text;
 BEGIN
   IF TG_OP = 'TRUNCATE' THEN
     EXECUTE format(
       'INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)'
-      ' SELECT %L, t.id::text, t.%I::text, ''DELETE'' FROM %s t',
-      TG_ARGV[0], CASE WHEN owned THEN 'user_id' ELSE 'id' END, TG_RELID::regclass);
+      ' SELECT %L, t.%I::text, t.%I::text, ''DELETE'' FROM %s t',
+      TG_ARGV[0], key, root, TG_RELID::regclass);
     RETURN NULL;
   END IF;
   IF TG_OP <> 'INSERT' THEN
-    IF owned THEN before_owner := OLD.user_id::text; ELSE before_owner := OLD.id::text; END IF;
+    EXECUTE read INTO before_key, before_owner USING OLD;
     INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
-    VALUES (TG_ARGV[0], OLD.id::text, before_owner, TG_OP);
+    VALUES (TG_ARGV[0], before_key, before_owner, TG_OP);
   END IF;
   IF TG_OP <> 'DELETE' THEN
-    IF owned THEN after_owner := NEW.user_id::text; ELSE after_owner := NEW.id::text; END IF;
-    IF TG_OP = 'INSERT' OR NEW.id IS DISTINCT FROM OLD.id
+    EXECUTE read INTO after_key, after_owner USING NEW;
+    IF TG_OP = 'INSERT' OR after_key IS DISTINCT FROM before_key
         OR after_owner IS DISTINCT FROM before_owner THEN
       INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
-      VALUES (TG_ARGV[0], NEW.id::text, after_owner, TG_OP);
+      VALUES (TG_ARGV[0], after_key, after_owner, TG_OP);
     END IF;
-    -- Another key for the same user: what is given to one is not given to the other once more.
-    IF TG_OP = 'UPDATE' AND NOT owned AND after_owner IS DISTINCT FROM before_owner THEN
+    -- Another key for the same row: what is granted to one is not granted to the other once more.
+    IF TG_OP = 'UPDATE' AND root = key AND after_key IS DISTINCT FROM before_key THEN
       INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
-      VALUES ('user', before_owner, after_owner, 'RENAME');
+      VALUES (TG_ARGV[0], before_key, after_key, 'RENAME');
     END IF;
   END IF;
   RETURN NULL;
@@ -82,18 +83,18 @@ class Capture(Step):
     """Puts the triggers on the legacy tables, before the first of their rows is read."""
 
     name = "capture"
-    stage = "organization"
     queue = "migration.control"
+    is_constant = True
 
     def items(self, context: Context) -> list[str]:
-        return list(_VALUES)
+        return list(context.sources)
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         for entity in scope.keys or ():
-            table = _table(context, entity)
+            table = context.sources[entity]
             if not _has_triggers(context.connection, table):
-                require_free_names(context.connection, context.legacy)
-                _alter(context.connection, _create(entity, table))
+                require_free_names(context.connection, context.sources)
+                _alter(context.connection, _create(table))
         return {}
 
 
@@ -103,13 +104,14 @@ class Release(Step):
     name = "release"
     stage = "finish"
     queue = "migration.control"
+    is_constant = True
 
     def items(self, context: Context) -> list[str]:
-        return list(_VALUES)
+        return list(context.sources)
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         for entity in scope.keys or ():
-            _alter(context.connection, _drop(_table(context, entity)))
+            _alter(context.connection, _drop(context.sources[entity]))
         # The next run goes through all rows: it finds these changes by itself.
         statement = text("DELETE FROM migration.changes WHERE entity = ANY(:entities)")
         context.connection.execute(statement, {"entities": list(scope.keys or ())})
@@ -124,18 +126,12 @@ def _alter(connection: Connection, statements: Sequence[str]) -> None:
 
 def require_triggers(context: Context) -> None:
     """Raise Misconfigured where a trigger is gone or disabled: then nobody knows what changed."""
-    for entity in _VALUES:
-        table = _table(context, entity)
+    for table in context.sources.values():
         if not _has_triggers(context.connection, table):
             raise Misconfigured(
                 f"Somebody took a trigger of the migration from {table.label}, or disabled it",
                 hint="Whatever was written since is found by: producer retry --wait",
             )
-
-
-def _table(context: Context, entity: str) -> Table:
-    table: Table = getattr(context.legacy, f"{entity}s")
-    return table
 
 
 def _has_triggers(connection: Connection, table: Table) -> bool:
@@ -149,9 +145,9 @@ def _has_triggers(connection: Connection, table: Table) -> bool:
     return bool(found == len(_TRIGGERS))
 
 
-def require_free_names(connection: Connection, legacy: Legacy) -> None:
+def require_free_names(connection: Connection, sources: Sources) -> None:
     """Raise Incompatible where a trigger of somebody else has the name of one of ours."""
-    for table in (legacy.users, legacy.subscriptions, legacy.projects):
+    for table in sources.values():
         taken = connection.scalar(
             text(
                 "SELECT min(tgname) FROM pg_trigger WHERE tgrelid = :oid"
@@ -166,22 +162,24 @@ def require_free_names(connection: Connection, legacy: Legacy) -> None:
             )
 
 
-def _create(entity: str, table: Table) -> list[str]:
-    changed = []
-    for name in ("id", *_VALUES[entity]):
+def _create(table: SourceTable) -> list[str]:
+    source, changed = table.source, []
+    root = source.parent_column or source.key
+    for name in dict.fromkeys((source.key, root, *source.reads)):
         column = table.columns.get(name)
         if column:
             # As text, byte for byte: json has no equality, and others take what differs for equal.
             cast = "" if column.base in _PLAINLY_EQUAL else '::text COLLATE "C"'
             old, new = (f"{row}.{quote(name)}{cast}" for row in ("OLD", "NEW"))
             changed.append(f"{old} IS DISTINCT FROM {new}")
+    arguments = ", ".join(literal(each) for each in (source.entity, source.key, root))
     statements = _drop(table)
     for name, event in _TRIGGERS.items():
         condition = f"{_NOT_OURS} AND ({' OR '.join(changed)})" if "UPDATE" in event else _NOT_OURS
         each = "STATEMENT" if "TRUNCATE" in event else "ROW"
         statements.append(
             f"CREATE TRIGGER {name} {event} ON {table.sql} FOR EACH {each} WHEN ({condition})"
-            f" EXECUTE FUNCTION migration.capture('{entity}')"
+            f" EXECUTE FUNCTION migration.capture({arguments})"
         )
     return statements
 

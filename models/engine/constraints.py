@@ -12,8 +12,9 @@ from itertools import count
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from models.dashboard.schema import REFERENCES, TABLES, USER_DEFAULTS, Reference
-from models.engine.indexes import HELPER_INDEXES, alter, drop_helpers, is_ours, record
+from models.engine.indexes import alter, drop_helpers, is_ours, record
+from models.engine.schema import Reference
+from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, Step
 from models.postgres.catalog import quote
 from models.postgres.database import sqlstate
@@ -35,7 +36,7 @@ class Keys(Step):
         return ["keys and defaults"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        for reference in REFERENCES:
+        for reference in context.migration.schema.references:
             _add_key(context, reference)
         _set_defaults(context)
         return {}
@@ -51,7 +52,8 @@ class Contract(Step):
     takes_lists = True
 
     def items(self, context: Context) -> list[str]:
-        return [*dict.fromkeys(reference.table for reference in REFERENCES), _REST]
+        references = context.migration.schema.references
+        return [*dict.fromkeys(reference.table for reference in references), _REST]
 
     def key_lists(self, context: Context, round_: int) -> list[list[str]]:
         # NOT NULL needs a lock that each validation of a key to the users stands in the way of.
@@ -60,7 +62,7 @@ class Contract(Step):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         (item,) = scope.keys or ()
-        references = [reference for reference in REFERENCES if reference.table == item]
+        references = [r for r in context.migration.schema.references if r.table == item]
         for reference in references:
             _validate(context, reference)
         if not references:
@@ -71,13 +73,13 @@ class Contract(Step):
 
 
 def _drop_helper_indexes(context: Context) -> None:
-    for name in HELPER_INDEXES:
-        drop_helpers(context.connection, name, getattr(context.legacy, name).schema)
+    for name, table in context.sources.by_plural.items():
+        drop_helpers(context.connection, name, table.schema)
 
 
 def allow_autovacuum(context: Context) -> None:
     """From now on the tables that the migration made are vacuumed like all others."""
-    for name in TABLES:
+    for name in context.migration.schema.tables:
         if is_ours(context.connection, "table", name, name):
             table = context.target.table(name).sql
             alter(context.connection, f"ALTER TABLE {table} RESET (autovacuum_enabled)")
@@ -145,45 +147,50 @@ def _remove_orphans(context: Context, reference: Reference) -> None:
 
 def _set_defaults(context: Context) -> None:
     connection = context.connection
-    users = context.legacy.users
-    missing = [name for name in USER_DEFAULTS if users.columns[name].default is None]
-    if missing:
-        for name in missing:
-            record(connection, "default", "users", name)
-        clauses = ", ".join(
-            f"ALTER COLUMN {quote(name)} SET DEFAULT {USER_DEFAULTS[name]}" for name in missing
-        )
-        alter(connection, f"ALTER TABLE {users.sql} {clauses}")
+    for name, defaults in context.migration.schema.defaults.items():
+        table = context.sources.by_plural[name]
+        missing = [column for column in defaults if table.columns[column].default is None]
+        for column in missing:
+            record(connection, "default", name, column)
+        if missing:
+            clauses = ", ".join(
+                f"ALTER COLUMN {quote(column)} SET DEFAULT {defaults[column]}" for column in missing
+            )
+            alter(connection, f"ALTER TABLE {table.sql} {clauses}")
 
 
 def _require_values(context: Context) -> None:
-    connection = context.connection
-    users = context.legacy.users
-    any_set_aside = connection.scalar(
-        text(
-            "SELECT true FROM migration.quarantine"
-            " WHERE entity = 'user' AND state IN ('open', 'accepted') LIMIT 1"
+    """NOT NULL for columns with a default, where no row of the table is set aside."""
+    for name, defaults in context.migration.schema.defaults.items():
+        table = context.sources.by_plural[name]
+        any_set_aside = context.connection.scalar(
+            text(
+                "SELECT true FROM migration.quarantine"
+                " WHERE entity = :entity AND state IN ('open', 'accepted') LIMIT 1"
+            ),
+            {"entity": table.source.entity},
         )
-    )
-    nullable = [name for name in USER_DEFAULTS if not users.columns[name].not_null]
-    if nullable and not any_set_aside:
-        _set_not_null(connection, users.oid, users.sql, nullable)
+        nullable = [column for column in defaults if not table.columns[column].not_null]
+        if nullable and not any_set_aside:
+            _set_not_null(context.connection, table, nullable)
 
 
-def _set_not_null(connection: Connection, oid: int, table: str, columns: list[str]) -> None:
+def _set_not_null(connection: Connection, table: SourceTable, columns: list[str]) -> None:
     """With a validated CHECK in place, SET NOT NULL needs no scan under its lock (PG 12 on)."""
+    label, name = table.source.plural, "migration_not_null"
     # What an interruption left goes; a constraint of somebody else's with that name stays.
-    name = "migration_not_null"
-    if not is_ours(connection, "constraint", "users", name):
-        name = _free_constraint(connection, oid, name)
-        record(connection, "constraint", "users", name)
+    if not is_ours(connection, "constraint", label, name):
+        name = _free_constraint(connection, table.oid, name)
+        record(connection, "constraint", label, name)
     check = quote(name)
     condition = " AND ".join(f"{quote(name)} IS NOT NULL" for name in columns)
-    drop = f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {check}"
+    drop = f"ALTER TABLE {table.sql} DROP CONSTRAINT IF EXISTS {check}"
     alter(connection, drop)
-    alter(connection, f"ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({condition}) NOT VALID")
+    alter(
+        connection, f"ALTER TABLE {table.sql} ADD CONSTRAINT {check} CHECK ({condition}) NOT VALID"
+    )
     try:
-        alter(connection, f"ALTER TABLE {table} VALIDATE CONSTRAINT {check}")
+        alter(connection, f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {check}")
     except DBAPIError as failure:
         if sqlstate(failure) != _CHECK_VIOLATION:
             raise
@@ -191,7 +198,7 @@ def _set_not_null(connection: Connection, oid: int, table: str, columns: list[st
         alter(connection, drop)
         return
     for column in columns:
-        record(connection, "not_null", "users", column)
+        record(connection, "not_null", label, column)
     clauses = ", ".join(f"ALTER COLUMN {quote(name)} SET NOT NULL" for name in columns)
-    alter(connection, f"ALTER TABLE {table} {clauses}")
+    alter(connection, f"ALTER TABLE {table.sql} {clauses}")
     alter(connection, drop)

@@ -1,8 +1,8 @@
-"""The last of the live writes, taken up and verified while the legacy tables take no write."""
+"""The last of the live writes, replayed and verified while the source tables take no write."""
 
 from __future__ import annotations
 
-from models.engine.catch_up import KEYS_A_BATCH, ChangedProjects, ChangedUsers, pending
+from models.engine.replay import KEYS_A_BATCH, Replay
 from models.engine.step import Context, Scope, Step
 from models.postgres.database import LOCK_TIMEOUT_MS
 
@@ -27,14 +27,14 @@ class Settle(Step):
 
 
 def lock(context: Context) -> None:
-    """Keep writers off the three legacy tables until the transaction ends; readers go on."""
-    connection, legacy = context.connection, context.legacy
-    names = ", ".join(table.sql for table in (legacy.users, legacy.subscriptions, legacy.projects))
+    """Keep writers off the source tables until the transaction ends; readers are not blocked."""
+    connection = context.connection
+    names = ", ".join(table.sql for table in context.sources.values())
     # A vacuum of the server's own gives way to whoever waits beyond deadlock_timeout: in a mode
     # that no writer notices.
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
     connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE UPDATE EXCLUSIVE MODE")
-    # The limit of a statement holds for all three tables, that of a lock for each.
+    # The limit of a statement holds for all tables, that of a lock for each.
     connection.exec_driver_sql(
         f"SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {LOCK_MS}"
     )
@@ -42,15 +42,15 @@ def lock(context: Context) -> None:
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {ROW_LOCK_MS}")
 
 
-def pending_keys(context: Context) -> tuple[list[str], list[str]]:
-    """The users and the projects with changes that nobody has taken up."""
-    users = pending(context, "owner_key", ("user", "subscription"))
-    return users, pending(context, "legacy_key", ("project",))
+Pending = list[tuple[Replay, list[str]]]
 
 
-def next_scope(users: list[str], projects: list[str]) -> tuple[Step, Scope]:
-    """What is taken up next: users with their subscriptions first, then projects."""
-    step, keys = (
-        (ChangedProjects(), projects) if projects and not users else (ChangedUsers(), users)
-    )
+def pending(context: Context) -> Pending:
+    """Each replay of the migration with the keys that it has left, in the order of replays."""
+    return [(step, step.pending(context)) for step in context.migration.replays]
+
+
+def next_scope(found: Pending) -> tuple[Replay, Scope]:
+    """What is replayed next: parents first; the first replay where nothing is left."""
+    step, keys = next((each for each in found if each[1]), found[0])
     return step, Scope(keys=tuple(keys[:KEYS_A_BATCH]), again=True)

@@ -35,7 +35,7 @@ def _problems(step: Step, undoing: set[str]) -> Iterator[str]:
         yield "says is_verified = True: override differences or details"
     if step.is_verified and step.unverified:
         yield "says both is_verified = True and unverified: choose one"
-    writes = (step.entity or type(step).source is not Step.source) and (
+    writes = (step.entity or type(step).table is not Step.table) and (
         step.stage not in (VERIFICATION, RECONCILIATION)
     )
     if writes and not (step.is_verified or step.unverified):

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from models.dashboard.schema import EARLY_INDEXES, REFERENCES
 from models.engine.step import Context, Counts, Scope, Step
 from models.postgres.catalog import Table, quote
 from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks
 from models.preflight.taken import index_names
 
-# By the legacy table: a user's rows are looked up in every batch, or in every change.
-HELPER_INDEXES = {
-    "subscriptions": "migration_helper_user_id",
-    "projects": "migration_helper_projects_user_id",
-}
+HELPER = "migration_helper"
+# PostgreSQL cuts longer names off (NAMEDATALEN).
+LONGEST_NAME = 63
 
 _RECORD = text(
     "INSERT INTO migration.schema_objects (kind, table_name, name)"
@@ -120,18 +117,26 @@ class EarlyIndexes(Step):
     transactional = False
 
     def items(self, context: Context) -> list[str]:
-        wanted = [*((name, "user_id") for name in HELPER_INDEXES), *EARLY_INDEXES]
-        tables = {**context.target.tables, "subscriptions": context.legacy.subscriptions}
-        return [name for name, column in wanted if not tables[name].has_index_on(column)]
+        wanted = {
+            name: (table, table.source.parent_column)
+            for name, table in context.sources.by_plural.items()
+            if table.source.parent
+        } | {
+            name: (context.target.table(name), column)
+            for name, column in context.migration.schema.early_indexes
+        }
+        return [name for name, (table, column) in wanted.items() if not table.has_index_on(column)]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         connection = context.connection
         (name,) = scope.keys or ()
-        if name in HELPER_INDEXES:
-            table = getattr(context.legacy, name)
-            build(connection, table, ("helper_index", name), HELPER_INDEXES[name], "user_id")
+        child = context.sources.by_plural.get(name)
+        if child is not None:
+            column = child.source.parent_column
+            index = f"{HELPER}_{name}_{column}"[:LONGEST_NAME]
+            build(connection, child, ("helper_index", name), index, column)
         else:
-            column = dict(EARLY_INDEXES)[name]
+            column = dict(context.migration.schema.early_indexes)[name]
             table = context.target.table(name)
             build(connection, table, ("index", name), f"ix_{name}_{column}", column)
         return {"indexes": 1}
@@ -146,23 +151,22 @@ class TargetIndexes(Step):
     transactional = False
 
     def items(self, context: Context) -> list[str]:
-        return list(dict.fromkeys(reference.table for reference in REFERENCES))
+        return list(dict.fromkeys(r.table for r in context.migration.schema.references))
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         connection = context.connection
         (name,) = scope.keys or ()
         table = context.target.table(name)
         built = 0
-        for column in [r.column for r in REFERENCES if r.table == name]:
+        columns = [r.column for r in context.migration.schema.references if r.table == name]
+        for column in columns:
             if table.has_index_on(column):
                 continue
             build(connection, table, ("index", name), f"ix_{name}_{column}", column)
             built += 1
         # Of the keys only, and a small sample: more costs as much as an index. The server does the
         # rest soon, since this does not count for it as an ANALYZE.
-        columns = dict.fromkeys(
-            column for column in ("id", "user_id", "tool_id", "suite_id") if column in table.columns
-        )
-        analyze = f"ANALYZE {table.sql} ({', '.join(map(quote, columns))})"
+        keys = [name for name in dict.fromkeys(("id", *columns)) if name in table.columns]
+        analyze = f"ANALYZE {table.sql} ({', '.join(map(quote, keys))})"
         connection.exec_driver_sql(f"SET LOCAL default_statistics_target = 30; {analyze}")
         return {"indexes": built}

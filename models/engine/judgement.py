@@ -1,8 +1,8 @@
 """The quarantine judged again: is each row that was set aside by a rule bad by that rule?
 
-The rule's words are those of `forecast.py`, which no worker uses. Not judged are rows that the
-database refused, rows that an operator accepted, and rows that changed since: they wait for a
-retry.
+The migration says the rule a second time (`Migration.rule`), in words that no worker uses. Not
+judged are rows that the database refused, rows that an operator accepted, and rows that changed
+since: they wait for a retry. The entry of a row that no longer exists is closed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.dashboard.rejects import reason_of, rows_of
-from models.engine.row_hash import ENTITIES, hash_of, key_of
-from models.engine.step import Context, Counts, Scope
+from models.engine.step import Context, Counts, Scope, Step
 from models.ledger.quarantine import REFUSED
 from models.ledger.tables import VERIFICATION
 
 CHUNK_KEYS = 50_000
-_ALIASES = {"user": "u", "subscription": "s", "project": "p"}
 
 # Good rows: no rule says that they are bad, their owner is not set aside either, and no change of
 # theirs waits to be replayed. A row without a hash was set aside by hand or by an older version.
@@ -29,14 +26,14 @@ FROM (
   WHERE i.entity = '{entity}' AND i.state = 'open' AND i.reason NOT IN ({refused}) AND {which}
 ) AS q
 CROSS JOIN LATERAL (SELECT {key} AS id OFFSET 0) AS k
-JOIN {rows} ON {alias}.id = k.id
+JOIN {rows} ON {row_key} = k.id
 WHERE ({reason}) IS NULL AND NOT EXISTS (
-  SELECT FROM migration.quarantine o WHERE o.entity = 'user' AND '{entity}' <> 'user'
-    AND o.legacy_key = u.id::text AND o.state IN ('open', 'accepted'))
+  SELECT FROM migration.quarantine o WHERE o.entity = '{root}' AND '{entity}' <> '{root}'
+    AND o.legacy_key = {owner}::text AND o.state IN ('open', 'accepted'))
 AND NOT EXISTS (
   SELECT FROM migration.changes c WHERE c.entity = '{entity}' AND c.legacy_key = q.legacy_key)
 AND NOT EXISTS (
-  SELECT FROM migration.changes c WHERE c.entity = 'user' AND c.owner_key = u.id::text)
+  SELECT FROM migration.changes c WHERE c.entity = '{root}' AND c.owner_key = {owner}::text)
 """
 
 _JUDGE = """
@@ -77,7 +74,7 @@ def judge(context: Context) -> Counts:
     Counts `wrong` and `waiting` rows, and by reason those that were `refused` and are not judged.
     """
     wrong = waiting = 0
-    for entity in ENTITIES:
+    for entity in context.sources:
         after: str | None = None
         while (last := _next(context, entity, after)) is not None:
             which = "i.legacy_key <= :last" + (" AND i.legacy_key > :after" if after else "")
@@ -93,22 +90,17 @@ def judge(context: Context) -> Counts:
     return {"wrong": wrong, "waiting": waiting, "refused": {name: n for name, n in refused}}
 
 
-def of_users(context: Context, scope: Scope) -> list[str]:
-    """Statements that select the good rows that are set aside among users and what they own."""
-    owned = scope.condition("r.user_id", context.legacy.users.columns["id"].base)
-    theirs = (
-        f"i.legacy_key IN (SELECT r.id::text FROM {context.legacy.subscriptions.sql} r"
-        f" WHERE {owned})"
-    )
-    return [
-        _differences(context, "user", scope.condition("i.legacy_key", "text")),
-        _differences(context, "subscription", theirs),
-    ]
+def of_rows(context: Context, entity: str, scope: Scope) -> list[str]:
+    """Statements that select the good rows that are set aside among these and their children.
 
-
-def of_projects(context: Context, scope: Scope) -> list[str]:
-    """The same among projects; for lists of keys only."""
-    return [_differences(context, "project", scope.condition("i.legacy_key", "text"))]
+    For lists of keys only.
+    """
+    found = [_differences(context, entity, scope.condition("i.legacy_key", "text"))]
+    for child in context.sources.children(entity):
+        owned = scope.condition(child.parent_of("r"), context.sources[entity].key.base)
+        keys = f"SELECT {child.key_of('r')}::text FROM {child.sql} r WHERE {owned}"
+        found.append(_differences(context, child.source.entity, f"i.legacy_key IN ({keys})"))
+    return found
 
 
 def _differences(context: Context, entity: str, which: str) -> str:
@@ -126,14 +118,55 @@ def _execute(context: Context, sql: str, parameters: dict[str, Any]) -> Any:
 
 
 def _good(context: Context, entity: str, which: str) -> str:
-    reason, _ = reason_of(context.connection, context.legacy, entity, has_ledger=True)
+    table, rule = context.sources[entity], context.migration.rule(context, entity)
     return _GOOD.format(
         entity=entity,
-        alias=_ALIASES[entity],
+        root=table.source.parent or entity,
         refused=", ".join(f"'{name}'" for name in REFUSED),
         which=which,
-        rows=rows_of(context.legacy, entity),
-        reason=reason,
-        key=key_of(context.legacy, entity, "q.legacy_key"),
-        row_hash=hash_of(context.legacy, entity, _ALIASES[entity]),
+        rows=rule.rows,
+        reason=rule.reason,
+        row_key=table.key_of(rule.alias),
+        owner=table.root_of(rule.alias),
+        key=context.sources.key_named(entity, "q.legacy_key"),
+        row_hash=context.sources.hash_of(entity, rule.alias),
     )
+
+
+_CLOSE = """
+WITH removed AS (
+  UPDATE migration.quarantine q SET state = 'removed', changed_at = clock_timestamp()
+  WHERE q.state IN ('open', 'accepted') AND q.entity = '{entity}'
+    AND NOT EXISTS (SELECT FROM {table} t WHERE {key} = {named})
+  RETURNING 1
+)
+SELECT count(*) FROM removed
+"""
+
+
+class Removed(Step):
+    """Closes quarantine entries whose source row is gone, before the verification counts them."""
+
+    name = "removed"
+    stage = "switch"
+    queue = "migration.control"
+
+    def items(self, context: Context) -> list[str]:
+        return ["quarantine"]
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        removed = 0
+        for entity, table in context.sources.items():
+            named = context.sources.key_named(entity, "q.legacy_key")
+            close = _CLOSE.format(
+                entity=entity, table=table.sql, key=table.key_of("t"), named=named
+            )
+            removed += int(context.connection.scalar(text(close)) or 0)
+        return {"removed": removed}
+
+
+class LateRemoved(Removed):
+    """The same once the last change is taken up, so that what is left decides how the run ends."""
+
+    name = "late_removed"
+    stage = "finish"

@@ -10,10 +10,6 @@ from __future__ import annotations
 from models.postgres.catalog import INTEGER_TYPES
 
 ID_LENGTH = 36
-SUITE, SUBSCRIPTION_TOOL, PROJECT_TOOL = "s", "t", "p"
-SUBSCRIPTION_USAGE, PROJECT_USAGE = "u", "v"
-OPENING, GRANT = "o", "g"
-
 _UUID = "^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"
 
 

@@ -1,4 +1,4 @@
-"""Undoing a run: the schema is loosened first, then come projects, users, and what is left over.
+"""Undoing a run: the schema is loosened first, then the steps are undone, then what is left over.
 
 A *conflict* is a column that the run wrote and somebody changed since, a created row that was
 changed, or somebody's row that hangs on a created one: it is noted and kept, with the created rows
@@ -11,12 +11,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from models.dashboard.schema import USER_DEFAULTS
-from models.dashboard.tools import remove_tools
 from models.engine.capture import Release
 from models.engine.constraints import allow_autovacuum
 from models.engine.indexes import (
-    HELPER_INDEXES,
     EarlyIndexes,
     TargetIndexes,
     alter,
@@ -39,41 +36,10 @@ _REFUSED = text(
     " FROM unnest(CAST(:keys AS text[])) AS key ON CONFLICT DO NOTHING"
 )
 
-# Users who are gone: where foreign keys stand, nothing of theirs is left.
-_GONE_TOOLS = """
-  SELECT l.tool_id AS id, t.suite_id FROM {tool_usage_logs} l JOIN {ai_tools} t ON t.id = l.tool_id
-  WHERE l.session_id = :run_id AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = l.user_id)
-"""
-_GONE_REST = """
-WITH usage_log AS (
-  DELETE FROM {tool_usage_logs} l
-  WHERE l.session_id = :run_id AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = l.user_id)
-  RETURNING 1
-),
-credit AS (
-  DELETE FROM {credit_logs} c
-  WHERE c.run_id = :run_id AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = c.user_id)
-  RETURNING CASE WHEN c.reason = 'migration_grant' THEN c.amount END AS granted
-),
-suite AS (
-  DELETE FROM {ai_suites} s USING migration.before_images b
-  WHERE b.run_id = :run_id AND b.entity = 'user' AND b.legacy_key = s.user_id::text
-    AND NOT b.was ?| ARRAY['suite', 'had_suite']
-    AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = s.user_id)
-    AND NOT EXISTS (SELECT FROM {ai_tools} t WHERE t.suite_id = s.id)
-  RETURNING 1
-)
-SELECT -(SELECT count(*) FROM usage_log) AS tool_usage_logs,
-  -(SELECT count(*) FROM suite) AS ai_suites,
-  -(SELECT coalesce(sum(granted), 0) FROM credit) AS credits_granted
-"""
-
 # A conflict keeps its image, for a rollback by force; a row that is gone needs none.
 _FORGET = """
-DELETE FROM migration.before_images b WHERE b.run_id = :run_id AND (
-  b.entity = 'user' AND NOT EXISTS (SELECT FROM {users} u WHERE u.id::text = b.legacy_key)
-  OR b.entity = 'project'
-    AND NOT EXISTS (SELECT FROM {projects} p WHERE p.id::text = b.legacy_key))
+DELETE FROM migration.before_images b WHERE b.run_id = :run_id AND b.entity = '{entity}'
+  AND NOT EXISTS (SELECT FROM {table} t WHERE {key}::text = b.legacy_key)
 """
 # The rows that it quarantined belong to the run before it.
 _FORGET_FINDINGS = text("""
@@ -84,49 +50,6 @@ FROM (SELECT max(r.id) AS id FROM migration.runs r
 WHERE q.run_id = :run_id AND earlier.id IS NOT NULL;
 DELETE FROM migration.quarantine q WHERE q.run_id = :run_id
 """)
-
-# Only what this run created itself, by its own count.
-_ORGANIZATION = """
-WITH made AS (
-  SELECT coalesce(sum((b.counts #>> '{{rows,organizations}}')::int), 0) > 0 AS organization,
-    coalesce(sum((b.counts #>> '{{rows,departments}}')::int), 0) > 0 AS department
-  FROM migration.batches b WHERE b.run_id = :run_id AND b.step = 'organization'
-),
-found AS MATERIALIZED (
-  SELECT 'departments' AS table_name, d.id, d.updated_at IS NOT DISTINCT FROM d.created_at
-      AND d.name = 'General' AS is_untouched,
-    EXISTS (SELECT FROM {users} u WHERE u.department_id = d.id) AS is_used
-  FROM {departments} d, made WHERE d.id = 'default-department' AND made.department
-  UNION ALL
-  SELECT 'organizations', o.id, o.updated_at IS NOT DISTINCT FROM o.created_at
-      AND o.name = 'Default Organization' AND o.credits_balance = 0,
-    EXISTS (SELECT FROM {users} u WHERE u.organization_id = o.id)
-      OR EXISTS (SELECT FROM {departments} d
-                 WHERE d.organization_id = o.id AND d.id <> 'default-department')
-  FROM {organizations} o, made WHERE o.id = 'default-organization' AND made.organization
-),
-noted AS (
-  {note}
-  SELECT :run_id, CASE WHEN f.is_untouched THEN 'held' ELSE 'changed' END, f.table_name, f.id, '',
-    NULL
-  FROM found f WHERE NOT :forced AND (f.is_used OR NOT f.is_untouched)
-  ON CONFLICT DO NOTHING
-),
-doomed AS (SELECT f.* FROM found f WHERE :forced OR (f.is_untouched AND NOT f.is_used)),
-department AS (
-  DELETE FROM {departments} d USING doomed f
-  WHERE f.table_name = 'departments' AND d.id = f.id RETURNING 1
-),
-organization AS (
-  DELETE FROM {organizations} o USING doomed f
-  WHERE f.table_name = 'organizations' AND o.id = f.id
-    AND (:forced OR NOT EXISTS (
-      SELECT FROM {departments} d WHERE d.organization_id = o.id
-        AND d.id NOT IN (SELECT x.id FROM doomed x))) RETURNING 1
-)
-SELECT -(SELECT count(*) FROM organization) AS organizations,
-  -(SELECT count(*) FROM department) AS departments
-"""
 
 
 def note_refused(context: Context, table: str, keys: Sequence[str]) -> None:
@@ -170,7 +93,7 @@ class Loosen(Step):
 
 
 class UndoRest(Step):
-    """What no page reaches: rows of users who are gone, the organization, the quarantine."""
+    """What no page reaches: the migration's own rest, and the findings of the run."""
 
     name = "undo_rest"
     stage = "undo_rest"
@@ -180,20 +103,14 @@ class UndoRest(Step):
         return ["rest"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        # Reads the usage logs once from end to end, however many there are.
+        # May read a table once from end to end, however large it is.
         context.connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-        removed = remove_tools(context, _GONE_TOOLS, scope)
-        rest = context.execute(_GONE_REST, scope).one()
-        made = context.execute(_ORGANIZATION, scope, note=NOTE).one()
-        context.execute(_FORGET, scope)
+        counts = context.migration.undo_rest(context, scope)
+        for entity, table in context.sources.items():
+            forget = _FORGET.format(entity=entity, table=table.sql, key=table.key_of("t"))
+            context.connection.execute(text(forget), {"run_id": context.run_id})
         forget_findings(context.connection, context.run_id)
-        rows = {"ai_suites": rest.ai_suites, "tool_usage_logs": rest.tool_usage_logs}
-        for name, count in removed["rows"].items():
-            rows[name] = rows.get(name, 0) + count
-        return {
-            "rows": rows | dict(made._mapping),
-            "credits_granted": str(rest.credits_granted),
-        }
+        return counts
 
 
 class Tidy(Step):
@@ -205,20 +122,20 @@ class Tidy(Step):
     transactional = False
 
     def items(self, context: Context) -> list[str]:
-        return [*HELPER_INDEXES, "autovacuum"]
+        return [*context.sources.by_plural, "autovacuum"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         (name,) = scope.keys or ()
         if name == "autovacuum":
             allow_autovacuum(context)
         else:
-            drop_helpers(context.connection, name, getattr(context.legacy, name).schema)
+            drop_helpers(context.connection, name, context.sources.by_plural[name].schema)
         return {}
 
 
 def _drop_not_null(context: Context) -> None:
     """Nulls come back; and where no other run stands, so does a table without our defaults."""
-    connection, users = context.connection, context.legacy.users
+    connection = context.connection
     others = connection.scalar(
         text(
             "SELECT EXISTS (SELECT FROM migration.runs r"
@@ -227,11 +144,13 @@ def _drop_not_null(context: Context) -> None:
         {"run_id": context.run_id},
     )
     kinds = {"not_null": "DROP NOT NULL"} | ({} if others else {"default": "DROP DEFAULT"})
-    clauses = [
-        f"ALTER COLUMN {quote(name)} {clause}"
-        for kind, clause in kinds.items()
-        for name in USER_DEFAULTS
-        if is_ours(connection, kind, "users", name)
-    ]
-    if clauses:
-        alter(connection, f"ALTER TABLE {users.sql} {', '.join(clauses)}")
+    for name, defaults in context.migration.schema.defaults.items():
+        clauses = [
+            f"ALTER COLUMN {quote(column)} {clause}"
+            for kind, clause in kinds.items()
+            for column in defaults
+            if is_ours(connection, kind, name, column)
+        ]
+        if clauses:
+            table = context.sources.by_plural[name].sql
+            alter(connection, f"ALTER TABLE {table} {', '.join(clauses)}")

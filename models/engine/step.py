@@ -7,35 +7,31 @@ batch's transaction, and later runs its `differences` over the same pages.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import Connection, text
 
-from models.dashboard import legacy as legacy_tables
-from models.dashboard.legacy import EXACT, Legacy
-from models.dashboard.schema import TABLES
+from models.engine import current
 from models.engine import target as target_tables
-from models.engine.row_hash import ENTITIES, hash_by_key, key_of
+from models.engine.source import Source, Sources, SourceTable
 from models.engine.target import Target
 from models.errors import Incompatible
 from models.ledger.quarantine import SET_ASIDE_AGAIN, resolve, set_aside
+from models.ledger.tables import RECONCILIATION, VERIFICATION
 from models.postgres import sessions
-from models.postgres.catalog import INTEGER_TYPES, Table, quote_name, read_tables
+from models.postgres.catalog import Table, quote_name, read_tables
 from models.postgres.keys import list_cast
 from models.settings import Settings
 
-Counts = dict[str, Any]
+if TYPE_CHECKING:
+    from models.engine.migration import Migration
 
-# Rule 4: the suite that the user `u` keeps.
-OLDEST_SUITE = (
-    "SELECT o.id FROM {ai_suites} o WHERE o.user_id = u.id ORDER BY o.created_at, o.id LIMIT 1"
-)
-# Of the project `p`. OFFSET keeps it a look by key: as a join it may begin with the first of all
-# users.
-PROJECT_OWNER = "SELECT o.id FROM {users} o WHERE o.id = p.user_id OFFSET 0"
+Counts = dict[str, Any]
+# The queues of the verification, and of the engine's own steps.
+VERIFY, CONTROL = "migration.verify", "migration.control"
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Scope:
     """Legacy keys that a batch covers: a range (low exclusive, high inclusive) or a list.
 
     `parts`, when given, narrows the rows that hang on those keys to these keys of their own:
-    the last step of a bisection, when one user's subscriptions are tried one by one. `again` says
+    the last step of a bisection, when one row's dependents are tried one by one. `again` says
     that the rows may have been migrated before, and have changed since.
     """
 
@@ -68,6 +64,10 @@ class Scope:
         if self.high is not None:
             bounds.append(f"{column} <= CAST(:high AS {kind})")
         return " AND ".join(bounds) or "true"
+
+    def of(self, table: SourceTable, alias: str = "t") -> str:
+        """SQL condition that the source row under this alias lies in this scope."""
+        return self.condition(table.key_of(alias), table.key.base)
 
     def parts_condition(self, column: str, base_type: str) -> str:
         """SQL condition on the key of a dependent row; binds :parts."""
@@ -104,9 +104,11 @@ class Context:
     connection: Connection
     run_id: str
     batch_id: int
-    legacy: Legacy
+    migration: Migration
+    sources: Sources
     target: Target
-    grants: dict[str, Decimal]
+    # What the migration kept with the run when it was opened (`Migration.constants`).
+    constants: Mapping[str, str]
     # Rows were migrated before, by another run or before this one was complete, and may have
     # changed since.
     is_repeat: bool = False
@@ -120,9 +122,9 @@ class Context:
         cls, connection: Connection, settings: Settings, run: Any, *, batch_id: int = 0
     ) -> Context:
         """The context of a run (a row of the ledger), with the tables as they stand now."""
-        legacy = legacy_tables.read(connection, settings)
-        grants = {name: Decimal(amount) for name, amount in run.grants.items()}
-        target = target_tables.read(connection, legacy)
+        migration = current.migration()
+        sources = migration.read(connection, settings)
+        target = target_tables.read(connection, migration.schema, sources)
         is_repeat = connection.scalar(
             text("SELECT EXISTS (SELECT FROM migration.runs WHERE id <> :run_id)"),
             {"run_id": run.id},
@@ -131,9 +133,10 @@ class Context:
             connection,
             run.id,
             batch_id,
-            legacy,
+            migration,
+            sources,
             target,
-            grants,
+            run.grants,
             is_repeat=is_repeat or run.handed_over,
             own_run=None if run.handed_over else run.id,
             forced=run.forced,
@@ -166,47 +169,15 @@ class Context:
         Only identifiers and expressions that this package wrote go in here; values are bound.
         """
         names = {name: table.sql for name, table in self.target.tables.items()}
-        names |= {
-            "users": self.legacy.users.sql,
-            "subscriptions": self.legacy.subscriptions.sql,
-            "projects": self.legacy.projects.sql,
-        }
-        names |= EXACT | {
-            "oldest_suite": OLDEST_SUITE.format(**names),
-            "project_owner": PROJECT_OWNER.format(**names),
-        }
+        names |= {name: table.sql for name, table in self.sources.by_plural.items()}
+        names |= {name: sql.format(**names) for name, sql in self.migration.fragments.items()}
         return sql.format(**names, set_aside_again=SET_ASIDE_AGAIN, **expressions)
 
-    def owned(self, table: Table, alias: str, scope: Scope) -> str:
-        """SQL condition: the row under this alias belongs to a user of the scope.
-
-        A range of users is one of their rows too, and one range of an index, where both columns
-        sort alike.
-        """
-        if scope.keys is not None or self.sorts_as_owners(table):
-            return self.near(table, alias, scope)
-        theirs = scope.condition("owner.id", self.legacy.users.columns["id"].base)
-        users = self.legacy.users.sql
-        return f"{alias}.user_id IN (SELECT owner.id FROM {users} owner WHERE {theirs})"
-
-    def near(self, table: Table, alias: str, scope: Scope) -> str:
-        """The same for a row that is joined with its owner besides; `true` where no range helps."""
-        if scope.keys is None and not self.sorts_as_owners(table):
-            return "true"
-        return scope.condition(f"{alias}.user_id", self.legacy.users.columns["id"].base)
-
-    def sorts_as_owners(self, table: Table) -> bool:
-        """Whether a range of users is a range of this table's `user_id` too."""
-        key, column = self.legacy.users.columns["id"], table.columns["user_id"]
-        if {key.base, column.base} <= INTEGER_TYPES:
-            return True
-        return (column.base, column.collation) == (key.base, key.collation)
-
     def hash_by_text(self, entity: str, text: str) -> str:
-        """SQL for the hash of the legacy row that a text names; null for other tables' rows."""
-        if entity not in ENTITIES:
+        """SQL for the hash of the source row that a text names; null for other tables' rows."""
+        if entity not in self.sources:
             return "NULL::bigint"
-        return hash_by_key(self.legacy, entity, key_of(self.legacy, entity, text))
+        return self.sources.hash_by_key(entity, self.sources.key_named(entity, text))
 
     def type_of(self, table: str, column: str) -> str:
         """SQL type of a target column, for a cast."""
@@ -216,38 +187,57 @@ class Context:
 class Step:
     """One step of the migration. Subclasses set the names and override what they need."""
 
-    name: ClassVar[str]
-    stage: ClassVar[str]
-    queue: ClassVar[str]
-    # The entity that its keys are of: user, subscription or project.
-    entity: ClassVar[str] = ""
+    name: str = ""
+    stage: str = ""
+    queue: str = "migration.rows"
+    # The source that it pages through.
+    source: Source | None = None
+    # The entity that its keys are of.
+    entity: str = ""
     # The entity of the rows that hang on those (see `dependents`).
-    part_entity: ClassVar[str] = ""
+    part_entity: str = ""
     # The target table with a row for each of those.
-    part_table: ClassVar[str] = ""
+    part_table: str = ""
     # False: `apply` runs outside a transaction (CREATE INDEX CONCURRENTLY) and must be idempotent.
-    transactional: ClassVar[bool] = True
+    transactional: bool = True
+    # Takes the same time whatever the number of rows.
+    is_constant: bool = False
     # Applied after the verification: each batch verifies its own rows at once (see `recheck`).
-    is_late: ClassVar[bool] = False
+    is_late: bool = False
     # Runs in transactions of its own, the last one under a lock (`worker.cutover`).
-    is_settling: ClassVar[bool] = False
+    is_settling: bool = False
     # Overrides `key_lists`: its batches are lists of keys, in rounds, and never pages.
-    takes_lists: ClassVar[bool] = False
+    takes_lists: bool = False
     # The verification repeats it with `differences` and `details`; or why it does not.
-    is_verified: ClassVar[bool] = False
-    unverified: ClassVar[str] = ""
+    is_verified: bool = False
+    unverified: str = ""
     # The name of the step that undoes what it writes; or why none can.
-    undone_by: ClassVar[str] = ""
-    irreversible: ClassVar[str] = ""
+    undone_by: str = ""
+    irreversible: str = ""
     # `apply` itself marks quarantined rows as resolved that it migrates; else the engine does.
-    resolves: ClassVar[bool] = False
+    resolves: bool = False
 
-    def source(self, context: Context) -> Table | None:
-        """The table to page through by its `id`; None when the step has items instead.
+    def at(self, stage: str) -> Self:
+        """The same step in another stage."""
+        self.stage = stage
+        return self
+
+    @property
+    def writes_rows(self) -> bool:
+        """Whether it pages through a source to write rows, as an author's step does."""
+        checks = (VERIFICATION, RECONCILIATION)
+        return bool(self.entity) and self.stage not in checks and not self.takes_lists
+
+    def table(self, context: Context) -> SourceTable | None:
+        """The table to page through by its key; None when the step has items instead.
 
         The last page is open above: it covers whatever sorts behind the last row.
         """
-        return None
+        return context.sources[self.source.entity] if self.source else None
+
+    def can_try(self, context: Context) -> bool:
+        """Whether a trial may apply a step without a source: it can be undone, and is allowed."""
+        return False
 
     def items(self, context: Context) -> list[str]:
         """The keys of a step without a source, a batch each."""
@@ -258,7 +248,7 @@ class Step:
 
         Asked again with the next number when a round is done, until there is none left.
         """
-        if self.source(context) is not None:
+        if self.table(context) is not None:
             return None
         return [[item] for item in self.items(context)] if round_ == 0 else []
 
@@ -281,12 +271,18 @@ class Step:
 
     def resolve(self, context: Context, scope: Scope) -> None:
         """Close what was set aside earlier of rows that `apply` has just migrated."""
-        table = None if self.resolves or not self.entity else self.source(context)
+        table = None if self.resolves or not self.entity else self.table(context)
         if table is None:
             return
-        condition = scope.condition("t.id", table.columns["id"].base)
         names = {"entity": self.entity, "step": self.name, "batch_id": context.batch_id}
-        resolve(context.connection, table.sql, condition, scope.parameters, **names)
+        resolve(
+            context.connection,
+            table.sql,
+            table.key_of("t"),
+            scope.of(table),
+            scope.parameters,
+            **names,
+        )
 
     def withdraw(self, context: Context, scope: Scope) -> Counts:
         """Take away what earlier batches of the run made of rows that were just set aside."""
@@ -315,28 +311,31 @@ class Step:
         """
         return ""
 
-    def dependents(self, context: Context) -> Table | None:
-        """The table whose rows hang on this step's source by `user_id`, tried one by one last."""
-        return None
+    def dependents(self, context: Context) -> SourceTable | None:
+        """The source whose rows belong to this step's rows, and are tried one by one last."""
+        return context.sources.get(self.part_entity)
 
     def keys_in(self, context: Context, scope: Scope) -> list[str]:
-        """The legacy keys of a scope, in key order; those of a list as they are."""
-        table = self.source(context)
+        """The source keys of a scope, in key order; those of a list as they are."""
+        table = self.table(context)
         if table is None or scope.keys is not None:
             return list(scope.keys or ())
-        condition = scope.condition("t.id", table.columns["id"].base)
-        statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
-        return list(context.connection.scalars(statement, scope.parameters))
+        return _keys(context, table, scope.of(table), scope)
 
     def part_keys_in(self, context: Context, scope: Scope) -> list[str]:
-        """The keys of the rows that hang on a scope's rows, in key order."""
+        """The keys of the dependents of a scope's rows, in key order."""
         table = self.dependents(context)
         if table is None:
             return []
-        # Cast to the owners' own type: the column may be a smaller integer.
-        condition = scope.condition("t.user_id", context.legacy.users.columns["id"].base)
-        statement = text(f"SELECT t.id::text FROM {table.sql} t WHERE {condition} ORDER BY t.id")
-        return list(context.connection.scalars(statement, scope.parameters))
+        # Cast to the parents' own type: the column may be a smaller integer.
+        base = context.sources[table.source.parent].key.base
+        return _keys(context, table, scope.condition(table.parent_of("t"), base), scope)
+
+
+def _keys(context: Context, table: SourceTable, condition: str, scope: Scope) -> list[str]:
+    key = table.key_of("t")
+    statement = f"SELECT {key}::text FROM {table.sql} t WHERE {condition} ORDER BY {key}"
+    return list(context.connection.scalars(text(statement), scope.parameters))
 
 
 def default_of(table: Table, column: str) -> str:
@@ -358,17 +357,18 @@ def entities(row: Any) -> Counts:
 
 
 def counts(row: Any) -> Counts:
-    """A statement's counts as the ledger keeps them: entities, rows written, credits granted."""
-    found = row._mapping
-    return entities(row) | {
-        "rows": {name: found[name] for name in TABLES if name in found},
-        "credits_granted": str(found.get("credits_granted", 0)),
-    }
+    """A statement's counts as the ledger keeps them: entities, rows written, amounts."""
+    found, migration = row._mapping, current.migration()
+    return (
+        entities(row)
+        | {"rows": {name: found[name] for name in migration.schema.tables if name in found}}
+        | {name: str(found.get(name, 0)) for name in migration.amounts}
+    )
 
 
 def only_written(found: Counts) -> Counts:
-    """Of what was counted, the rows written: how the legacy rows stand is counted elsewhere."""
-    return {name: found[name] for name in ("rows", "credits_granted") if name in found}
+    """Of what was counted, the rows written: how the source rows stand is counted elsewhere."""
+    return {name: found[name] for name in ("rows", *current.migration().amounts) if name in found}
 
 
 def add(first: Counts, second: Counts) -> Counts:

@@ -15,23 +15,18 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from models.dashboard.legacy import Legacy
-from models.dashboard.schema import EARLY_INDEXES, ENUMS, TABLES, declare
 from models.engine import keys
+from models.engine.schema import RawType, Schema
+from models.engine.source import Sources
 from models.errors import Incompatible, MigrationError
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote, read_tables
 from models.postgres.keys import key_family
 from models.preflight import taken
 
-# Columns that the migration leaves to their default, and those for which it may write a null.
-_NEVER_WRITTEN = ("description", "module_id", "error_message", "expires_at")
-_WRITTEN_AS_NULL = {"ai_tools": ("version",)}
-_CONFLICT_KEYS: dict[str, tuple[str, ...]] = {"tool_assignments": ("tool_id", "user_id")}
-
 
 @dataclass(frozen=True)
 class Target:
-    """The target tables that exist, by their declared name; `users` and `projects` among them."""
+    """The target tables that exist, by their declared name, and the sources by their plural."""
 
     schema: str
     tables: dict[str, Table]
@@ -47,41 +42,38 @@ class Target:
             ) from None
 
 
-def read(connection: Connection, legacy: Legacy) -> Target:
-    """The target tables as they stand, in the schema of the legacy users table."""
-    schema = legacy.users.schema
-    names = {f"{quote(schema)}.{quote(name)}": name for name in TABLES}
+def read(connection: Connection, schema: Schema, sources: Sources) -> Target:
+    """The target tables as they stand, in the schema of the first source."""
+    home = sources.first.schema
+    names = {f"{quote(home)}.{quote(name)}": name for name in schema.tables}
     found = read_tables(connection, list(names))
     tables = {names[qualified]: table for qualified, table in found.items()}
-    return Target(schema, {**tables, "users": legacy.users, "projects": legacy.projects})
+    return Target(home, {**tables, **sources.by_plural})
 
 
-def declared_for(legacy: Legacy) -> sa.MetaData:
-    """The declared schema with the key type of the legacy users."""
-    return declare(legacy.users.schema, _RawType(legacy.users.columns["id"].type))
-
-
-def check(connection: Connection, legacy: Legacy) -> Target:
+def check(connection: Connection, schema: Schema, sources: Sources) -> Target:
     """Check all that exists already; raises Incompatible naming the first column that differs."""
-    target = read(connection, legacy)
-    for error in examine(connection, legacy, target):
+    target = read(connection, schema, sources)
+    for error in examine(connection, schema, sources, target):
         raise error
     return target
 
 
-def examine(connection: Connection, legacy: Legacy, target: Target) -> Iterator[MigrationError]:
+def examine(
+    connection: Connection, schema: Schema, sources: Sources, target: Target
+) -> Iterator[MigrationError]:
     """Every name, column, type and key of what exists already that does not fit."""
-    found_tables = {name: target.tables[name] for name in TABLES if name in target.tables}
+    found_tables = {name: target.tables[name] for name in schema.tables if name in target.tables}
     try:
-        taken.require_plain(connection, target.schema, found_tables)
+        taken.require_plain(connection, schema, target.schema, found_tables)
     except MigrationError as error:
         yield error
-    yield from _check_enums(connection, target.schema)
-    for declared in declared_for(legacy).tables.values():
+    yield from _check_enums(connection, schema, target.schema)
+    for declared in schema.declare(sources).tables.values():
         found = target.tables.get(declared.name)
         if found is None:
             continue
-        adopted = declared.name not in ("users", "projects")
+        adopted = declared.name not in sources.by_plural
         if adopted and found.kind != "r":
             yield Incompatible(
                 f"{found.label} is no plain table", hint="Rename it, or move it to another schema."
@@ -90,40 +82,42 @@ def examine(connection: Connection, legacy: Legacy, target: Target) -> Iterator[
         for column in declared.columns:
             existing = found.columns.get(column.name)
             if existing is not None:
-                yield from _check_column(found, column, existing, legacy.users.columns["id"])
+                yield from _check_column(schema, sources, found, column, existing)
             elif adopted:
                 yield _differs(found, column.name, str(column.type), "no such column")
         if adopted:
-            yield from _check_insertable(found, declared)
+            yield from _check_insertable(schema, found, declared)
 
 
-def missing(target: Target, legacy: Legacy, *, of_legacy: bool = False) -> list[str]:
+def missing(
+    schema: Schema, target: Target, sources: Sources, *, of_legacy: bool = False
+) -> list[str]:
     """Tables and columns that `expand` would add; only columns of legacy tables on demand."""
-    found = [] if of_legacy else [name for name in TABLES if name not in target.tables]
-    for declared in declared_for(legacy).tables.values():
-        if declared.name in ("users", "projects"):
+    found = [] if of_legacy else [name for name in schema.tables if name not in target.tables]
+    for declared in schema.declare(sources).tables.values():
+        if declared.name in sources.by_plural:
             there = target.tables[declared.name].columns
             found += [column.name for column in declared.columns if column.name not in there]
     return found
 
 
-def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]:
+def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tuple[str, str, str]]:
     """Create what is missing, in the caller's transaction; returns (kind, table, name) of each.
 
     Safe to repeat. The legacy tables come last, in one statement each: their lock is held from
     there to the commit only, and adding columns without a default rewrites nothing.
     """
-    target = check(connection, legacy)
-    metadata = declared_for(legacy)
+    target = check(connection, schema, sources)
+    metadata = schema.declare(sources)
     added: list[tuple[str, str, str]] = []
-    for name, labels in ENUMS.items():
+    for name, labels in schema.enums.items():
         if _enum_labels(connection, target.schema, name) is None:
             literals = ", ".join(f"'{label}'" for label in labels)
             connection.exec_driver_sql(
                 f"CREATE TYPE {quote(target.schema)}.{name} AS ENUM ({literals})"
             )
             added.append(("type", "", name))
-    for name in TABLES:
+    for name in schema.tables:
         if name not in target.tables:
             table = metadata.tables[f"{target.schema}.{name}"]
             connection.execute(CreateTable(table))
@@ -133,7 +127,7 @@ def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]
                 f"ALTER TABLE {quote(target.schema)}.{name} SET (autovacuum_enabled = false)"
             )
             added.append(("table", name, name))
-    for name, column in EARLY_INDEXES:
+    for name, column in schema.early_indexes:
         # On an adopted table it is built concurrently, in `models.engine.indexes`.
         if name not in target.tables:
             table = metadata.tables[f"{target.schema}.{name}"]
@@ -141,7 +135,8 @@ def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]
             free, _ = next(names)
             connection.execute(CreateIndex(sa.Index(free, table.c[column])))
             added.append(("index", name, free))
-    for role in ("projects", "users"):
+    added_to = [name for name in sources.by_plural if f"{target.schema}.{name}" in metadata.tables]
+    for role in reversed(added_to):
         found = target.tables[role]
         missing = [
             column
@@ -158,18 +153,6 @@ def expand(connection: Connection, legacy: Legacy) -> list[tuple[str, str, str]]
     return added
 
 
-class _RawType(sa.types.UserDefinedType[Any]):
-    """A column type given by its SQL text, as the catalog prints it."""
-
-    cache_ok = True
-
-    def __init__(self, sql: str) -> None:
-        self.sql = sql
-
-    def get_col_spec(self, **_: Any) -> str:
-        return self.sql
-
-
 def _enum_labels(connection: Connection, schema: str, name: str) -> list[str] | None:
     """The labels of an enum; None where there is no such type."""
     found: list[str] | None = connection.scalar(
@@ -183,8 +166,8 @@ def _enum_labels(connection: Connection, schema: str, name: str) -> list[str] | 
     return found
 
 
-def _check_enums(connection: Connection, schema: str) -> Iterator[Incompatible]:
-    for name, labels in ENUMS.items():
+def _check_enums(connection: Connection, declared: Schema, schema: str) -> Iterator[Incompatible]:
+    for name, labels in declared.enums.items():
         found = _enum_labels(connection, schema, name)
         absent = [label for label in labels if found is not None and label not in found]
         if found is not None and absent:
@@ -196,13 +179,13 @@ def _check_enums(connection: Connection, schema: str) -> Iterator[Incompatible]:
 
 
 def _check_column(
-    table: Table, wanted: sa.Column[Any], found: Column, user_key: Column
+    schema: Schema, sources: Sources, table: Table, wanted: sa.Column[Any], found: Column
 ) -> Iterator[Incompatible]:
     kind = wanted.type
     if found.generated:
         yield _differs(table, found.name, "a plain column", "a generated one")
-    if isinstance(kind, _RawType):
-        right = key_family(found.base) == key_family(user_key.base)
+    if isinstance(kind, RawType):
+        right = key_family(found.base) == key_family(kind.sql.split("(")[0])
     elif isinstance(kind, pg.ENUM):
         labels = set(found.enum or ())
         room = max(map(len, kind.enums))
@@ -212,8 +195,9 @@ def _check_column(
         refers = wanted.name == "id" or wanted.name.endswith("_id")
         room = keys.ID_LENGTH if refers else 1
         right = found.base in TEXT_TYPES and (found.length is None or found.length >= room)
-        # A foreign key to the users makes this column a user's key; null is written there.
-        right = right or (wanted.name == "assigned_by" and found.base == user_key.base)
+        # A foreign key to a source makes this column a key of its rows; null is written there.
+        actor = schema.actor_columns.get(wanted.name)
+        right = right or (actor is not None and found.base == sources[actor].key.base)
     elif isinstance(kind, sa.Float):
         right = found.base in {"double precision", "real", "numeric"} | INTEGER_TYPES
     elif isinstance(kind, sa.Numeric):
@@ -224,22 +208,22 @@ def _check_column(
         right = found.base.startswith("timestamp")
     else:
         right = found.base == "boolean"
-    if not found.deterministic and found.name not in _NEVER_WRITTEN:
+    if not found.deterministic and found.name not in schema.never_written:
         yield _differs(table, found.name, "a deterministic collation", "a nondeterministic one")
     if not right:
         expected = f"the type {kind.name}" if isinstance(kind, pg.ENUM) else str(kind).lower()
         yield _differs(table, found.name, expected, found.type)
 
 
-def _check_insertable(table: Table, declared: sa.Table) -> Iterator[Incompatible]:
-    nulls = _WRITTEN_AS_NULL.get(declared.name, ())
+def _check_insertable(schema: Schema, table: Table, declared: sa.Table) -> Iterator[Incompatible]:
+    nulls = schema.written_as_null.get(declared.name, ())
     for column in table.columns.values():
-        written = column.name in declared.columns and column.name not in _NEVER_WRITTEN
+        written = column.name in declared.columns and column.name not in schema.never_written
         filled = written or column.default is not None or column.generated
-        points_at_user = column.name == "assigned_by" and table.key_on("assigned_by") is not None
-        if column.not_null and (not filled or column.name in nulls or points_at_user):
+        is_actor = column.name in schema.actor_columns and table.key_on(column.name) is not None
+        if column.not_null and (not filled or column.name in nulls or is_actor):
             yield _differs(table, column.name, "null allowed, for rows that have no value", "none")
-    conflict_key = _CONFLICT_KEYS.get(declared.name, ("id",))
+    conflict_key = schema.conflict_keys.get(declared.name, ("id",))
     if not any(i.valid and i.unique and set(i.columns) == set(conflict_key) for i in table.indexes):
         columns = ", ".join(conflict_key)
         yield _differs(table, conflict_key[0], f"a primary key on ({columns})", "none")

@@ -74,17 +74,23 @@ _RESOLVE = """
 UPDATE migration.quarantine q SET state = 'resolved', changed_at = clock_timestamp()
 WHERE q.entity = :entity AND q.state IN ('open', 'accepted')
   AND q.batch_id IS DISTINCT FROM :batch_id
-  AND q.legacy_key IN (SELECT t.id::text FROM {table} t WHERE {scope})
+  AND q.legacy_key IN (SELECT {key}::text FROM {table} t WHERE {scope})
   AND coalesce((SELECT b.step FROM migration.batches b WHERE b.id = q.batch_id), :step) = :step
 """
 
 
 def resolve(
-    connection: Connection, table: str, scope: str, parameters: Mapping[str, Any], **of: Any
+    connection: Connection,
+    table: str,
+    key: str,
+    scope: str,
+    parameters: Mapping[str, Any],
+    **of: Any,
 ) -> None:
     """Mark the rows of a batch as resolved that its step migrated: it did not set them aside again.
 
-    `scope` is a condition on the rows `t` of the table; `of` names entity, step and batch.
+    `key` and `scope` are the key and a condition of the rows `t` of the table; `of` names entity,
+    step and batch.
     """
-    statement = text(_RESOLVE.format(table=table, scope=scope))
+    statement = text(_RESOLVE.format(table=table, key=key, scope=scope))
     connection.execute(statement, {**parameters, **of})

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql as pg
 
+from models.engine import current
 from models.errors import Misconfigured, OtherTables
 from models.ledger.tables import quarantine, runs
 from models.postgres.catalog import quote_name
 from models.settings import Settings
 
-ROLES = ("users", "subscriptions", "projects")
 _HERE = """
 SELECT migration.ledger_id() AS ledger_id, 'migration.runs'::regclass::oid::bigint AS ledger_oid,
   (SELECT jsonb_object_agg(w.role, jsonb_build_object(
@@ -38,8 +38,8 @@ class Here:
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What a run keeps of it. The target tables lie in the schema of the users."""
-        schema = self.resolved.get("users", {}).get("schema")
+        """What a run keeps of it. The target tables lie in the schema of the first."""
+        schema = self.resolved.get(_roles()[0], {}).get("schema")
         return {**self.resolved, "target": {"schema": schema}, "ledger": {"oid": self.ledger_oid}}
 
     def is_same(self, kept: dict[str, Any], *, by_name: bool = False) -> bool:
@@ -48,7 +48,7 @@ class Here:
         Oids mean nothing where the ledger itself has another one: it was restored from a dump.
         With `by_name` a table of the same name is the same too: somebody made it anew.
         """
-        if set(self.resolved) != set(ROLES):
+        if set(self.resolved) != set(_roles()):
             return False
         if self.kept["target"] != kept["target"]:
             return False
@@ -56,13 +56,23 @@ class Here:
         return all(
             (is_own_oid and self.resolved[role]["oid"] == kept[role]["oid"])
             or ((by_name or not is_own_oid) and _label(self.resolved, role) == _label(kept, role))
-            for role in ROLES
+            for role in _roles()
         )
+
+
+def _roles() -> list[str]:
+    return [source.plural for source in current.migration().sources]
+
+
+def _settings() -> str:
+    """The variables that name the tables, for a hint."""
+    names = [source.setting for source in current.migration().sources if source.setting]
+    return f"{', '.join(names)}, and " if names else ""
 
 
 def labels(kept: dict[str, Any]) -> str:
     """The tables' names with their schemas; those that are not there are left out."""
-    return ", ".join(_label(kept, role) for role in ROLES if role in kept)
+    return ", ".join(_label(kept, role) for role in _roles() if role in kept)
 
 
 def _label(kept: dict[str, Any], role: str) -> str:
@@ -70,9 +80,9 @@ def _label(kept: dict[str, Any], role: str) -> str:
 
 
 def _here(settings: Settings) -> sa.Subquery:
-    names = [quote_name(name) for name in settings.tables]
+    names = [quote_name(name) for name in current.table_names(settings)]
     clause = sa.text(_HERE).bindparams(
-        sa.bindparam("roles", list(ROLES), pg.ARRAY(sa.Text)),
+        sa.bindparam("roles", _roles(), pg.ARRAY(sa.Text)),
         sa.bindparam("names", names, pg.ARRAY(sa.Text)),
     )
     columns = (
@@ -107,7 +117,7 @@ def _found(row: Any) -> Here:
 def fits(run: Any, settings: Settings, here: Here, *, by_name: bool = False) -> bool:
     """Whether this process sees the run's tables; by the words alone for a run of version 0.1."""
     if run.relations is None:
-        return bool(run.tables == settings.tables)
+        return bool(run.tables == current.table_names(settings))
     return here.is_same(run.relations, by_name=by_name)
 
 
@@ -123,11 +133,11 @@ def require(run: Any, settings: Settings, here: Here, *, by_name: bool = False) 
         )
     if not fits(run, settings, here, by_name=by_name):
         raise OtherTables(
-            f"The tables are set to {', '.join(settings.tables)} and resolve to"
+            f"The tables are set to {', '.join(current.table_names(settings))} and resolve to"
             f" {labels(here.resolved) or 'none that exists'}, but run {run.id} migrates"
             f" {_migrated(run)}",
-            hint="Set MIGRATION_USERS_TABLE and its sisters, and the search_path of the address"
-            " and the role, as they were when the run was opened.",
+            hint=f"Set {_settings()}the search_path of the address and the role as they were when"
+            " the run was opened.",
         )
 
 
@@ -144,7 +154,7 @@ def adopt(connection: Connection, run: Any, settings: Settings) -> None:
     here = read(connection, settings)
     require(run, settings, here, by_name=True)
     if run.relations != here.kept:
-        values = {"relations": here.kept, "tables": settings.tables}
+        values = {"relations": here.kept, "tables": current.table_names(settings)}
         connection.execute(sa.update(runs).where(runs.c.id == run.id).values(values))
 
 

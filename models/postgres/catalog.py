@@ -151,6 +151,11 @@ def quote(identifier: str) -> str:
     return '"' + identifier.replace('"', '""') + '"'
 
 
+def literal(text: str) -> str:
+    """Quote one SQL string that the program itself chose."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 def quote_name(name: str) -> str:
     """Quote a table's name that may carry a schema (`schema.table`)."""
     return ".".join(quote(part) for part in name.split("."))

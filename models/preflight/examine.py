@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from models.dashboard import legacy
-from models.dashboard.legacy import Legacy
-from models.engine import target
+from models.engine import current, target
+from models.engine.source import Sources
 from models.engine.target import Target
 from models.errors import MigrationError, NotAllowed
-from models.preflight import fit, obstacles
+from models.preflight import obstacles
 from models.preflight.obstacles import LEGACY, PRIVILEGES, TARGET, Obstacle
 from models.settings import Settings
 
@@ -34,7 +33,7 @@ _UNCHANGED = "Nothing was changed."
 class Preflight:
     """The tables, where all legacy tables are there, and all that is in the way."""
 
-    legacy: Legacy | None
+    sources: Sources | None
     target: Target | None
     obstacles: list[Obstacle]
     # Whether the legacy tables have what every statement on them needs.
@@ -48,18 +47,22 @@ class Preflight:
 
 def examine(connection: Connection, settings: Settings, *, reads_values: bool = True) -> Preflight:
     """Every obstacle, the legacy tables' own first, then privileges, then the rest."""
-    tables, errors = legacy.examine(connection, settings)
+    migration = current.migration()
+    tables, errors = migration.examine(connection, settings)
     found = [_of(LEGACY, error) for error in errors]
     if tables is None:
         return Preflight(None, None, found)
-    there = target.read(connection, tables)
-    rest = [*_create(connection, tables), *obstacles.find(connection, tables, there)]
+    schema = migration.schema
+    there = target.read(connection, schema, tables)
+    rest = [*_create(connection, tables), *obstacles.find(connection, schema, tables, there)]
     if not errors:
-        misfits = [_of(TARGET, error) for error in target.examine(connection, tables, there)]
+        misfits = [
+            _of(TARGET, error) for error in target.examine(connection, schema, tables, there)
+        ]
         rest += misfits
         # Values are compared with the columns that fit only.
         if reads_values and not misfits:
-            rest += fit.find(connection, tables, there, dict(settings.credit_grants))
+            rest += migration.misfits(connection, tables, there, settings)
     rest.sort(key=lambda obstacle: obstacle.row != PRIVILEGES)
     return Preflight(tables, there, found + rest, is_sound=not errors)
 
@@ -86,6 +89,6 @@ def _of(row: str, error: MigrationError) -> Obstacle:
     return Obstacle(row, error.message, error.hint, kind=type(error))
 
 
-def _create(connection: Connection, tables: Legacy) -> list[Obstacle]:
-    rows = connection.execute(_CREATE, {"schema": tables.users.schema})
+def _create(connection: Connection, tables: Sources) -> list[Obstacle]:
+    rows = connection.execute(_CREATE, {"schema": tables.first.schema})
     return [Obstacle(PRIVILEGES, what, kind=NotAllowed) for what, allowed in rows if not allowed]

@@ -1,6 +1,6 @@
 """What the catalog says against a run: every obstacle of every table that is read or written.
 
-`models.dashboard.legacy` and `models.engine.target` judge columns and types; this judges the rest
+`models.engine.source` and `models.engine.target` judge columns and types; this judges the rest
 of a table. What cannot be judged from the catalog is a warning, and `producer.checks.trial`
 tries it.
 """
@@ -13,25 +13,15 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from models.dashboard.legacy import Legacy
-from models.dashboard.schema import REFERENCES
+from models.engine.schema import Schema
+from models.engine.source import Sources, SourceTable
 from models.engine.target import Target
 from models.errors import Incompatible, MigrationError, NotAllowed
 from models.postgres.catalog import Table
 
 LEGACY, PRIVILEGES, TARGET = "legacy tables", "privileges", "target tables"
 CONSTRAINTS = "constraints and triggers"
-# The owner alone makes the organization, and the trial tries that. The listings stay empty.
-_WRITES = {
-    "users": ("SELECT", "UPDATE"),
-    "subscriptions": ("SELECT",),
-    "projects": ("SELECT", "UPDATE"),
-    "organizations": ("SELECT",),
-    "departments": ("SELECT",),
-    "marketplace_listings": ("SELECT", "DELETE"),
-}
 _ALL = ("SELECT", "INSERT", "UPDATE", "DELETE")
-_NEVER_FILLED = "marketplace_listings"
 
 # row_security_active() raises for what the role may not see, so privileges come first.
 _SHAPE = text("""
@@ -99,36 +89,40 @@ class Obstacle:
     kind: type[MigrationError] = Incompatible
 
 
-def find(connection: Connection, legacy: Legacy, target: Target) -> list[Obstacle]:
+def find(
+    connection: Connection, schema: Schema, sources: Sources, target: Target
+) -> list[Obstacle]:
     """All obstacles, table by table; reads rows for unvalidated constraints only."""
-    roles: dict[str, Table] = vars(legacy) | {
-        name: table for name, table in target.tables.items() if name not in ("users", "projects")
+    adopted = {
+        name: table for name, table in target.tables.items() if name not in sources.by_plural
     }
     found: list[Obstacle] = []
-    for role, table in roles.items():
-        is_legacy = role in vars(legacy)
-        events = _UPDATE_ONLY if is_legacy else _ANY_WRITE
-        if role == "subscriptions":
-            events = _NO_WRITE
+    for role, table in {**sources.by_plural, **adopted}.items():
+        source = table.source if isinstance(table, SourceTable) else None
+        is_written = source is None or bool(source.writes or role in schema.defaults)
+        events = _ANY_WRITE if source is None else _UPDATE_ONLY if is_written else _NO_WRITE
+        needed = _ALL if source is None else ("SELECT", "UPDATE") if is_written else ("SELECT",)
         shape = connection.execute(
             _SHAPE,
             events
             | {
                 "oid": table.oid,
-                "privileges": list(_WRITES.get(role, _ALL)),
-                "rewritten": ["active_gpt_id"] if role == "projects" else [],
+                "privileges": list(schema.privileges.get(role, needed)),
+                "rewritten": list(source.writes) if source else [],
             },
         ).one()
-        row = LEGACY if is_legacy else TARGET
-        found += _kinds(row, role, table, shape)
+        row = LEGACY if source else TARGET
+        # Where nothing refers to a table, it may be unlogged.
+        may_be_unlogged = source is not None and not sources.children(source.entity)
+        found += _kinds(row, table, shape, may_be_unlogged=may_be_unlogged)
         found += _privileges(table, shape)
-        if role != "subscriptions":
+        if is_written:
             found += _refusals(row, table, shape)
             if shape.is_owner:
                 found += _unproved(connection, row, table, shape)
-        if not is_legacy:
-            found += _references(role, table, target)
-            if role != _NEVER_FILLED:
+        if source is None:
+            found += _references(schema, role, table, target)
+            if role not in schema.never_filled:
                 found += _may_refuse(table, shape)
         if shape.triggers:
             found.append(
@@ -140,11 +134,10 @@ def find(connection: Connection, legacy: Legacy, target: Target) -> list[Obstacl
                     is_fatal=False,
                 )
             )
-    adopted = [table for name, table in roles.items() if name not in vars(legacy)]
-    return [*found, *_blocking(adopted, legacy)]
+    return [*found, *_blocking(adopted.values(), sources)]
 
 
-def _kinds(row: str, role: str, table: Table, shape: Any) -> Iterator[Obstacle]:
+def _kinds(row: str, table: Table, shape: Any, *, may_be_unlogged: bool) -> Iterator[Obstacle]:
     if shape.kind != "r":
         return
     if shape.has_children or shape.is_child:
@@ -160,8 +153,7 @@ def _kinds(row: str, role: str, table: Table, shape: Any) -> Iterator[Obstacle]:
             f"{table.label} is unlogged: a crash of the server empties it, and no permanent table"
             " may refer to it",
             f"ALTER TABLE {table.label} SET LOGGED",
-            # Nothing refers to these two.
-            is_fatal=role not in ("subscriptions", "projects"),
+            is_fatal=not may_be_unlogged,
         )
 
 
@@ -192,8 +184,7 @@ def _refusals(row: str, table: Table, shape: Any) -> Iterator[Obstacle]:
     for key in shape.pointed_at:
         yield Obstacle(
             row,
-            f"The foreign key {key} points at {table.label}.active_gpt_id, which the migration"
-            " writes",
+            f"The foreign key {key} points at a column of {table.label} that the migration writes",
             "Drop that foreign key first.",
         )
 
@@ -214,9 +205,9 @@ def _unproved(connection: Connection, row: str, table: Table, shape: Any) -> Ite
             )
 
 
-def _references(role: str, table: Table, target: Target) -> Iterator[Obstacle]:
+def _references(schema: Schema, role: str, table: Table, target: Target) -> Iterator[Obstacle]:
     """Foreign keys of an adopted table that point elsewhere than the migration writes."""
-    wanted = {r.column: r.refers_to for r in REFERENCES if r.table == role}
+    wanted = {r.column: r.refers_to for r in schema.references if r.table == role}
     for key in table.keys:
         for column in key.columns:
             other = target.tables.get(wanted.get(column, ""))
@@ -229,18 +220,19 @@ def _references(role: str, table: Table, target: Target) -> Iterator[Obstacle]:
                 )
 
 
-def _blocking(tables: Iterable[Table], legacy: Legacy) -> Iterator[Obstacle]:
+def _blocking(tables: Iterable[Table], sources: Sources) -> Iterator[Obstacle]:
     keys = [
         f"{table.label}.{', '.join(key.columns)}"
         for table in tables
         for key in table.keys
-        if key.refers_to == legacy.users.oid and key.on_delete in ("a", "r")
+        if key.refers_to == sources.first.oid and key.on_delete in ("a", "r")
     ]
     if keys:
+        plural = sources.first.source.plural
         yield Obstacle(
             TARGET,
-            f"foreign keys that keep users from being deleted: {', '.join(keys)}",
-            "Give them ON DELETE CASCADE, if the application is to go on deleting users.",
+            f"foreign keys that keep {plural} from being deleted: {', '.join(keys)}",
+            f"Give them ON DELETE CASCADE, if the application is to go on deleting {plural}.",
             is_fatal=False,
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 
-from models.dashboard.schema import ENUMS, TABLES
+from models.engine.schema import Schema
 from models.errors import Incompatible, NotAllowed
 from models.ledger.tables import SCHEMA
 from models.postgres.catalog import Table
@@ -88,20 +88,24 @@ def require_own_schema(connection: Connection) -> None:
         )
 
 
-def require_plain(connection: Connection, schema: str, found: dict[str, Table]) -> None:
+def require_plain(
+    connection: Connection, declared: Schema, schema: str, found: dict[str, Table]
+) -> None:
     """Raise Incompatible where a target's or enum's name is that of something of another kind."""
     for name, table in found.items():
         if table.kind != "r":
             raise _taken(schema, name, KINDS.get(table.kind, "no table"), "a plain table")
-    types = connection.execute(_TYPES, {"schema": schema, "names": [*ENUMS, *TABLES]})
+    types = connection.execute(
+        _TYPES, {"schema": schema, "names": [*declared.enums, *declared.tables]}
+    )
     for row in types:
-        if row.typname in ENUMS and row.typtype != "e":
+        if row.typname in declared.enums and row.typtype != "e":
             raise _taken(schema, row.typname, KINDS.get(row.typtype, "a type"), "an enum")
-        if row.typname in TABLES:
+        if row.typname in declared.tables:
             raise _taken(schema, row.typname, KINDS.get(row.typtype, "a type"), "a table")
     relations = connection.execute(_RELATIONS, {"schema": schema})
     for row in relations:
-        if row.relname in ENUMS and row.relkind != "S":
+        if row.relname in declared.enums and row.relkind != "S":
             raise _taken(schema, row.relname, "a table or view", "an enum")
 
 

@@ -12,7 +12,8 @@ from kombu.exceptions import (  # type: ignore[attr-defined]  # The stubs are ol
     OperationalError,
 )
 
-from models.engine.migration import RECONCILIATION, VERIFICATION, by_name
+from models.engine import current
+from models.ledger.tables import RECONCILIATION, VERIFICATION
 from producer.broker import namespace, transport
 
 ADVANCE = "migration.advance"
@@ -50,7 +51,11 @@ class Message:
     @property
     def queue(self) -> str:
         """The queue that serves it."""
-        return "migration.verify" if self.stage == VERIFICATION else by_name(self.step).queue
+        return (
+            "migration.verify"
+            if self.stage == VERIFICATION
+            else current.migration().step(self.step).queue
+        )
 
 
 def publish_window(messages: Sequence[Message]) -> None:

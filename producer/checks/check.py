@@ -21,15 +21,15 @@ import psutil
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models.dashboard.legacy import Legacy
-from models.dashboard.rejects import STATUSES, quarantine_by_reason, unknown_statuses
-from models.engine import capture
+from models.engine import capture, current
+from models.engine.source import Sources
 from models.errors import MigrationError, Misconfigured
 from models.ledger import identity, relations
 from models.messages import Check
 from models.postgres import sessions
 from models.postgres.catalog import quote_name
 from models.postgres.database import check_reachable, classify
+from models.postgres.rows import estimate
 from models.preflight import examine as preflight
 from models.preflight import taken
 from models.settings import Settings
@@ -39,8 +39,6 @@ from producer.checks.http import ask_all
 
 GIGABYTE = 10**9
 DISK_BYTES, MEMORY_BYTES, CORES = GIGABYTE, 4 * GIGABYTE, 2
-# Rows and indexes that a user brings, and a little more (docs/scaling.md has the measurement).
-BYTES_A_USER = 8_000
 OLDEST_FASTAPI = (0, 68)
 CLOCK_SECONDS = OPENAPI_SECONDS = 5.0
 # Whoever holds a lock for longer, or is in a transaction for longer, is in the way.
@@ -131,8 +129,8 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
 
         found.append(_named(name, inside))
 
-    def on_legacy(name: str, check: Callable[[Connection, Legacy], Check]) -> None:
-        tables = standing.legacy
+    def on_legacy(name: str, check: Callable[[Connection, Sources], Check]) -> None:
+        tables = standing.sources
         if tables is None or not standing.is_sound:
             found.append(obstacle_rows.skipped(name, "legacy tables"))
         else:
@@ -148,9 +146,10 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
     look("extensions", _extensions)
     standing, rows = _standing(engine, settings)
     found += rows
-    on_legacy("ledger", lambda connection, legacy: _ledger(connection, settings, legacy))
+    on_legacy("ledger", lambda connection, sources: _ledger(connection, settings, sources))
     on_legacy("rows set aside", _forecast)
-    on_legacy("subscription statuses", _statuses)
+    for name, check in current.migration().checks.items():
+        on_legacy(name, check)
     # By name alone: reading more of a table's catalog would wait for the lock itself.
     look("locks", lambda connection: _locks(connection, settings))
     look("long transactions", _long_transactions)
@@ -206,10 +205,10 @@ def _standing(engine: Engine, settings: Settings) -> tuple[preflight.Preflight, 
         return preflight.Preflight(None, None, []), [unread]
 
 
-def _ledger(connection: Connection, settings: Settings, legacy: Legacy) -> Check:
+def _ledger(connection: Connection, settings: Settings, sources: Sources) -> Check:
     """The schema `migration`, where there is one, is the ledger of these tables."""
     taken.require_own_schema(connection)
-    capture.require_free_names(connection, legacy)
+    capture.require_free_names(connection, sources)
     if connection.scalar(text("SELECT to_regprocedure('migration.ledger_id()')")) is None:
         return _ok("none yet")
     relations.require_own_ledger(connection, settings)
@@ -222,9 +221,9 @@ def _ledger(connection: Connection, settings: Settings, legacy: Legacy) -> Check
     return _ok("of these tables")
 
 
-def _forecast(connection: Connection, legacy: Legacy) -> Check:
-    found, is_exact = quarantine_by_reason(connection, legacy)
-    rest = "" if is_exact else "; malformed JSON cannot be told before the run (PostgreSQL 16 can)"
+def _forecast(connection: Connection, sources: Sources) -> Check:
+    found, unsure = current.migration().forecast(connection, sources)
+    rest = f"; {unsure}" if unsure else ""
     if not found:
         return _ok(f"none{rest}")
     said = ", ".join(f"{count:,} {reason}" for reason, count in found.items())
@@ -235,24 +234,8 @@ def _forecast(connection: Connection, legacy: Legacy) -> Check:
     )
 
 
-def _statuses(connection: Connection, legacy: Legacy) -> Check:
-    found = unknown_statuses(connection, legacy)
-    known = ", ".join(STATUSES)
-    if not found:
-        return _ok(f"none but {known}")
-    table = legacy.subscriptions
-    labels = table.columns["status"].enum or ()
-    others = ", ".join(each for each in labels if each.strip().lower() not in STATUSES)
-    return Check(
-        verdict="warning",
-        found=f"{found:,} rows of {table.label} have a status that is none of {known}"
-        + (f": {others}" if others else ""),
-        hint="Their tools are not active. Change the rows before the run where they are to be.",
-    )
-
-
 def _locks(connection: Connection, settings: Settings) -> Check:
-    names = [quote_name(name) for name in settings.tables]
+    names = [quote_name(name) for name in current.table_names(settings)]
     given = {"tables": names, "seconds": LOCK_SECONDS}
     forgotten = connection.execute(_PREPARED, given).one_or_none()
     if forgotten:
@@ -309,15 +292,9 @@ def _clock(connection: Connection) -> Check:
     )
 
 
-def _database_disk(connection: Connection, legacy: Legacy) -> Check:
-    users = int(
-        connection.scalar(
-            text("SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = :oid"),
-            {"oid": legacy.users.oid},
-        )
-        or 0
-    )
-    needed = max(DISK_BYTES, users * BYTES_A_USER)
+def _database_disk(connection: Connection, sources: Sources) -> Check:
+    rows = estimate(connection, sources.first)
+    needed = max(DISK_BYTES, rows * current.migration().bytes_a_row)
     with connection.begin_nested() as attempt:
         try:
             folder = Path(str(connection.scalar(text("SHOW data_directory"))))

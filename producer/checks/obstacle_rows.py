@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.dashboard.schema import TABLES
+from models.engine import current
 from models.errors import MigrationError, TooBig, Transient
 from models.messages import Check
 from models.postgres.database import classify
+from models.postgres.rows import estimate
 from models.preflight.examine import Preflight
 from models.preflight.obstacles import CONSTRAINTS, LEGACY, PRIVILEGES, TARGET, Obstacle
 from models.settings import Settings
 from producer.checks import trial
-from producer.runs import partition
 from producer.schema import upgrade
 
 SKIPPED = "skipped: see "
@@ -29,13 +29,13 @@ def skipped(name: str, see: str) -> Check:
 def rows(connection: Connection, found: Preflight) -> list[Check]:
     """A row for the legacy tables, the privileges, the target tables, and their constraints."""
     checks = [_row(LEGACY, found.obstacles, _legacy(connection, found))]
-    if found.legacy is None:
+    if found.sources is None:
         return [*checks, *(skipped(name, LEGACY) for name in (PRIVILEGES, TARGET, CONSTRAINTS))]
     lacks = _row(PRIVILEGES, found.obstacles, "owner of the tables, may create")
     if (
         lacks.verdict == "failed"
         and found.is_sound
-        and upgrade.is_current(connection, found.legacy)
+        and upgrade.is_current(connection, found.sources)
     ):
         # What workers need is tried by the trial.
         lacked = [each.what for each in found.obstacles if each.row == PRIVILEGES]
@@ -96,19 +96,20 @@ def _row(name: str, found: Sequence[Obstacle], otherwise: str) -> Check:
 
 def _legacy(connection: Connection, found: Preflight) -> str:
     """What the run would go through, by the planner's estimate."""
-    if found.legacy is None or not found.is_sound:
+    if found.sources is None or not found.is_sound:
         return ""
     counted = ", ".join(
-        f"about {partition.estimate(connection, table):,} {name}"
-        for name, table in vars(found.legacy).items()
+        f"about {estimate(connection, table):,} {name}"
+        for name, table in found.sources.by_plural.items()
     )
-    names = ", ".join(table.label for table in vars(found.legacy).values())
-    return f"{counted}; keys {found.legacy.users.columns['id'].type}; {names}"
+    names = ", ".join(table.label for table in found.sources.values())
+    return f"{counted}; keys {found.sources.first.key.type}; {names}"
 
 
 def _target(found: Preflight) -> str:
     there = found.target.tables if found.target else {}
-    adopted = sum(name in there for name in TABLES)
+    wanted = current.migration().schema.tables
+    adopted = sum(name in there for name in wanted)
     if adopted:
-        return f"{adopted} are there and fit, {len(TABLES) - adopted} are created"
-    return f"{len(TABLES)} are created"
+        return f"{adopted} are there and fit, {len(wanted) - adopted} are created"
+    return f"{len(wanted)} are created"

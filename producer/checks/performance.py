@@ -113,7 +113,7 @@ def _queries(engine: Engine, settings: Settings) -> list[Speed]:
 
 def _some_users(connection: Connection, context: Context) -> list[object]:
     """Users from all over the table, so that not one page of it is asked for again and again."""
-    table = context.legacy.users.sql
+    table = context.sources.users.sql
     found = connection.scalars(
         sa.text(f"SELECT u.id FROM {table} u TABLESAMPLE SYSTEM (1) LIMIT :count"),
         {"count": REPETITIONS},

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, text
 
-from models.dashboard import legacy as legacy_tables
-from models.engine.migration import stage_names
+from models.engine import current
 from models.messages import Plan, PlannedStage
 from models.postgres.database import transaction
+from models.postgres.rows import count_rows
 from models.settings import Settings
 from producer.checks import preflight
 from producer.checks.rehearsal import Rehearsal, rehearse
 from producer.runs import partition
 
 SAMPLE = 2_000
-_CONSTANT = ("organization", "capture", "release")
 # Measured, beside the statements: claim, ledger, commit and message of a batch, and the ends of
 # the stages together.
 SECONDS_A_BATCH, SECONDS_A_RUN = 0.02, 3.0
@@ -37,8 +36,8 @@ def make(engine: Engine, settings: Settings, users: int | None, workers: int) ->
     """
     preflight.require(engine, settings)
     with transaction(engine, statement_timeout_ms=600_000) as connection:
-        found = legacy_tables.read(connection, settings)
-        there = partition.count_rows(connection, found.users)
+        found = current.migration().read(connection, settings)
+        there = count_rows(connection, found.first)
         most = int(connection.scalar(text("SHOW max_connections")) or 0)
         taken = int(connection.scalar(text("SELECT count(*) FROM pg_stat_activity")) or 0)
     wanted = users if users is not None else there
@@ -52,10 +51,10 @@ def make(engine: Engine, settings: Settings, users: int | None, workers: int) ->
 def _extrapolate(rehearsal: Rehearsal, settings: Settings, users: int, workers: int) -> Plan:
     factor = users / rehearsal.users
     plan = Plan(users=users, workers=workers, sample=rehearsal.users)
-    stages = {name: PlannedStage(name=name) for name in stage_names()}
+    stages = {name: PlannedStage(name=name) for name in current.migration().stages}
     for cost in rehearsal.costs:
         # Steps without pages work on whole tables (indexes, keys), but for those that do not.
-        seconds = cost.seconds * (1 if cost.step in _CONSTANT else factor)
+        seconds = cost.seconds * (1 if current.migration().step(cost.step).is_constant else factor)
         batches = _batches(cost.rows * factor, seconds, settings) if cost.rows else 1
         stage = stages[cost.stage]
         stage.batches += batches

@@ -16,26 +16,25 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from models.dashboard import legacy as legacy_tables
-from models.engine.migration import FINISH, RECONCILIATION, VERIFICATION, stage_names, steps_of
+from models.engine import current
+from models.engine.replay import Replay
+from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Scope, Step
 from models.engine.verification import read_account
 from models.errors import Incompatible, NotAllowed
-from models.ledger.tables import OPEN_STATES, SCHEMA, runs
+from models.ledger.tables import FINISH, OPEN_STATES, RECONCILIATION, SCHEMA, VERIFICATION, runs
 from models.postgres import sessions
 from models.postgres.catalog import Table, quote
 from models.postgres.database import as_ours
 from models.postgres.keys import key_cast
+from models.postgres.rows import count_rows
 from models.settings import Settings
 from producer.runs import partition
 from producer.schema import upgrade
 
 COPIES = "migration_rehearsal"
-NAMES = {"users": "users", "subscriptions": "gpt_subscriptions", "projects": "projects"}
 RUN = "rehearsal"
 PIECES, ROWS_A_PAGE = 8, 500
-# What follows the application's own writes has nothing to do here, and what settles a run locks.
-_LEFT_OUT = ("changed_users", "changed_projects", "late_users", "late_projects", "settle")
 _LIMITS: dict[str, Any] = {
     "statement_timeout_ms": 600_000,
     "lock_timeout_ms": 2_000,
@@ -94,7 +93,7 @@ def _refuse_while_open(connection: Connection) -> None:
 
 
 def _rehearse(connection: Connection, settings: Settings, users: int) -> Rehearsal:
-    copies = _copy(connection, legacy_tables.read(connection, settings), settings, users)
+    copies = _copy(connection, current.migration().read(connection, settings), settings, users)
     upgrade.bring_up(connection, copies)
     run = connection.execute(
         sa.insert(runs)
@@ -102,19 +101,21 @@ def _rehearse(connection: Connection, settings: Settings, users: int) -> Rehears
         .values(
             id=RUN,
             state="failed",
-            grants={name: str(amount) for name, amount in copies.credit_grants.items()},
+            grants=current.migration().constants(copies),
             batch_size="auto",
-            tables=copies.tables,
+            tables=current.table_names(copies),
         )
         .returning(*runs.c)
     ).one()
-    found = Rehearsal(_count(connection, copies.users_table))
+    first = current.migration().sources[0].plural
+    found = Rehearsal(_count(connection, f"{COPIES}.{quote(first)}"))
     if not found.users:
-        raise Incompatible("There is no user to rehearse with")
+        raise Incompatible(f"There are no {first} to rehearse with")
     before = _size(connection)
-    for stage in stage_names():
-        for step in steps_of(stage):
-            if step.name not in _LEFT_OUT:
+    for stage in current.migration().stages:
+        for step in current.migration().steps_of(stage):
+            # Replays follow the application's own writes, and the cutover locks.
+            if not isinstance(step, Replay) and not step.is_settling:
                 context = Context.read(connection, copies, run)
                 context = replace(context, is_repeat=False, own_run=RUN)
                 found.costs.append(_run(context, stage, step))
@@ -122,21 +123,19 @@ def _rehearse(connection: Connection, settings: Settings, users: int) -> Rehears
     return found
 
 
-def make_copies(
-    connection: Connection, found: legacy_tables.Legacy, settings: Settings
-) -> Settings:
-    """Empty copies of the legacy tables; the settings that name them."""
+def make_copies(connection: Connection, sources: Sources, settings: Settings) -> Settings:
+    """Empty copies of the source tables; the settings that name them."""
     connection.exec_driver_sql(f"CREATE SCHEMA {COPIES}")
-    for role, name in NAMES.items():
-        copy_table(connection, getattr(found, role), name)
+    for name, table in sources.by_plural.items():
+        copy_table(connection, table, name)
     return settings.model_copy(
-        update={f"{role}_table": f"{COPIES}.{name}" for role, name in NAMES.items()}
+        update={"copies": {name: f"{COPIES}.{name}" for name in sources.by_plural}}
     )
 
 
 def copy_table(connection: Connection, original: Table, name: str) -> None:
     """An empty copy with all that belongs to the table alone: no foreign keys, no triggers."""
-    copy, sql = f"{COPIES}.{name}", original.sql.replace("%", "%%")
+    copy, sql = f"{COPIES}.{quote(name)}", original.sql.replace("%", "%%")
     connection.exec_driver_sql(f"CREATE TABLE {copy} (LIKE {sql} INCLUDING ALL)")
     # Not copied, and a publication of all tables publishes the copy too.
     has_key = "SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = :oid AND indisprimary)"
@@ -144,38 +143,40 @@ def copy_table(connection: Connection, original: Table, name: str) -> None:
         connection.exec_driver_sql(f"ALTER TABLE {copy} REPLICA IDENTITY FULL")
 
 
-def _copy(
-    connection: Connection, found: legacy_tables.Legacy, settings: Settings, users: int
-) -> Settings:
-    """Copy a sample of users, with all that is theirs; the settings that name the copies."""
-    copies = make_copies(connection, found, settings)
-    # Pieces from all over the table: its oldest rows are seldom like the newest.
-    starts = _starts(connection, found.users)
-    for start in starts:
-        copy_rows(
-            connection, found.users, "users",
-            f"WHERE t.id >= CAST(:start AS {_kind(found.users)}) ORDER BY t.id LIMIT :most",
-            start=start, most=-(-users // len(starts)),
-        )  # fmt: skip
-    theirs = f"WHERE t.user_id IN (SELECT u.id FROM {COPIES}.users u)"
-    for role in ("subscriptions", "projects"):
-        copy_rows(connection, getattr(found, role), NAMES[role], theirs)
-    for name in NAMES.values():
-        connection.exec_driver_sql(f"ANALYZE {COPIES}.{name}")
+def _copy(connection: Connection, sources: Sources, settings: Settings, rows_: int) -> Settings:
+    """Copy a sample of rows without a parent, and their children; the settings of the copies."""
+    copies = make_copies(connection, sources, settings)
+    for name, table in sources.by_plural.items():
+        if table.source.parent:
+            continue
+        # Pieces from all over the table: its oldest rows are seldom like the newest.
+        starts, key = _starts(connection, table), table.key_of("t")
+        which = (
+            f"WHERE {key} >= CAST(:start AS {key_cast(table.key.base)}) ORDER BY {key} LIMIT :most"
+        )
+        for start in starts:
+            copy_rows(connection, table, name, which, start=start, most=-(-rows_ // len(starts)))
+    for name, table in sources.by_plural.items():
+        parent = sources.parent(table)
+        if parent is not None:
+            copied = f"{COPIES}.{quote(parent.source.plural)}"
+            parents = f"SELECT {parent.key_of('u')} FROM {copied} u"
+            copy_rows(connection, table, name, f"WHERE {table.parent_of('t')} IN ({parents})")
+        connection.exec_driver_sql(f"ANALYZE {COPIES}.{quote(name)}")
     return copies
 
 
-def _starts(connection: Connection, users: Table) -> list[str]:
+def _starts(connection: Connection, table: SourceTable) -> list[str]:
     """Keys from random places of the table, and its first one."""
-    estimate = partition.count_rows(connection, users)
-    percent = min(100.0, 100.0 * PIECES * 100 / max(1, estimate))
+    estimated, key = count_rows(connection, table), table.key_of("t")
+    percent = min(100.0, 100.0 * PIECES * 100 / max(1, estimated))
     sample = text(
-        f"SELECT id::text FROM (SELECT t.id, random() AS place FROM {users.sql} t"
-        " TABLESAMPLE SYSTEM (:percent)) AS s ORDER BY place LIMIT :pieces"
+        f"SELECT place.key FROM (SELECT {key}::text AS key, random() AS place FROM {table.sql} t"
+        " TABLESAMPLE SYSTEM (:percent)) AS place ORDER BY place.place LIMIT :pieces"
     )
     found = connection.scalars(sample, {"percent": percent, "pieces": PIECES - 1}).all()
     # Not every key type has a min().
-    first = connection.scalar(text(f"SELECT t.id::text FROM {users.sql} t ORDER BY t.id LIMIT 1"))
+    first = connection.scalar(text(f"SELECT {key}::text FROM {table.sql} t ORDER BY {key} LIMIT 1"))
     return sorted({first, *found} - {None})
 
 
@@ -196,7 +197,7 @@ def copy_rows(
     )
     connection.execute(
         text(
-            f"INSERT INTO {COPIES}.{name} ({written}) OVERRIDING SYSTEM VALUE"
+            f"INSERT INTO {COPIES}.{quote(name)} ({written}) OVERRIDING SYSTEM VALUE"
             f" SELECT {written} FROM {original.sql} t {which} ON CONFLICT DO NOTHING"
         ),
         values,
@@ -206,7 +207,7 @@ def copy_rows(
 def _run(context: Context, stage: str, step: Step) -> Cost:
     """One step over all its pages or items."""
     cost = Cost(stage, step.name)
-    table = step.source(context)
+    table = step.table(context)
     if table is None:
         scopes = [(Scope(keys=(item,)), 0) for item in step.items(context)]
     else:
@@ -251,7 +252,7 @@ def find_differences(context: Context, stage: str, step: Step, scope: Scope) -> 
     ]
 
 
-def _pages(connection: Connection, table: Table) -> Iterator[partition.Page]:
+def _pages(connection: Connection, table: SourceTable) -> Iterator[partition.Page]:
     after: str | None = None
     while True:
         (page,) = partition.cut(connection, table, after=after, rows=ROWS_A_PAGE, pages=1)
@@ -296,7 +297,3 @@ def _size(connection: Connection) -> int:
         )
         or 0
     )
-
-
-def _kind(table: Table) -> str:
-    return key_cast(table.columns["id"].base)

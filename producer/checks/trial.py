@@ -18,23 +18,21 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models.dashboard import legacy as legacy_tables
-from models.dashboard.legacy import Legacy
-from models.dashboard.schema import TABLES
+from models.engine import current
 from models.engine import target as target_tables
-from models.engine.migration import FINISH, RECONCILIATION, VERIFICATION, stage_names, steps_of
+from models.engine.sample import Sample
+from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Scope, Step
 from models.errors import BadRow, Incompatible, MigrationError, Misconfigured, TooBig, Transient
-from models.ledger.tables import runs
+from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION, runs
 from models.postgres import refusals
-from models.postgres.catalog import Table
+from models.postgres.catalog import Table, quote
 from models.postgres.database import classify, transaction
 from models.postgres.keys import list_cast
+from models.postgres.rows import estimate
 from models.preflight.obstacles import Obstacle
 from models.settings import Settings
-from producer.checks import rehearsal, trial_rows
-from producer.checks.trial_rows import Rows
-from producer.runs import partition
+from producer.checks import rehearsal
 from producer.schema import upgrade
 
 ROW = "trial"
@@ -43,7 +41,6 @@ LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, ATTEMPTS = 200, 10_000, 4
 SHARE = 0.1
 # Without an index on user_id each statement reads a whole table, while rows are locked.
 SMALL_TABLE = 200_000
-ENTITIES = {"user": "users", "subscription": "subscriptions", "project": "projects"}
 _PLANNING = (
     "SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off;"
     " SET LOCAL max_parallel_workers_per_gather = 0"
@@ -67,7 +64,7 @@ class Trial:
     # Why there was none.
     is_missing: str = ""
     # The real rows, for a trial after this one.
-    picked: Rows | None = None
+    picked: Sample | None = None
     obstacles: list[Obstacle] = field(default_factory=list)
 
     def refuse(self, what: str, *, is_fatal: bool) -> None:
@@ -89,7 +86,7 @@ class _Stop(Exception):
     """Nothing after this can be tried."""
 
 
-def run(engine: Engine, settings: Settings, picked: Rows | None = None) -> Trial:
+def run(engine: Engine, settings: Settings, picked: Sample | None = None) -> Trial:
     """Try, undo, and say what was refused. Nothing remains, and nobody waits for it.
 
     `picked` are the rows of an earlier trial, to be tried again.
@@ -118,54 +115,59 @@ def run(engine: Engine, settings: Settings, picked: Rows | None = None) -> Trial
 
 
 def _try(connection: Connection, settings: Settings, found: Trial) -> None:
-    legacy = legacy_tables.read(connection, settings)
-    target = target_tables.read(connection, legacy)
-    is_current = upgrade.is_current(connection, legacy)
-    found.is_real = not target_tables.missing(target, legacy, of_legacy=True) and all(
-        table.has_index_on("user_id") or partition.estimate(connection, table) < SMALL_TABLE
-        for table in (legacy.subscriptions, legacy.projects)
+    migration = current.migration()
+    sources = migration.read(connection, settings)
+    target = target_tables.read(connection, current.migration().schema, sources)
+    is_current = upgrade.is_current(connection, sources)
+    found.is_real = not target_tables.missing(
+        current.migration().schema, target, sources, of_legacy=True
+    ) and all(
+        table.has_index_on(table.source.parent_column or table.source.key)
+        or estimate(connection, table) < SMALL_TABLE
+        for table in sources.values()
     )
     may_create = "SELECT has_database_privilege(current_database(), 'CREATE')"
     if not found.is_real and not connection.scalar(text(may_create)):
         found.is_missing = "the role may not make copies of the tables (CREATE on the database)"
         return
-    found.picked = found.picked or trial_rows.pick(connection, legacy)
+    found.picked = found.picked or migration.sample(connection, sources)
     rows = deepcopy(found.picked)
     try:
-        _probe(connection, legacy, found)
+        _probe(connection, sources, found)
         if not found.is_real:
-            settings = _copy(connection, legacy, target, settings, rows)
+            settings = _copy(connection, sources, target, settings, rows)
         if not found.is_real or not is_current:
             with connection.begin_nested():
                 upgrade.bring_up(connection, settings)
         if not found.is_real:
-            _copy_triggers(connection, settings, vars(legacy) | target.tables)
+            _copy_triggers(connection, settings, target.tables)
     except DBAPIError as failure:
         _raise_if_passing(failure)
         error = classify(failure)
         kind = Misconfigured if isinstance(error, Misconfigured) else Incompatible
         found.obstacles.append(Obstacle(ROW, error.message, error.hint, kind=kind))
         return
-    tables = legacy_tables.read(connection, settings)
+    tables = current.migration().read(connection, settings)
     if found.is_real:
-        trial_rows.lock(connection, tables, rows)
-    trial_rows.make_up(connection, tables, rows)
-    found.users, found.note = len(rows.users) - len(rows.made_up & set(rows.users)), rows.note
-    found.rows = len(rows.users) + len(rows.subscriptions) + len(rows.projects)
+        _lock(connection, tables, rows)
+    migration.make_up(connection, tables, rows)
+    first = set(rows.of(tables.first.source.entity))
+    found.users, found.note = len(first - rows.made_up), rows.note
+    found.rows = rows.rows
     try:
         _all_stages(Context.read(connection, settings, _open(connection, settings)), rows, found)
     except _Stop:
         return
 
 
-def _probe(connection: Connection, legacy: Legacy, found: Trial) -> None:
+def _probe(connection: Connection, sources: Sources, found: Trial) -> None:
     """An UPDATE of no row: what the server refuses for the table itself, whatever its rows are."""
-    for table, column in ((legacy.users, "email"), (legacy.projects, "active_gpt_id")):
-        sql = table.sql.replace("%", "%%")
+    for table, column in ((t, c) for t in sources.values() for c in t.source.writes[:1]):
+        sql, name = table.sql.replace("%", "%%"), quote(column)
         try:
             with connection.begin_nested():
                 connection.exec_driver_sql(
-                    f"WITH u AS (UPDATE {sql} SET {column} = {column} WHERE false RETURNING 1)"
+                    f"WITH u AS (UPDATE {sql} SET {name} = {name} WHERE false RETURNING 1)"
                     " SELECT count(*) FROM u"
                 )
         except DBAPIError as failure:
@@ -179,28 +181,42 @@ def _probe(connection: Connection, legacy: Legacy, found: Trial) -> None:
 
 
 def _copy(
-    connection: Connection, legacy: Legacy, target: Any, settings: Settings, rows: Rows
+    connection: Connection, sources: Sources, target: Any, settings: Settings, rows: Sample
 ) -> Settings:
     """Copies of the legacy tables with the rows of the trial, and of what would be adopted."""
-    copies = rehearsal.make_copies(connection, legacy, settings)
-    for name in TABLES:
+    copies = rehearsal.make_copies(connection, sources, settings)
+    for name in current.migration().schema.tables:
         if name in target.tables:
             rehearsal.copy_table(connection, target.tables[name], name)
-    for role, name in rehearsal.NAMES.items():
-        table: Table = getattr(legacy, role)
-        kind = list_cast(table.columns["id"].base)
-        which = f"WHERE t.id = ANY(CAST(:keys AS {kind}[]))"
-        rehearsal.copy_rows(connection, table, name, which, keys=list(getattr(rows, role)))
+    for name, table in sources.by_plural.items():
+        kind = list_cast(table.key.base)
+        which = f"WHERE {table.key_of('t')} = ANY(CAST(:keys AS {kind}[]))"
+        keys = rows.of(table.source.entity)
+        rehearsal.copy_rows(connection, table, name, which, keys=keys)
     return copies
 
 
-def _copy_triggers(connection: Connection, settings: Settings, originals: dict[str, Table]) -> None:
-    copied = rehearsal.NAMES | {name: name for name in TABLES}
-    for role, name in copied.items():
-        if role not in originals or role == "subscriptions":
+def _lock(connection: Connection, sources: Sources, rows: Sample) -> None:
+    """Lock what the trial writes, in key order; a lock of others ends the trial soon."""
+    for entity, table in sources.items():
+        if not table.source.writes:
             continue
-        for row in connection.execute(_TRIGGERS, {"oid": originals[role].oid}).all():
-            copied_to = f" ON {rehearsal.COPIES}.{name} "
+        key, kind = table.key_of("t"), list_cast(table.key.base)
+        connection.execute(
+            text(
+                f"SELECT count(*) FROM (SELECT FROM {table.sql} t WHERE {key} ="
+                f" ANY(CAST(:keys AS {kind}[])) ORDER BY {key} FOR NO KEY UPDATE) AS locked"
+            ),
+            {"keys": rows.of(entity)},
+        )
+
+
+def _copy_triggers(connection: Connection, settings: Settings, originals: dict[str, Table]) -> None:
+    for name, original in originals.items():
+        if isinstance(original, SourceTable) and not original.source.writes:
+            continue
+        for row in connection.execute(_TRIGGERS, {"oid": original.oid}).all():
+            copied_to = f" ON {rehearsal.COPIES}.{quote(name)} "
             definition = row.definition.replace(f" ON {row.table} ", copied_to, 1)
             connection.exec_driver_sql(definition.replace("%", "%%"))
 
@@ -212,25 +228,20 @@ def _open(connection: Connection, settings: Settings) -> Any:
         .values(
             id=f"trial-{secrets.token_hex(4)}",
             state="failed",
-            grants={name: str(amount) for name, amount in settings.credit_grants.items()},
+            grants=current.migration().constants(settings),
             batch_size="auto",
-            tables=settings.tables,
+            tables=current.table_names(settings),
         )
         .returning(*runs.c)
     ).one()
 
 
-def _all_stages(context: Context, rows: Rows, found: Trial) -> None:
-    owners: dict[str, str | None] = rows.subscriptions | rows.projects
-    refused: set[str] = set()
-    # Workers of other queues make no organization; without it each user differs.
-    owner = text("SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = :oid")
-    organizations = context.target.table("organizations")
-    rows.has_organization = bool(context.connection.scalar(owner, {"oid": organizations.oid}))
-    for stage in stage_names():
+def _all_stages(context: Context, rows: Sample, found: Trial) -> None:
+    owners, refused = rows.parents, set[str]()
+    for stage in current.migration().stages:
         if stage == FINISH:
             continue
-        for step in steps_of(stage):
+        for step in current.migration().steps_of(stage):
             keys = _keys(context, step, rows)
             if keys is None:
                 continue
@@ -241,30 +252,28 @@ def _all_stages(context: Context, rows: Rows, found: Trial) -> None:
                 refused |= _write(context, step, left, rows, found)
 
 
-def _keys(context: Context, step: Step, rows: Rows) -> list[str] | None:
+def _keys(context: Context, step: Step, rows: Sample) -> list[str] | None:
     """What the trial gives to a step; None for steps that change the schema or take up changes."""
     if step.is_late or step.is_settling or not step.transactional:
         return None
-    if step.name == "organization":
-        return step.items(context) if rows.has_organization else None
-    table = step.source(context)
-    if table is None or type(step).key_lists is not Step.key_lists:
+    table = step.table(context)
+    if table is None:
+        return step.items(context) if step.can_try(context) else None
+    if type(step).key_lists is not Step.key_lists:
         return None
-    legacy = {each.oid for each in vars(context.legacy).values()}
-    if table.oid in legacy and step.entity in ENTITIES:
-        return list(getattr(rows, ENTITIES[step.entity]))
-    first = text(f"SELECT t.id::text FROM {table.sql} t ORDER BY t.id LIMIT 20")
-    return list(context.connection.scalars(first))
+    return rows.of(step.entity)
 
 
-def _write(context: Context, step: Step, keys: Sequence[str], rows: Rows, found: Trial) -> set[str]:
+def _write(
+    context: Context, step: Step, keys: Sequence[str], rows: Sample, found: Trial
+) -> set[str]:
     """Apply the step to the keys; returns those that are refused, and notes why."""
     failure = _attempt(context, step, keys)
     if failure is None:
         return set()
     made_up = [key for key in keys if key in rows.made_up]
     why = _attempt(context, step, made_up) if made_up else None
-    if why is not None or step.source(context) is None:
+    if why is not None or step.table(context) is None:
         shown = why or failure
         found.refuse(
             f"{step.name}: the database refuses any row: {refusals.of(shown.orig).words}",
@@ -332,7 +341,7 @@ def _attempt(context: Context, step: Step, keys: Sequence[str]) -> DBAPIError | 
 
 
 def _verify(
-    context: Context, stage: str, step: Step, keys: Sequence[str], rows: Rows, found: Trial
+    context: Context, stage: str, step: Step, keys: Sequence[str], rows: Sample, found: Trial
 ) -> None:
     try:
         with context.connection.begin_nested():
@@ -345,7 +354,8 @@ def _verify(
         )
         found.refuse(f"{stage}: {said}", is_fatal=True)
         raise _Stop from None
-    if not rows.has_organization:
+    if not all(each.can_try(context) for each in context.migration.authored if not each.entity):
+        # What such a step makes, each row would be found to lack.
         return
     kinds: dict[str, set[str]] = {}
     for kind, entity, key, table, detail in rows_found:

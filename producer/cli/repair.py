@@ -49,7 +49,7 @@ def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> 
     from producer.reports import terminal as output
 
     settings = connect.settings().base
-    found = repairing.run(open_engine(), settings, what, user=user, dry_run=dry_run, force=force)
+    found = repairing.run(open_engine(), settings, what, key=user, dry_run=dry_run, force=force)
     output.rows(console, found["changes"][:100], "Nothing to repair.")
     if found["changed"]:
         done = "would be made" if dry_run else "made"

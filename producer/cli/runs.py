@@ -95,7 +95,7 @@ def retry(run: str | None, wait: bool) -> Any:
 @WAIT
 def verify(run: str | None, wait: bool) -> Any:
     """Compare every legacy row with every row it must have produced, again."""
-    from models.engine.migration import VERIFICATION
+    from models.ledger.tables import VERIFICATION
     from producer import connect
     from producer.runs import control
 
@@ -107,7 +107,7 @@ def verify(run: str | None, wait: bool) -> Any:
 @WAIT
 def reconcile(run: str | None, wait: bool) -> Any:
     """Compare every balance with its credit log, again."""
-    from models.engine.migration import RECONCILIATION
+    from models.ledger.tables import RECONCILIATION
     from producer import connect
     from producer.runs import control
 

@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from models.engine.migration import stages_before
+from models.engine import current
 from models.ledger.claims import is_expired
 from models.ledger.tables import UNDO_POSITION, WORKED_ON, batches, runs, stages, throttled_by
 from models.messages import Blocker, OpenStage, QueueState, Work
@@ -50,7 +50,7 @@ class Ledger:
             for name in state
             if state[name] != "done"
             and name not in busy
-            and all(state[before] == "done" for before in stages_before(name))
+            and all(state[before] == "done" for before in current.migration().stages_before(name))
         ]
 
 

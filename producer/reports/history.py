@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
-from models.dashboard import legacy as legacy_tables
+from models.engine import current
 from models.engine import target as target_tables
 from models.errors import MigrationError
 from models.ledger.relations import labels
@@ -283,11 +283,13 @@ def _credits(engine: Engine, settings: Settings, run_id: str) -> tuple[list[Cred
     """Credits by type of user, from the dashboard's tables; or why they cannot be told."""
     try:
         with transaction(engine, statement_timeout_ms=_CREDITS_TIMEOUT_MS) as connection:
-            legacy = legacy_tables.read(connection, settings)
-            logs = target_tables.read(connection, legacy).table("credit_logs")
-            if not {"user_type", "credits_balance"} <= legacy.users.columns.keys():
+            sources = current.migration().read(connection, settings)
+            logs = target_tables.read(connection, current.migration().schema, sources).table(
+                "credit_logs"
+            )
+            if not {"user_type", "credits_balance"} <= sources.users.columns.keys():
                 return [], "The users have no credits."
-            statement = text(_CREDITS.format(users=legacy.users.sql, credit_logs=logs.sql))
+            statement = text(_CREDITS.format(users=sources.users.sql, credit_logs=logs.sql))
             found = connection.execute(statement, {"run_id": run_id})
             return [Credits(**row._mapping) for row in found], ""
     except MigrationError as missing:

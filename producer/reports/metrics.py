@@ -24,10 +24,9 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.engine.migration import RECONCILIATION, VERIFICATION
 from models.errors import Misconfigured, UnknownRun
 from models.ledger.claims import is_expired
-from models.ledger.tables import BATCH_TRANSITIONS, batches
+from models.ledger.tables import BATCH_TRANSITIONS, RECONCILIATION, VERIFICATION, batches
 from models.messages import RunReport
 from models.postgres.database import classify, transaction
 from producer.broker.queue import QUEUES, Message

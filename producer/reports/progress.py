@@ -9,11 +9,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from models.engine.migration import FINISH, RECONCILIATION, VERIFICATION, steps_of
+from models.engine import current
 from models.engine.step import Step
 from models.ledger.tables import (
     COMPLETED_STATES,
+    FINISH,
+    RECONCILIATION,
     UNDO_POSITION,
+    VERIFICATION,
     batches,
     differences,
     quarantine,
@@ -61,7 +64,7 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
     ):
         found = grouped.get(row.name, {})
         finished = found.get("done")
-        total = sum(rows_of(run, step) for step in steps_of(row.name))
+        total = sum(rows_of(run, step) for step in current.migration().steps_of(row.name))
         done = int(finished.rows) if finished else 0
         result.append(
             Stage(

@@ -8,12 +8,14 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from models.engine.migration import RECONCILIATION, VERIFICATION, undo_stage_names
+from models.engine import current
 from models.errors import UnknownRun
 from models.ledger import audit
 from models.ledger.tables import (
     OPEN_STATES,
+    RECONCILIATION,
     SCHEMA,
+    VERIFICATION,
     batches,
     conflicts,
     differences,
@@ -198,7 +200,7 @@ def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunRe
     if is_whole:
         _count(connection, run, report)
     if run.state == "rolling_back":
-        found = [stage for stage in found if stage.name in undo_stage_names()]
+        found = [stage for stage in found if stage.name in current.migration().undo_stages]
     users = run.totals.get("user", 0)
     report.progress = time_left.progress(found, users, run.state)
     if run.state in (*OPEN_STATES, "rolling_back"):
@@ -289,7 +291,7 @@ def _count(connection: Connection, run: Any, report: RunReport) -> None:
 
 def _is_undone(found: list[Stage]) -> bool:
     """Whether a rollback of the run has begun."""
-    return any(stage.name in undo_stage_names() for stage in found)
+    return any(stage.name in current.migration().undo_stages for stage in found)
 
 
 def _groups(connection: Connection, query: Any) -> dict[str, int]:

@@ -14,26 +14,28 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql import insert
 
-from models.engine.declarations import require_declared
-from models.engine.migration import (
-    FINISH,
-    RECONCILIATION,
-    STEPS,
-    UNDO_STEPS,
-    VERIFICATION,
-    stage_names,
-    stages_before,
-)
+from models.engine import current
 from models.engine.step import Context
 from models.errors import NotAllowed
 from models.ledger import audit, relations
 from models.ledger import tables as ledger
-from models.ledger.tables import batches, differences, move_run, quarantine, runs, stages
+from models.ledger.tables import (
+    FINISH,
+    RECONCILIATION,
+    VERIFICATION,
+    batches,
+    differences,
+    move_run,
+    quarantine,
+    runs,
+    stages,
+)
 from models.postgres.database import transaction
+from models.postgres.rows import count_rows
 from models.settings import Settings
 from producer.broker import namespace
 from producer.broker.queue import Message, publish_window
-from producer.runs import budget, coverage, partition, retry, windows
+from producer.runs import budget, coverage, retry, windows
 
 # One is worked on while the next one waits, so that nobody waits for the last batch of a window.
 WINDOWS = 2
@@ -52,7 +54,6 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
 
     Raises Misconfigured for a step that does not say how it is verified, or how it is undone.
     """
-    require_declared(STEPS, UNDO_STEPS)
     with transaction(engine) as connection:
         relations.require_own_ledger(connection, settings)
         run_id = _next_id(connection)
@@ -60,9 +61,9 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
             insert(runs)
             .values(
                 id=run_id,
-                grants={name: str(amount) for name, amount in settings.credit_grants.items()},
+                grants=current.migration().constants(settings),
                 batch_size=str(settings.batch_size),
-                tables=settings.tables,
+                tables=current.table_names(settings),
                 relations=relations.read(connection, settings).kept,
                 started_at=sa.func.clock_timestamp(),
             )
@@ -73,7 +74,7 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
             joined = _open_run_id(connection)
             # None: it ended between the two statements.
             return (str(joined), False) if joined else open_run(engine, settings)
-        names = stage_names()
+        names = current.migration().stages
         connection.execute(
             sa.insert(stages),
             [{"run_id": run_id, "name": name, "position": i} for i, name in enumerate(names)],
@@ -88,20 +89,14 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
 
 def _count_rows(connection: Connection, context: Context) -> dict[str, int]:
     """Rows by entity; and by step, where one pages through other rows than its entity's."""
-    legacy = context.legacy
-    tables = {
-        "user": legacy.users,
-        "subscription": legacy.subscriptions,
-        "project": legacy.projects,
-    }
-    counted = {table.oid: partition.count_rows(connection, table) for table in tables.values()}
-    totals = {entity: counted[table.oid] for entity, table in tables.items()}
-    for step in STEPS:
+    counted = {table.oid: count_rows(connection, table) for table in context.sources.values()}
+    totals = {entity: counted[table.oid] for entity, table in context.sources.items()}
+    for step in current.migration().steps:
         if not step.entity:
             continue
-        table = None if step.takes_lists else step.source(context)
+        table = None if step.takes_lists else step.table(context)
         if table is not None and table.oid not in counted:
-            counted[table.oid] = partition.count_rows(connection, table)
+            counted[table.oid] = count_rows(connection, table)
         rows = counted[table.oid] if table is not None else 0
         if rows != totals.setdefault(step.entity, rows):
             totals[step.name] = rows
@@ -162,7 +157,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     opened: list[list[Message]] = []
     for row in sorted(rows, key=lambda row: row.position):
         if state[row.name] == "done" or any(
-            state[name] != "done" for name in stages_before(row.name)
+            state[name] != "done" for name in current.migration().stages_before(row.name)
         ):
             continue
         if row.name == FINISH:

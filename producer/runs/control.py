@@ -8,12 +8,16 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
-from models.engine.migration import FINISH, RECONCILIATION, VERIFICATION, steps_of
+from models.engine import current
+from models.engine.retry import Keys
 from models.engine.step import Context, Counts, add, only_written
 from models.errors import Misconfigured, NotAllowed
 from models.ledger import audit, relations, tables
 from models.ledger.claims import MAX_LAPSES
 from models.ledger.tables import (
+    FINISH,
+    RECONCILIATION,
+    VERIFICATION,
     batches,
     differences,
     move_batches,
@@ -102,7 +106,11 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
         _reopen_stages(connection, run.id, stages.c.name.in_(with_batches))
         # Projects that pass now are switched like all others: their pages are few, and a page
         # with nothing to do costs one index scan.
-        _restart(connection, run.id, ("switch", VERIFICATION, RECONCILIATION, FINISH))
+        _restart(
+            connection,
+            run.id,
+            (current.migration().replay_stage, VERIFICATION, RECONCILIATION, FINISH),
+        )
     advance.advance(engine, settings, run.id)
     return str(run.id)
 
@@ -163,22 +171,19 @@ def accept(engine: Engine, settings: Settings, run_id: str | None, keys: Iterabl
             .values(state="accepted", changed_at=sa.func.clock_timestamp())
         ).rowcount
         context = Context.read(connection, settings, run)
-        for entity, table in (
-            ("subscription", context.legacy.subscriptions),
-            ("project", context.legacy.projects),
-        ):
-            accepted += connection.execute(
-                text(
-                    "UPDATE migration.quarantine q"
-                    " SET state = 'accepted', changed_at = clock_timestamp()"
-                    f" FROM {table.sql} c JOIN migration.quarantine u"
-                    " ON u.entity = 'user' AND u.legacy_key = c.user_id::text"
-                    " AND u.state = 'accepted'"
-                    " WHERE q.entity = :entity AND q.legacy_key = c.id::text"
-                    " AND q.state = 'open' AND q.reason = 'owner_quarantined'"
-                ),
-                {"entity": entity},
-            ).rowcount
+        for entity, table in context.sources.items():
+            if table.source.parent:
+                accepted += connection.execute(
+                    text(
+                        "UPDATE migration.quarantine q"
+                        " SET state = 'accepted', changed_at = clock_timestamp()"
+                        f" FROM {table.sql} c JOIN migration.quarantine u ON u.entity = :parent"
+                        f" AND u.legacy_key = {table.parent_of('c')}::text AND u.state = 'accepted'"
+                        f" WHERE q.entity = :entity AND q.legacy_key = {table.key_of('c')}::text"
+                        " AND q.state = 'open' AND q.reason = 'owner_quarantined'"
+                    ),
+                    {"entity": entity, "parent": table.source.parent},
+                ).rowcount
         audit.note(
             connection,
             "accept",
@@ -256,11 +261,11 @@ def _reopen_capture(connection: Connection, run: sa.Row[tuple[object, ...]]) -> 
     later = sa.select(runs.c.id).where(runs.c.id > run.id)
     if is_complete or connection.scalar(later.limit(1)):
         connection.execute(sa.update(runs).where(runs.c.id == run.id).values(handed_over=True))
-    _insert_keys(connection, run.id, retried.CAPTURE)
-    _reopen_stages(connection, run.id, stages.c.name == retried.CAPTURE.stage)
+    _insert_keys(connection, run.id, retried.capture())
+    _reopen_stages(connection, run.id, stages.c.name == retried.capture().stage)
 
 
-def _insert_keys(connection: Connection, run_id: str, found: retried.Keys) -> None:
+def _insert_keys(connection: Connection, run_id: str, found: Keys) -> None:
     """Batches of no window for these keys; what killed its workers goes alone."""
     rest = [key for key in found.keys if key not in found.suspects]
     lists = [rest[start : start + RETRY_KEYS] for start in range(0, len(rest), RETRY_KEYS)]
@@ -293,7 +298,7 @@ def _restart(connection: Connection, run_id: str, names: tuple[str, ...]) -> Non
     nothing: Counts = {}
     written = functools.reduce(add, map(only_written, gone), nothing)
     if written:
-        step = steps_of(names[0])[0].name
+        step = current.migration().steps_of(names[0])[0].name
         connection.execute(
             sa.insert(batches).values(
                 run_id=run_id, stage=names[0], step=step, window=0, state="done", counts=written

@@ -10,11 +10,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.engine.migration import steps_of, undo_stage_names
-from models.engine.row_hash import ENTITIES
-from models.engine.step import Context, Scope, Step
+from models.engine import current
+from models.engine.step import Context, Scope
 from models.ledger.tables import RECONCILIATION, VERIFICATION
-from models.postgres.catalog import Table
 
 MOST_KEYS = 1_000
 # Pages are cut in key order, so each begins where the one before it ends. The first has no lower
@@ -38,11 +36,11 @@ WHERE NOT EXISTS (SELECT FROM pages e WHERE e.high IS NULL)
 _NOTE = """
 INSERT INTO migration.differences
   (run_id, stage, batch_id, kind, entity, legacy_key, target_table)
-SELECT :run_id, :stage, 0, 'unverified', :entity, t.id::text, :entity || 's' FROM {table} t
+SELECT :run_id, :stage, 0, 'unverified', :entity, {key}::text, :plural FROM {table} t
 WHERE {gap} AND NOT EXISTS (
   SELECT FROM migration.differences d
-  WHERE d.run_id = :run_id AND d.entity = :entity AND d.legacy_key = t.id::text)
-ORDER BY t.id LIMIT :most
+  WHERE d.run_id = :run_id AND d.entity = :entity AND d.legacy_key = {key}::text)
+ORDER BY {key} LIMIT :most
 ON CONFLICT DO NOTHING
 """
 # By the pages' own counts, for each table of which fewer rows were verified than there were when
@@ -52,8 +50,9 @@ _SHORT = text(
     """
 INSERT INTO migration.differences
   (run_id, stage, batch_id, kind, entity, legacy_key, target_table)
-SELECT :run_id, 'verification', a.id, 'unverified', rtrim(e.name, 's'), '*', e.name
-FROM migration.batches a CROSS JOIN unnest(CAST(:tables AS text[])) AS e(name)
+SELECT :run_id, 'verification', a.id, 'unverified', e.entity, '*', e.name
+FROM migration.batches a
+CROSS JOIN unnest(CAST(:entities AS text[]), CAST(:tables AS text[])) AS e(entity, name)
 WHERE a.run_id = :run_id AND a.stage = 'verification' AND a.counts ? 'accounted'
   AND NOT a.counts -> 'accounted' -> e.name ? 'changes'
   AND (a.counts #>> ARRAY['accounted', e.name, 'total'])::bigint > (
@@ -62,7 +61,7 @@ WHERE a.run_id = :run_id AND a.stage = 'verification' AND a.counts ? 'accounted'
     WHERE b.run_id = :run_id AND b.stage = 'verification' AND b.window > 0)
   AND NOT EXISTS (
     SELECT FROM migration.differences d
-    WHERE d.run_id = :run_id AND d.entity = rtrim(e.name, 's') AND d.kind = 'unverified')
+    WHERE d.run_id = :run_id AND d.entity = e.entity AND d.kind = 'unverified')
 ON CONFLICT DO NOTHING
 """
 )
@@ -70,8 +69,8 @@ ON CONFLICT DO NOTHING
 
 _NOTE_SKIPPED = """
 INSERT INTO migration.conflicts (run_id, kind, table_name, row_key)
-SELECT :run_id, 'skipped', :entity || 's', t.id::text FROM {table} t
-WHERE {gap} ORDER BY t.id LIMIT :most
+SELECT :run_id, 'skipped', :plural, {key}::text FROM {table} t
+WHERE {gap} ORDER BY {key} LIMIT :most
 ON CONFLICT DO NOTHING
 """
 
@@ -81,27 +80,24 @@ def note_gaps(context: Context, stage: str) -> None:
 
     Call it when the stage closes; does nothing for a stage that neither checks nor undoes.
     """
-    is_undo = stage in undo_stage_names()
+    is_undo = stage in current.migration().undo_stages
     if not (is_undo or stage in (VERIFICATION, RECONCILIATION)):
         return
-    for step in steps_of(stage):
-        table = None if step.takes_lists else step.source(context)
+    for step in current.migration().steps_of(stage):
+        table = None if step.takes_lists else step.table(context)
         if table is None:
             continue
         values: dict[str, Any] = {"run_id": context.run_id, "stage": stage, "step": step.name}
-        values |= {"entity": _entity(context, step, table), "most": MOST_KEYS}
+        entity = table.source.entity
+        values |= {"entity": entity, "plural": table.source.plural, "most": MOST_KEYS}
         for low, high in context.connection.execute(_GAPS, values).all():
             gap = Scope(low, high)
-            condition = gap.condition("t.id", table.columns["id"].base)
             statement = _NOTE_SKIPPED if is_undo else _NOTE
-            note = text(statement.format(table=table.sql, gap=condition))
+            note = text(statement.format(table=table.sql, key=table.key_of("t"), gap=gap.of(table)))
             context.connection.execute(note, values | gap.parameters)
     if stage == VERIFICATION:
-        tables = [f"{entity}s" for entity in ENTITIES]
-        context.connection.execute(_SHORT, {"run_id": context.run_id, "tables": tables})
-
-
-def _entity(context: Context, step: Step, table: Table) -> str:
-    """What the keys of the pages are of: a step may page through another table than its own."""
-    tables = {getattr(context.legacy, f"{entity}s").oid: entity for entity in ENTITIES}
-    return tables.get(table.oid, step.entity)
+        tables = list(context.sources.by_plural)
+        entities = list(context.sources)
+        context.connection.execute(
+            _SHORT, {"run_id": context.run_id, "tables": tables, "entities": entities}
+        )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from models.postgres.catalog import Table
+from models.engine.source import SourceTable
 from models.postgres.keys import key_cast
 
 TARGET_SECONDS = 2.0
@@ -15,7 +15,6 @@ FIRST_WINDOW, LARGEST_WINDOW = 4, 256
 # No batch is more than this part of what is left for each worker, so that none ends long before
 # the others; nor is it cut so small for that that its message costs more than a few percent.
 SHARES, SHORTEST_SECONDS = 8, 0.2
-EXACT_COUNT_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -36,22 +35,22 @@ class Page:
 
 
 def cut(
-    connection: Connection, table: Table, *, after: str | None, rows: int, pages: int
+    connection: Connection, table: SourceTable, *, after: str | None, rows: int, pages: int
 ) -> list[Page]:
     """The next pages of `table` in key order, at most `pages` of `rows` rows.
 
     The page that holds the last row is open above: its `high` is None, and nothing comes after it.
-    Reads the unique index on `id` only, and of that the keys of these pages.
+    Reads the unique index on the key only, and of that the keys of these pages.
     """
-    kind = key_cast(table.columns["id"].base)
+    kind, key = key_cast(table.key.base), table.key_of("t")
     result: list[Page] = []
     low = after
     while True:
-        bound = "true" if low is None else f"t.id > CAST(:low AS {kind})"
-        ordered = f"FROM {table.sql} t WHERE {bound} ORDER BY t.id"
+        bound = "true" if low is None else f"{key} > CAST(:low AS {kind})"
+        ordered = f"FROM {table.sql} t WHERE {bound} ORDER BY {key}"
         # The last row of the page, and the first behind it: whether there is one.
         ends = connection.scalars(
-            text(f"SELECT t.id::text {ordered} OFFSET :before LIMIT 2"),
+            text(f"SELECT {key}::text {ordered} OFFSET :before LIMIT 2"),
             {"low": low, "before": rows - 1},
         ).all()
         if len(ends) == 2:
@@ -94,20 +93,3 @@ def share(rows_left: int, workers: int, rows_a_second: float) -> int:
     most = min(LARGEST_ROWS, max(shortest, rows_left // (SHARES * workers)))
     rounds = -(-rows_left // (most * workers))
     return max(FIRST_ROWS, -(-rows_left // (rounds * workers)))
-
-
-def estimate(connection: Connection, table: Table) -> int:
-    """Rows of a table by the planner's estimate; 0 where it was never analyzed."""
-    found = connection.scalar(
-        text("SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = :oid"),
-        {"oid": table.oid},
-    )
-    return int(found or 0)
-
-
-def count_rows(connection: Connection, table: Table) -> int:
-    """Rows of a table: counted, or the planner's estimate where that says over a million."""
-    estimated = estimate(connection, table)
-    if estimated > EXACT_COUNT_LIMIT:
-        return estimated
-    return int(connection.scalar(text(f"SELECT count(*) FROM {table.sql}")) or 0)

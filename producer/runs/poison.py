@@ -13,7 +13,7 @@ import sqlalchemy as sa
 import structlog
 from sqlalchemy import Connection, RowMapping
 
-from models.engine.migration import by_name
+from models.engine import current
 from models.engine.step import Context, Counts, Scope, Step, add
 from models.ledger.claims import MAX_LAPSES, Claim, scope_of
 from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, WORKER_DIED
@@ -31,7 +31,7 @@ def split(connection: Connection, settings: Settings, batch: RowMapping) -> None
     """
     run = connection.execute(sa.select(runs).where(runs.c.id == batch["run_id"])).one()
     context = Context.read(connection, settings, run, batch_id=batch["id"])
-    step, scope = by_name(batch["step"]), scope_of(batch)
+    step, scope = current.migration().step(batch["step"]), scope_of(batch)
     is_check = batch["stage"] in (VERIFICATION, RECONCILIATION)
     keys = step.keys_in(context, scope)
     is_one_row = len(keys) == 1 and not is_check
@@ -39,7 +39,7 @@ def split(connection: Connection, settings: Settings, batch: RowMapping) -> None
     log.warning("batch split", run=run.id, batch=batch["id"], rows=len(keys))
     if len(keys) > 1:
         _replace(connection, batch, [scope.only(part) for part in _parts(keys)])
-    elif step.source(context) is None or is_check:
+    elif step.table(context) is None or is_check:
         error = f"its worker died {batch['lapses'] + 1} times"
         _move(connection, batch, "failed", error=error)
     elif scope.parts is None and hanging:
@@ -61,7 +61,7 @@ def follow(connection: Connection, context: Context, claim: Claim) -> None:
     """After a suspect row passed alone: the rows that hang on it, in batches of their own."""
     if claim.scope.parts != ():
         return
-    hanging = by_name(claim.step).part_keys_in(context, claim.scope)
+    hanging = current.migration().step(claim.step).part_keys_in(context, claim.scope)
     batch = connection.execute(sa.select(batches).where(batches.c.id == claim.batch_id))
     scopes = [claim.scope.with_parts(part) for part in _parts(hanging)]
     _insert(connection, batch.mappings().one(), scopes)

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from models.engine.migration import STEPS, undo_stage_names
+from models.engine import current
 from models.engine.rollback import forget_findings
 from models.errors import NotAllowed
 from models.ledger import audit, relations, tables
@@ -173,7 +173,7 @@ def _pass_over(connection: Connection, run_id: str) -> None:
 def _open(connection: Connection, run: Any, force: bool) -> None:
     """The stages of the rollback; where it had failed on the way, they go on."""
     move_run(connection, run.id, "rolling_back", error=None, forced=force)
-    of_undo = batches.c.stage.in_(undo_stage_names())
+    of_undo = batches.c.stage.in_(current.migration().undo_stages)
     # A worker that still has one of these finds its claim gone, and changes nothing.
     connection.execute(
         sa.delete(batches).where(
@@ -189,7 +189,7 @@ def _open(connection: Connection, run: Any, force: bool) -> None:
             sa.insert(stages),
             [
                 {"run_id": run.id, "name": name, "position": tables.UNDO_POSITION + number}
-                for number, name in enumerate(undo_stage_names())
+                for number, name in enumerate(current.migration().undo_stages)
             ],
         )
     elif run.state == "failed":
@@ -210,7 +210,7 @@ def _open(connection: Connection, run: Any, force: bool) -> None:
         )
         anew = {"step": None, "last_key": None, "started_at": None, "finished_at": None}
         connection.execute(sa.update(stages).where(*mine).values(state="pending", **anew))
-    for step in STEPS:
+    for step in current.migration().steps:
         if step.irreversible:
             values = {"run_id": run.id, "step": step.name, "entities": f"{step.entity}s"}
             connection.execute(_IRREVERSIBLE, values)

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from models.engine.migration import steps_of
+from models.engine import current
 from models.engine.step import Context, Step
 from models.ledger.tables import batches, stages
 from producer.broker.queue import Message
@@ -31,7 +31,7 @@ def open_next(
 
     `is_busy` says that batches of the stage are under way. Call it with the run locked.
     """
-    steps = steps_of(stage.name)
+    steps = current.migration().steps_of(stage.name)
     names = [step.name for step in steps]
     after = stage.last_key
     if stage.step == CUT:
@@ -67,7 +67,7 @@ def _pages(
     connection: Connection, context: Context, run: Any, stage: Any, step: Step, after: str | None
 ) -> tuple[list[dict[str, Any]], str | None]:
     """The next pages of one step, and the key to go on from (None: the step is cut)."""
-    table = step.source(context)
+    table = step.table(context)
     assert table is not None
     size = _size(connection, run, stage.name, step)
     cut = partition.cut(connection, table, after=after, rows=size.rows, pages=size.pages)

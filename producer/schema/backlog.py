@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from models.engine.migration import STEPS, UNDO_STEPS, VERIFICATION
-from models.ledger.tables import SCHEMA, WORKED_ON
+from models.engine import current
+from models.ledger.tables import SCHEMA, VERIFICATION, WORKED_ON
 from producer.broker.queue import QUEUES, Message
 
 # A run that is worked on keeps one worker, also between two windows: its reconciler opens the next.
@@ -29,14 +29,14 @@ FROM (VALUES {queues}) AS q(queue)
 
 def define(connection: Connection) -> None:
     """Create the view, or bring it up to date. Its names are ours: none needs quoting."""
-    steps = [*STEPS, *UNDO_STEPS]
+    steps = [*current.migration().steps, *current.migration().undo_steps]
     whens = (f"WHEN '{step.name}' THEN '{step.queue}'" for step in steps)
     connection.exec_driver_sql(
         _VIEW.format(
             schema=SCHEMA,
             worked_on=", ".join(f"'{state}'" for state in WORKED_ON),
             verification=VERIFICATION,
-            verify=Message("", 0, VERIFICATION, STEPS[0].name).queue,
+            verify=Message("", 0, VERIFICATION, current.migration().steps[0].name).queue,
             whens=" ".join(whens),
             queues=", ".join(f"('{queue}')" for queue in QUEUES),
         )

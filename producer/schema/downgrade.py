@@ -11,8 +11,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models.dashboard import legacy
-from models.engine import target
+from models.engine import current, target
 from models.errors import NotAllowed
 from models.ledger.tables import SCHEMA, audit, runs, schema_objects
 from models.postgres.catalog import Table, quote
@@ -33,7 +32,9 @@ def would_lose(engine: Engine, settings: Settings) -> dict[str, int]:
         if not _is_upgraded(connection):
             return {}
         standing.require_none(connection)
-        tables = target.read(connection, legacy.read(connection, settings)).tables
+        tables = target.read(
+            connection, current.migration().schema, current.migration().read(connection, settings)
+        ).tables
         found: dict[str, int] = {}
         for kind, table, name in _ours(connection):
             if kind == "table" and table in tables:
@@ -73,7 +74,9 @@ def _downgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]
         if not _is_upgraded(connection):
             return []
         standing.require_none(connection)
-        found = target.read(connection, legacy.read(connection, settings))
+        found = target.read(
+            connection, current.migration().schema, current.migration().read(connection, settings)
+        )
         ours = _ours(connection)
         for statement in _statements(found, ours):
             connection.exec_driver_sql(statement.replace("%", "%%"))

@@ -9,10 +9,9 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from models.dashboard import legacy
-from models.dashboard.legacy import Legacy
-from models.engine import capture, target
+from models.engine import capture, current, target
 from models.engine.indexes import record
+from models.engine.source import Sources
 from models.ledger import audit, identity, relations
 from models.ledger.tables import TRY_JSONB
 from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, transaction
@@ -43,7 +42,7 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
     found = examine.examine(connection, settings, reads_values=False)
     examine.refuse(connection, found.fatal)
-    tables = legacy.read(connection, settings)
+    tables = current.migration().read(connection, settings)
     taken.require_own_schema(connection)
     capture.require_free_names(connection, tables)
     config = _alembic()
@@ -57,7 +56,7 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     backlog.define(connection)
     # Outside Alembic's list of revisions: what the application dropped, or what another
     # legacy table lacks, is missing whatever revision the database says it is at.
-    added = target.expand(connection, tables)
+    added = target.expand(connection, current.migration().schema, tables)
     for kind, table, name in added:
         record(connection, kind, table, name)
     if added:
@@ -65,7 +64,7 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     return added
 
 
-def is_current(connection: Connection, tables: Legacy) -> bool:
+def is_current(connection: Connection, tables: Sources) -> bool:
     """Whether ledger and target schema are there as this version of the product needs them."""
     if not connection.scalar(text("SELECT to_regclass('migration.alembic_version') IS NOT NULL")):
         return False
@@ -75,7 +74,11 @@ def is_current(connection: Connection, tables: Legacy) -> bool:
         revision = connection.scalar(text("SELECT version_num FROM migration.alembic_version"))
         if revision != head:
             return False
-    return not target.missing(target.read(connection, tables), tables)
+    return not target.missing(
+        current.migration().schema,
+        target.read(connection, current.migration().schema, tables),
+        tables,
+    )
 
 
 def _alembic() -> Config:
@@ -87,9 +90,9 @@ def _alembic() -> Config:
 def describe(engine: Engine, settings: Settings) -> dict[str, object]:
     """What is there: the legacy tables, and each target table with its state and row estimate."""
     with transaction(engine) as connection:
-        tables = legacy.read(connection, settings)
-        found = target.read(connection, tables)
-        declared = target.declared_for(tables)
+        tables = current.migration().read(connection, settings)
+        found = target.read(connection, current.migration().schema, tables)
+        declared = current.migration().schema.declare(tables)
         return {
             "schema": found.schema,
             "legacy": {

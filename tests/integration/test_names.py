@@ -99,7 +99,7 @@ def test_an_index_name_of_a_renamed_table_is_not_taken_for_the_index(
         "gpt_subscriptions": "user_id",
     }
     for table, column in wanted.items():
-        index = "migration_helper_user_id" if table == "gpt_subscriptions" else ""
+        index = "migration_helper_subscriptions_user_id" if table == "gpt_subscriptions" else ""
         change(
             engine,
             f"CREATE TABLE old_{table} (id int PRIMARY KEY, {column} int)",
@@ -113,8 +113,10 @@ def test_an_index_name_of_a_renamed_table_is_not_taken_for_the_index(
         assert scalar(engine, f"SELECT to_regclass('ix_{table}_{column}') IS NOT NULL")
         ours = f"SELECT count(*) FROM migration.schema_objects WHERE name = 'ix_{table}_{column}'"
         assert scalar(engine, ours) == 0
-    assert scalar(engine, "SELECT to_regclass('migration_helper_user_id') IS NOT NULL")
-    assert scalar(engine, "SELECT to_regclass('migration_helper_user_id_1') IS NULL")
+    assert scalar(
+        engine, "SELECT to_regclass('migration_helper_subscriptions_user_id') IS NOT NULL"
+    )
+    assert scalar(engine, "SELECT to_regclass('migration_helper_subscriptions_user_id_1') IS NULL")
 
 
 def test_constraints_of_somebody_else_stay(engine: Engine, settings: Settings) -> None:

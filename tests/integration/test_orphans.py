@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from models.dashboard import legacy
+from models.engine import current
 from models.settings import Settings
 from producer.runs import partition
 from tests.driving import change, scalar, start, whole_run
@@ -93,7 +93,7 @@ def test_pages_leave_no_gap_and_the_last_one_is_open(
 ) -> None:
     start(engine, settings)
     with engine.connect() as connection:
-        users = legacy.read(connection, settings).users
+        users = current.migration().read(connection, settings).users
         pages = partition.cut(connection, users, after=None, rows=rows, pages=2)
         while pages[-1].high is not None:
             pages += partition.cut(connection, users, after=pages[-1].high, rows=rows, pages=2)

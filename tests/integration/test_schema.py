@@ -10,8 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from models.dashboard import legacy
-from models.engine import target
+from models.engine import current, target
 from models.ledger import tables as ledger
 from models.postgres import database as databases
 from models.settings import Settings
@@ -81,9 +80,9 @@ def test_every_declared_column_exists_with_a_type_that_fits(
         variant.build(connection, 1)
     upgrade.upgrade(engine, settings)
     with engine.connect() as connection:
-        tables = legacy.read(connection, settings)
-        found = target.check(connection, tables)
-        for declared in target.declared_for(tables).tables.values():
+        tables = current.migration().read(connection, settings)
+        found = target.check(connection, current.migration().schema, tables)
+        for declared in current.migration().schema.declare(tables).tables.values():
             missing = set(declared.columns.keys()) - set(found.table(declared.name).columns)
             assert not missing, (declared.name, missing)
 

@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy.exc import DBAPIError
 
 from models.dashboard.users.apply import Users
+from models.engine import current
 from models.engine.declarations import require_declared
-from models.engine.migration import STEPS, UNDO_STEPS, stage_names, stages_before, steps_of
 from models.engine.step import Context, Step, add
 from models.errors import BadRow, Incompatible, Misconfigured, TooBig, Transient
 from models.ledger.tables import FINISHED_STATES, OPEN_STATES, RUN_TRANSITIONS
@@ -23,9 +23,11 @@ from producer.runs.partition import (
     window_pages,
 )
 
+DASHBOARD = current.migration()
+
 
 def test_the_stages_are_those_of_the_interface_in_order() -> None:
-    assert stage_names() == [
+    assert DASHBOARD.stages == [
         "organization",
         "users",
         "projects",
@@ -37,13 +39,15 @@ def test_the_stages_are_those_of_the_interface_in_order() -> None:
 
 
 def test_verification_and_reconciliation_stand_side_by_side_before_the_finish() -> None:
-    assert stages_before("verification") == stages_before("reconciliation")
-    assert stages_before("finish")[-2:] == ["verification", "reconciliation"]
+    assert DASHBOARD.stages_before("verification") == DASHBOARD.stages_before("reconciliation")
+    assert DASHBOARD.stages_before("finish")[-2:] == ["verification", "reconciliation"]
 
 
 def test_every_step_that_writes_rows_of_a_table_is_verified() -> None:
-    verified = {step.name for step in steps_of("verification")}
-    writing = {step.name for step in STEPS if step.stage in ("users", "projects", "switch")}
+    verified = {step.name for step in DASHBOARD.steps_of("verification")}
+    writing = {
+        step.name for step in DASHBOARD.steps if step.stage in ("users", "projects", "switch")
+    }
     assert writing - verified == {
         "switch",
         "changed_users",
@@ -95,14 +99,15 @@ def test_a_step_that_leaves_something_out_is_refused_with_what_to_write(
     step: type[Step], what: str
 ) -> None:
     with pytest.raises(Misconfigured, match=what) as refused:
-        require_declared([step()], UNDO_STEPS)
+        require_declared([step()], DASHBOARD.undo_steps)
     assert step.__name__ in refused.value.hint
 
 
 def test_a_step_inherits_how_it_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.engine.migration.STEPS", [*STEPS, Whole()])
-    require_declared([*STEPS, Whole()], UNDO_STEPS)
-    assert "whole" in {step.name for step in steps_of("verification")}
+    steps = [*DASHBOARD.steps, Whole()]
+    monkeypatch.setattr(DASHBOARD, "steps", steps)
+    DASHBOARD.require_declared()
+    assert "whole" in {step.name for step in DASHBOARD.steps_of("verification")}
 
 
 def test_every_open_state_leads_to_an_end_and_every_end_back_or_to_a_rollback() -> None:

@@ -29,10 +29,10 @@ from worker.message_schema import LARGEST_BYTES, Refused, admit
 # and a message that came back.
 PUBLISH = """
 from producer.broker.queue import Message, QUEUES, app, publish_again, publish_window
-from models.engine.migration import STEPS, stage_names, steps_of
+from models.engine import current
 messages = [
     Message("20261122-221104-752c", 2**63 - 1, stage, step.name)
-    for stage in stage_names() for step in steps_of(stage)
+    for stage in current.migration().stages for step in current.migration().steps_of(stage)
 ]
 def publish():
     publish_window(messages)

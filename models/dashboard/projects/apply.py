@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 
+from models.dashboard import ids
 from models.dashboard.projects import changes, checksum, verify
+from models.dashboard.sources import PROJECTS
 from models.dashboard.tools import is_still_ours
 from models.dashboard.users.apply import assigned_by
 from models.engine import keys
-from models.engine.row_hash import hash_by_key
 from models.engine.step import Context, Counts, Scope, Step, add, counts
-from models.postgres.catalog import Table
 from models.postgres.keys import key_cast
 
 # A project that points at a tool of its owner is migrated, or the new application made it; anything
@@ -110,13 +110,11 @@ class Projects(Step):
     name = "projects"
     stage = "projects"
     queue = "migration.projects"
+    source = PROJECTS
     entity = "project"
     is_verified = True
     undone_by = "undo_users"
     resolves = True
-
-    def source(self, context: Context) -> Table:
-        return context.legacy.projects
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         names = _expressions(context, scope)
@@ -127,7 +125,7 @@ class Projects(Step):
         return functools.reduce(add, found)
 
     def details(self, context: Context, scope: Scope) -> list[str]:
-        key = context.legacy.projects.columns["id"].base
+        key = context.sources.projects.columns["id"].base
         return verify.details(context, scope.condition("p.id", key))
 
     def account(self, context: Context, scope: Scope) -> str:
@@ -135,18 +133,18 @@ class Projects(Step):
 
 
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
-    key = context.legacy.projects.columns["id"].base
+    key = context.sources.projects.columns["id"].base
     return {
         "scope": scope.condition("p.id", key),
         "unless_there_is_tool": scope.unless_there("id", _RENAME),
         "unless_there_is_id": scope.unless_there("id"),
         "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
         "kind": key_cast(key),
-        "row_hash": hash_by_key(context.legacy, "project", "p.id"),
-        "tool_id": keys.id_of(keys.PROJECT_TOOL, "p.id", key),
-        "usage_id": keys.id_of(keys.PROJECT_USAGE, "p.id", key),
-        "tool_id_of_key": keys.id_of(keys.PROJECT_TOOL, "k.id", key),
-        "usage_id_of_key": keys.id_of(keys.PROJECT_USAGE, "k.id", key),
+        "row_hash": context.sources.hash_by_key("project", "p.id"),
+        "tool_id": keys.id_of(ids.PROJECT_TOOL, "p.id", key),
+        "usage_id": keys.id_of(ids.PROJECT_USAGE, "p.id", key),
+        "tool_id_of_key": keys.id_of(ids.PROJECT_TOOL, "k.id", key),
+        "usage_id_of_key": keys.id_of(ids.PROJECT_USAGE, "k.id", key),
         "assigned_by": assigned_by(context),
         "still_ours": is_still_ours(context),
         "tool_json": context.type_of("ai_tools", "configuration"),

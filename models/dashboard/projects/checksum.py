@@ -6,6 +6,7 @@ project is not plainly right, `projects_verification.py` compares the page and s
 
 from __future__ import annotations
 
+from models.dashboard import ids
 from models.engine import keys
 from models.engine.step import Context, Scope
 from models.engine.verification import newest_images
@@ -31,11 +32,11 @@ WHERE {scope}
 
 def tally(context: Context, scope: Scope) -> str:
     """The statement that counts one page of projects, and says whether all are plainly right."""
-    key = context.legacy.projects.columns["id"].base
+    key = context.sources.projects.columns["id"].base
     switched = "i.was ? 'active_gpt_id'"
     return context.render(
         _TALLY,
-        images=newest_images(context, "project", context.legacy.projects, scope, switched),
+        images=newest_images(context, "project", context.sources.projects, scope, switched),
         scope=scope.condition("p.id", key),
-        tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
+        tool_id=keys.id_of(ids.PROJECT_TOOL, "p.id", key),
     )

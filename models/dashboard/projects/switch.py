@@ -5,9 +5,10 @@ The GPT that a project had goes into the before-image in the same statement.
 
 from __future__ import annotations
 
+from models.dashboard import ids
+from models.dashboard.sources import PROJECTS
 from models.engine import keys
 from models.engine.step import Context, Counts, Scope, Step
-from models.postgres.catalog import Table
 
 # Only a tool made for this very choice is switched to. `u` is the row as it is locked: a GPT that
 # somebody chose since the snapshot stays, and the change is taken up like any other.
@@ -52,22 +53,20 @@ class Switch(Step):
     name = "switch"
     stage = "switch"
     queue = "migration.projects"
+    source = PROJECTS
     entity = "project"
     unverified = "projects are verified after the switch, by their own step"
     undone_by = "undo_projects"
     resolves = True
 
-    def source(self, context: Context) -> Table:
-        return context.legacy.projects
-
     def apply(self, context: Context, scope: Scope) -> Counts:
-        key = context.legacy.projects.columns["id"].base
+        key = context.sources.projects.columns["id"].base
         switched = context.execute(
             _SWITCH,
             scope,
             scope=scope.condition("p.id", key),
             same_scope=scope.condition("u.id", key),
             unless_there_is_image=scope.unless_there("entity, legacy_key, run_id", _REMEMBER),
-            tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
+            tool_id=keys.id_of(ids.PROJECT_TOOL, "p.id", key),
         ).scalar()
         return {"switched": switched}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from models.dashboard import ids
+from models.dashboard.sources import PROJECTS
 from models.engine import keys
 from models.engine.rollback import LOCK, NOTE, note_refused
 from models.engine.step import Context, Counts, Scope, Step
-from models.postgres.catalog import Table
 
 # A project that somebody pointed at another one's tool keeps that tool.
 _UNDO = """
@@ -70,25 +71,23 @@ class UndoProjects(Step):
     name = "undo_projects"
     stage = "undo_projects"
     queue = "migration.projects"
+    source = PROJECTS
     entity = "project"
 
-    def source(self, context: Context) -> Table:
-        return context.legacy.projects
-
     def prepare(self, context: Context, scope: Scope) -> Counts:
-        key = context.legacy.projects.columns["id"].base
-        table = context.legacy.projects.sql
+        key = context.sources.projects.columns["id"].base
+        table = context.sources.projects.sql
         context.execute(LOCK, scope, table=table, scope=scope.condition("u.id", key))
         return {}
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        key = context.legacy.projects.columns["id"].base
+        key = context.sources.projects.columns["id"].base
         restored = context.execute(
             _UNDO,
             scope,
             note=NOTE,
             scope=scope.condition("p.id", key),
-            tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
+            tool_id=keys.id_of(ids.PROJECT_TOOL, "p.id", key),
             usage_id=usage_of_tool("p.active_gpt_id"),
         ).scalar()
         return {"restored": {"projects": restored}}
@@ -100,6 +99,6 @@ class UndoProjects(Step):
 def usage_of_tool(tool_id: str) -> str:
     """SQL for the id of the usage log that stands beside a tool of ours, of either kind."""
     return (
-        f"(CASE left({tool_id}, 1) WHEN '{keys.SUBSCRIPTION_TOOL}' THEN '{keys.SUBSCRIPTION_USAGE}'"
-        f" WHEN '{keys.PROJECT_TOOL}' THEN '{keys.PROJECT_USAGE}' END || substr({tool_id}, 2))"
+        f"(CASE left({tool_id}, 1) WHEN '{ids.SUBSCRIPTION_TOOL}' THEN '{ids.SUBSCRIPTION_USAGE}'"
+        f" WHEN '{ids.PROJECT_TOOL}' THEN '{ids.PROJECT_USAGE}' END || substr({tool_id}, 2))"
     )

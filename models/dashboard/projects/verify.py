@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from models.dashboard import ids
+from models.dashboard.tool_checks import system_assigner, tool_checks
 from models.engine import keys
 from models.engine.step import Context
-from models.engine.verification import Check, system_assigner, tool_checks, with_checks
+from models.engine.verification import Check, with_checks
 
 _CHECKS = (
     Check("wrong_value", "projects", "is_template", "e.is_template IS NULL"),
@@ -123,13 +125,13 @@ WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> '
 
 def details(context: Context, condition: str) -> list[str]:
     """The statements over the projects `p` that the condition picks."""
-    key = context.legacy.projects.columns["id"].base
+    key = context.sources.projects.columns["id"].base
     return [
         context.render(
             sql,
             scope=condition,
-            tool_id=keys.id_of(keys.PROJECT_TOOL, "p.id", key),
-            usage_id=keys.id_of(keys.PROJECT_USAGE, "p.id", key),
+            tool_id=keys.id_of(ids.PROJECT_TOOL, "p.id", key),
+            usage_id=keys.id_of(ids.PROJECT_USAGE, "p.id", key),
             assigned_by=system_assigner(context),
         )
         for sql in (with_checks(_PROJECTS, _CHECKS), _SET_ASIDE)

@@ -7,15 +7,18 @@ aside; everything else of the batch goes through. `users_verification.py` has th
 from __future__ import annotations
 
 import functools
+from decimal import Decimal
 
+from models.dashboard import ids
 from models.dashboard.legacy import exact, optional, word
 from models.dashboard.projects import verify as projects_verification
 from models.dashboard.schema import ENUMS
+from models.dashboard.scopes import near, owned
+from models.dashboard.sources import USERS
 from models.dashboard.tools import is_still_ours
 from models.dashboard.users import changes, checksum
 from models.dashboard.users import verify as users_verification
 from models.engine import keys
-from models.engine.row_hash import hash_by_key
 from models.engine.step import Context, Counts, Scope, Step, add, counts, default_of
 from models.postgres.catalog import TEXT_TYPES, Table, quote
 
@@ -242,6 +245,7 @@ class Users(Step):
     name = "users"
     stage = "users"
     queue = "migration.users"
+    source = USERS
     entity = "user"
     part_entity = "subscription"
     part_table = "ai_tools"
@@ -249,14 +253,8 @@ class Users(Step):
     undone_by = "undo_users"
     resolves = True
 
-    def source(self, context: Context) -> Table:
-        return context.legacy.users
-
-    def dependents(self, context: Context) -> Table:
-        return context.legacy.subscriptions
-
     def prepare(self, context: Context, scope: Scope) -> Counts:
-        user_key = context.legacy.users.columns["id"].base
+        user_key = context.sources.users.columns["id"].base
         context.execute(_LOCK_BALANCES, scope, scope=scope.condition("u.id", user_key))
         return {}
 
@@ -278,7 +276,7 @@ class Users(Step):
         return users_verification.differences(context, scope)
 
     def details(self, context: Context, scope: Scope) -> list[str]:
-        owner_key = context.legacy.users.columns["id"].base
+        owner_key = context.sources.users.columns["id"].base
         theirs = scope.condition("p.user_id", owner_key)
         return [
             *users_verification.details(context, scope),
@@ -295,15 +293,15 @@ def is_later(context: Context, scope: Scope) -> bool:
 
 
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
-    users, subscriptions = context.legacy.users, context.legacy.subscriptions
+    users, subscriptions = context.sources.users, context.sources.subscriptions
     user_key = users.columns["id"].base
     subscription_key = subscriptions.columns["id"].base
     defaulted = ("user_type", "billing_tier", "is_active", "organization_id")
     return {
         "scope": scope.condition("u.id", user_key),
-        "suites_scope": context.owned(context.target.table("ai_suites"), "o", scope),
-        "logs_scope": context.owned(context.target.table("credit_logs"), "c", scope),
-        "subscriptions_scope": context.near(subscriptions, "s", scope),
+        "suites_scope": owned(context, context.target.table("ai_suites"), "o", scope),
+        "logs_scope": owned(context, context.target.table("credit_logs"), "c", scope),
+        "subscriptions_scope": near(context, subscriptions, "s", scope),
         "parts": scope.parts_condition("s.id", subscription_key),
         "role": word(exact(users, "role", "NULL", alias="u")),
         "unless_there_is_id": scope.unless_there("id"),
@@ -312,16 +310,16 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         **changes.locks(context, is_later=is_later(context, scope)),
         "own_image": changes.OWN_IMAGE,
         "still_ours": is_still_ours(context),
-        "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),
-        "grant_id": keys.id_of(keys.GRANT, "u.id", user_key),
-        "opening_id": keys.id_of(keys.OPENING, "u.id", user_key),
-        "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", subscription_key),
-        "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", subscription_key),
+        "suite_id": keys.id_of(ids.SUITE, "u.id", user_key),
+        "grant_id": keys.id_of(ids.GRANT, "u.id", user_key),
+        "opening_id": keys.id_of(ids.OPENING, "u.id", user_key),
+        "tool_id": keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", subscription_key),
+        "usage_id": keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", subscription_key),
         "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions, is_hopeful=scope.is_hopeful),
-        "user_hash": hash_by_key(context.legacy, "user", "l.id"),
-        "subscription_hash": hash_by_key(context.legacy, "subscription", "s.id"),
+        "user_hash": context.sources.hash_by_key("user", "l.id"),
+        "subscription_hash": context.sources.hash_by_key("subscription", "s.id"),
         "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
         "grant_amount": grant_amount(context, "o.final_type"),
         "role_amount": grant_amount(context, "role.type"),
@@ -356,12 +354,17 @@ def assigned_by(context: Context) -> str:
     return "'system'" if is_text and not table.key_on("assigned_by") else "NULL"
 
 
+def grants(context: Context) -> dict[str, Decimal]:
+    """Credits by type of user, as the run keeps them; `*` is any other type."""
+    return {name: Decimal(amount) for name, amount in context.constants.items()}
+
+
 def grant_amount(context: Context, user_type: str) -> str:
     """SQL for the credits that a user of this type is granted; amounts are validated decimals."""
     cases = " ".join(
-        f"WHEN '{name}' THEN {amount}" for name, amount in context.grants.items() if name != "*"
+        f"WHEN '{name}' THEN {amount}" for name, amount in grants(context).items() if name != "*"
     )
-    other = f"{context.grants['*']}::numeric"
+    other = f"{grants(context)['*']}::numeric"
     return f"CASE {user_type} {cases} ELSE {other} END" if cases else other
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import text
 
+from models.dashboard import ids
 from models.dashboard.schema import USER_DEFAULTS
 from models.dashboard.tools import is_untouched, remove_deleted_users, remove_tools, usage_of
 from models.engine import keys
@@ -252,7 +253,7 @@ def _withdraw(
     bad = list(context.execute(which, scope, **names).scalars())
     if bad:
         only = scope.only(bad)
-        in_scope = only.condition("u.id", context.legacy.users.columns["id"].base)
+        in_scope = only.condition("u.id", context.sources.users.columns["id"].base)
         names = names | {"scope": in_scope}
         yield remove_tools(context, _TOOLS_OF_THIS_RUN, only, **_tools(context, names), **names)
         yield _restore(context, only.parameters, in_scope, "u.id")
@@ -263,7 +264,7 @@ def _withdraw_renamed(context: Context) -> Iterator[Counts]:
 
     Newest first, each user's own present key before any: what was given last is taken first.
     """
-    kind = list_cast(context.legacy.users.columns["id"].base)
+    kind = list_cast(context.sources.users.columns["id"].base)
     scope, was = f"u.id = CAST(:key AS {kind})", f"CAST(:was AS {kind})"
     renamed = context.connection.execute(text(_RENAMED)).all()
     key_now: dict[str, str] = {}
@@ -275,12 +276,12 @@ def _withdraw_renamed(context: Context) -> Iterator[Counts]:
 
 
 def _restore(context: Context, parameters: dict[str, Any], scope: str, was_key: str) -> Counts:
-    kind = context.legacy.users.columns["id"].base
+    kind = context.sources.users.columns["id"].base
     statement = context.render(
         _WITHDRAW,
         scope=scope,
         was_key=was_key,
-        suite_id=keys.id_of(keys.SUITE, "g.was_key", kind),
+        suite_id=keys.id_of(ids.SUITE, "g.was_key", kind),
         columns=_restored(context),
     )
     row = context.connection.execute(text(statement), context.parameters | parameters).one()
@@ -305,22 +306,22 @@ def withdraw(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[
 
 
 def _tools(context: Context, names: dict[str, str]) -> dict[str, str]:
-    kind = context.legacy.projects.columns["id"].base
+    kind = context.sources.projects.columns["id"].base
     project_key = key_from_text("(t.configuration::jsonb ->> 'project_id')", kind)
     return {
-        "is_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
-        "is_project_tool": keys.has_kind(keys.PROJECT_TOOL, "t.id"),
-        "subscription_usage": usage_of("t.id", keys.SUBSCRIPTION_TOOL),
-        "project_usage": usage_of("t.id", keys.PROJECT_TOOL),
+        "is_tool": keys.has_kind(ids.SUBSCRIPTION_TOOL, "t.id"),
+        "is_project_tool": keys.has_kind(ids.PROJECT_TOOL, "t.id"),
+        "subscription_usage": usage_of("t.id", ids.SUBSCRIPTION_TOOL),
+        "project_usage": usage_of("t.id", ids.PROJECT_TOOL),
         "project_key": project_key,
-        "project_tool": keys.id_of(keys.PROJECT_TOOL, project_key, kind),
+        "project_tool": keys.id_of(ids.PROJECT_TOOL, project_key, kind),
         "untouched": is_untouched(context, "t", names["assigned_by"]),
     }
 
 
 def _restored(context: Context) -> str:
     """SET clauses that give the columns their values of before; what was kept is left alone."""
-    columns = context.legacy.users.columns
+    columns = context.sources.users.columns
     return "".join(
         f"{name} = CASE WHEN i.kept ? '{name}' THEN u.{name}"
         f" ELSE CAST(i.was ->> '{name}' AS {columns[name].type}) END,\n    "

@@ -8,10 +8,13 @@ of their own before, `users_verification.py` says what is wrong, if anything is.
 
 from __future__ import annotations
 
+from models.dashboard import ids
 from models.dashboard.legacy import exact, optional, word
+from models.dashboard.scopes import near, owned
+from models.dashboard.tool_checks import expected_preferences, system_assigner
 from models.engine import keys
 from models.engine.step import Context, Scope
-from models.engine.verification import expected_preferences, newest_images, system_assigner
+from models.engine.verification import newest_images
 
 # Ranges are joined, single rows are looked up: OFFSET 0 keeps them apart from plans that read a
 # whole table for a large page. A sum is over the rows whose constant columns are right, a count
@@ -114,24 +117,24 @@ FROM owner o, suites h, asked s, asked_by_projects p, tools t, assignments a, lo
 
 def tally(context: Context, scope: Scope) -> str:
     """The statement that counts one page of users and their subscriptions, and holds the sums."""
-    users, subscriptions = context.legacy.users, context.legacy.subscriptions
-    user_key, project_key = users.columns["id"].base, context.legacy.projects.columns["id"].base
+    users, subscriptions = context.sources.users, context.sources.subscriptions
+    user_key, project_key = users.columns["id"].base, context.sources.projects.columns["id"].base
     key = subscriptions.columns["id"].base
     return context.render(
         _TALLY,
         scope=scope.condition("u.id", user_key),
-        suites_scope=context.owned(context.target.table("ai_suites"), "h", scope),
-        assignments_scope=context.owned(context.target.table("tool_assignments"), "a", scope),
-        logs_scope=context.owned(context.target.table("tool_usage_logs"), "l", scope),
+        suites_scope=owned(context, context.target.table("ai_suites"), "h", scope),
+        assignments_scope=owned(context, context.target.table("tool_assignments"), "a", scope),
+        logs_scope=owned(context, context.target.table("tool_usage_logs"), "l", scope),
         images=newest_images(context, "user", users, scope),
-        subscriptions_scope=context.near(subscriptions, "s", scope),
-        projects_scope=context.near(context.legacy.projects, "p", scope),
-        tool_id=keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
-        usage_id=keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
-        project_tool=keys.id_of(keys.PROJECT_TOOL, "p.id", project_key),
-        project_usage=keys.id_of(keys.PROJECT_USAGE, "p.id", project_key),
-        is_project_tool=keys.has_kind(keys.PROJECT_TOOL, "t.id"),
-        suite_id=keys.id_of(keys.SUITE, "u.id", user_key),
+        subscriptions_scope=near(context, subscriptions, "s", scope),
+        projects_scope=near(context, context.sources.projects, "p", scope),
+        tool_id=keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", key),
+        usage_id=keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", key),
+        project_tool=keys.id_of(ids.PROJECT_TOOL, "p.id", project_key),
+        project_usage=keys.id_of(ids.PROJECT_USAGE, "p.id", project_key),
+        is_project_tool=keys.has_kind(ids.PROJECT_TOOL, "t.id"),
+        suite_id=keys.id_of(ids.SUITE, "u.id", user_key),
         role=word(exact(users, "role", "NULL", alias="u")),
         suite_asked=_hash("e.suite_id", "e.suite_name", "e.id::text"),
         suite_found=_hash("h.id", "h.name", "h.user_id::text"),

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from models.dashboard import ids
 from models.dashboard.legacy import exact
 from models.dashboard.projects.undo import usage_of_tool
+from models.dashboard.scopes import owned
+from models.dashboard.sources import USERS
 from models.dashboard.tools import remove_tools
 from models.dashboard.users.apply import assigned_by, is_active, preferences
 from models.engine import keys
@@ -228,13 +231,11 @@ class UndoUsers(Step):
     name = "undo_users"
     stage = "undo_users"
     queue = "migration.users"
+    source = USERS
     entity = "user"
 
-    def source(self, context: Context) -> Table:
-        return context.legacy.users
-
     def prepare(self, context: Context, scope: Scope) -> Counts:
-        users = context.legacy.users
+        users = context.sources.users
         in_scope = scope.condition("u.id", users.columns["id"].base)
         context.execute(LOCK, scope, table=users.sql, scope=in_scope)
         return {}
@@ -253,26 +254,26 @@ class UndoUsers(Step):
 
 
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
-    users, subscriptions = context.legacy.users, context.legacy.subscriptions
+    users, subscriptions = context.sources.users, context.sources.subscriptions
     user_key, key = users.columns["id"].base, subscriptions.columns["id"].base
-    usage = (keys.SUBSCRIPTION_USAGE, keys.PROJECT_USAGE)
+    usage = (ids.SUBSCRIPTION_USAGE, ids.PROJECT_USAGE)
     return {
         "note": NOTE,
         "scope": scope.condition("u.id", user_key),
-        "suites_scope": context.owned(context.target.table("ai_suites"), "s", scope),
-        "usage_scope": context.owned(context.target.table("tool_usage_logs"), "l", scope),
-        "logs_scope": context.owned(context.target.table("credit_logs"), "c", scope),
+        "suites_scope": owned(context, context.target.table("ai_suites"), "s", scope),
+        "usage_scope": owned(context, context.target.table("tool_usage_logs"), "l", scope),
+        "logs_scope": owned(context, context.target.table("credit_logs"), "c", scope),
         "is_usage": " OR ".join(keys.has_kind(kind, "l.id") for kind in usage),
-        "is_subscription_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
-        "subscription_tool": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
+        "is_subscription_tool": keys.has_kind(ids.SUBSCRIPTION_TOOL, "t.id"),
+        "subscription_tool": keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", key),
         "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions),
         "usage_of_tool": usage_of_tool("l.tool_id"),
         "usage_of_t": usage_of_tool("t.id"),
         "assigned_by": assigned_by(context),
-        "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),
-        "suite_id_of_page": keys.id_of(keys.SUITE, "p.id", user_key),
+        "suite_id": keys.id_of(ids.SUITE, "u.id", user_key),
+        "suite_id_of_page": keys.id_of(ids.SUITE, "p.id", user_key),
         **_columns(users),
     }
 

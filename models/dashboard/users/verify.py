@@ -6,17 +6,12 @@ target row it must have produced, and every row that the migration made against 
 
 from __future__ import annotations
 
+from models.dashboard import ids
 from models.dashboard.legacy import exact, optional, word
+from models.dashboard.tool_checks import expected_preferences, system_assigner, tool_checks
 from models.engine import keys
 from models.engine.step import Context, Scope
-from models.engine.verification import (
-    Check,
-    expected_preferences,
-    system_assigner,
-    tool_checks,
-    with_checks,
-    wrong_values,
-)
+from models.engine.verification import Check, with_checks, wrong_values
 from models.postgres.keys import key_from_text
 
 _USER_CHECKS = (
@@ -260,27 +255,27 @@ def details(context: Context, scope: Scope) -> list[str]:
 
 
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
-    users, subscriptions = context.legacy.users, context.legacy.subscriptions
+    users, subscriptions = context.sources.users, context.sources.subscriptions
     user_key = users.columns["id"].base
     key = subscriptions.columns["id"].base
     return {
         "scope": scope.condition("u.id", user_key),
         "role": word(exact(users, "role", "NULL", alias="u")),
-        "suite_id": keys.id_of(keys.SUITE, "u.id", user_key),
-        "grant_id": keys.id_of(keys.GRANT, "u.id", user_key),
-        "tool_id": keys.id_of(keys.SUBSCRIPTION_TOOL, "s.id", key),
-        "usage_id": keys.id_of(keys.SUBSCRIPTION_USAGE, "s.id", key),
+        "suite_id": keys.id_of(ids.SUITE, "u.id", user_key),
+        "grant_id": keys.id_of(ids.GRANT, "u.id", user_key),
+        "tool_id": keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", key),
+        "usage_id": keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", key),
         "version": exact(subscriptions, "version", "NULL"),
         "status": word(exact(subscriptions, "status", "'active'")),
         "is_active": optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
         "preferences": expected_preferences(context),
         "assigned_by": system_assigner(context),
-        "is_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "t.id"),
-        "is_project_tool": keys.has_kind(keys.PROJECT_TOOL, "t.id"),
+        "is_tool": keys.has_kind(ids.SUBSCRIPTION_TOOL, "t.id"),
+        "is_project_tool": keys.has_kind(ids.PROJECT_TOOL, "t.id"),
         "project_key": key_from_text(
-            "(t.configuration ->> 'project_id')", context.legacy.projects.columns["id"].base
+            "(t.configuration ->> 'project_id')", context.sources.projects.columns["id"].base
         ),
-        "is_assigned_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "a.tool_id"),
-        "is_usage": keys.has_kind(keys.SUBSCRIPTION_USAGE, "l.id"),
-        "is_used_tool": keys.has_kind(keys.SUBSCRIPTION_TOOL, "l.tool_id"),
+        "is_assigned_tool": keys.has_kind(ids.SUBSCRIPTION_TOOL, "a.tool_id"),
+        "is_usage": keys.has_kind(ids.SUBSCRIPTION_USAGE, "l.id"),
+        "is_used_tool": keys.has_kind(ids.SUBSCRIPTION_TOOL, "l.tool_id"),
     }

@@ -7,13 +7,13 @@ read.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from models.dashboard.legacy import Legacy
+from models.engine.source import Sources
 from models.engine.target import Target
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table
 from models.postgres.database import sqlstate
@@ -26,24 +26,24 @@ _SUFFIX = "''s Suite"
 
 
 def find(
-    connection: Connection, legacy: Legacy, target: Target, grants: dict[str, Decimal]
+    connection: Connection, sources: Sources, target: Target, grants: Mapping[str, Decimal]
 ) -> list[Obstacle]:
     """Columns that some value does not fit: fatal where that is more than SHARE of the rows."""
     return [
-        *_casts(connection, legacy),
-        *_widths(connection, legacy, target),
-        *_money(connection, legacy, target, grants),
+        *_casts(connection, sources),
+        *_widths(connection, sources, target),
+        *_money(connection, sources, target, grants),
     ]
 
 
-def _casts(connection: Connection, legacy: Legacy) -> Iterator[Obstacle]:
-    column = legacy.subscriptions.columns.get("is_active")
+def _casts(connection: Connection, sources: Sources) -> Iterator[Obstacle]:
+    column = sources.subscriptions.columns.get("is_active")
     if column is None or column.base in ("boolean", "integer"):
         return
     try:
         with connection.begin_nested():
             connection.exec_driver_sql(
-                f"SELECT count(s.is_active::boolean) FROM {legacy.subscriptions.sql} s"
+                f"SELECT count(s.is_active::boolean) FROM {sources.subscriptions.sql} s"
             )
     except DBAPIError as failure:
         # 42: there is no such cast; 22: some value has none.
@@ -52,15 +52,15 @@ def _casts(connection: Connection, legacy: Legacy) -> Iterator[Obstacle]:
         values = "" if sqlstate(failure)[:2] == "42" else " with values that are no boolean"
         yield Obstacle(
             LEGACY,
-            f"{legacy.subscriptions.label}.is_active: expected boolean, found {column.type}"
+            f"{sources.subscriptions.label}.is_active: expected boolean, found {column.type}"
             f"{values}",
-            f"ALTER TABLE {legacy.subscriptions.label} ALTER is_active TYPE boolean USING …",
+            f"ALTER TABLE {sources.subscriptions.label} ALTER is_active TYPE boolean USING …",
         )
 
 
-def _widths(connection: Connection, legacy: Legacy, target: Target) -> Iterator[Obstacle]:
-    users, subscriptions, projects = legacy.users, legacy.subscriptions, legacy.projects
-    sources: dict[tuple[str, str], list[tuple[Table, str, str]]] = {
+def _widths(connection: Connection, sources: Sources, target: Target) -> Iterator[Obstacle]:
+    users, subscriptions, projects = sources.users, sources.subscriptions, sources.projects
+    origins: dict[tuple[str, str], list[tuple[Table, str, str]]] = {
         ("ai_suites", "name"): [(users, "email", f"t.email::text || '{_SUFFIX}'")],
         ("ai_tools", "name"): [
             (subscriptions, "gpt_id", "t.gpt_id::text"),
@@ -72,7 +72,7 @@ def _widths(connection: Connection, legacy: Legacy, target: Target) -> Iterator[
             for name in ("ai_suites", "tool_assignments", "tool_usage_logs", "credit_logs")
         },
     }
-    for (name, column), wanted in sources.items():
+    for (name, column), wanted in origins.items():
         table = target.tables.get(name)
         found = table.columns.get(column) if table else None
         for source, source_column, expression in wanted:
@@ -99,17 +99,17 @@ def _excess(found: Column, origin: Column, expression: str) -> str | None:
 
 
 def _money(
-    connection: Connection, legacy: Legacy, target: Target, grants: dict[str, Decimal]
+    connection: Connection, sources: Sources, target: Target, grants: Mapping[str, Decimal]
 ) -> Iterator[Obstacle]:
-    role = "lower(btrim(t.role::text))" if "role" in legacy.users.columns else "NULL"
-    if "user_type" in legacy.users.columns:
+    role = "lower(btrim(t.role::text))" if "role" in sources.users.columns else "NULL"
+    if "user_type" in sources.users.columns:
         role = f"coalesce(nullif(t.user_type::text, 'student'), {role})"
     cases = " ".join(f"WHEN '{name}' THEN {value}" for name, value in grants.items() if name != "*")
     other = f"{grants['*']}::numeric"
     granted = f"CASE {role} {cases} ELSE {other} END" if cases else other
-    has_balance = "credits_balance" in legacy.users.columns
+    has_balance = "credits_balance" in sources.users.columns
     after = f"coalesce(t.credits_balance, 0) + {granted}" if has_balance else granted
-    columns = [(legacy.users, "credits_balance")]
+    columns: list[tuple[Table, str]] = [(sources.users, "credits_balance")]
     if "credit_logs" in target.tables:
         log = target.tables["credit_logs"]
         columns += [(log, "amount"), (log, "balance_after")]
@@ -118,7 +118,7 @@ def _money(
         sizes = re.fullmatch(r"numeric\((\d+),(-?\d+)\)", found.type) if found else None
         if found and sizes:
             limit = Decimal(10) ** (int(sizes[1]) - int(sizes[2]))
-            yield from _refused(connection, legacy.users, f"abs({after}) >= {limit}", table, found)
+            yield from _refused(connection, sources.users, f"abs({after}) >= {limit}", table, found)
 
 
 def _refused(

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import secrets
 import uuid
-from dataclasses import dataclass, field
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from models.dashboard.legacy import Legacy
+from models.engine.sample import Sample, children
+from models.engine.source import Sources
 from models.postgres import refusals
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote
 from models.postgres.keys import key_cast, list_cast
+from models.postgres.rows import estimate as estimate_rows
 from models.postgres.sessions import blanks
-from producer.runs import partition
 
 USERS, ROWS_A_USER, SAMPLE = 50, 100, 20_000
 _LARGEST = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**62}
@@ -28,28 +28,13 @@ _READ = {
 }
 
 
-@dataclass
-class Rows:
-    """Legacy keys of a trial, as text; `made_up` are those of the made-up user's rows."""
-
-    users: list[str] = field(default_factory=list)
-    # Keys of subscriptions and projects, each with its owner's.
-    subscriptions: dict[str, str | None] = field(default_factory=dict)
-    projects: dict[str, str | None] = field(default_factory=dict)
-    made_up: set[str] = field(default_factory=set)
-    # Whether the role may make the organization.
-    has_organization: bool = True
-    # Why there is no made-up user, or not all of his rows.
-    note: str = ""
-
-
-def pick(connection: Connection, legacy: Legacy) -> Rows:
+def pick(connection: Connection, sources: Sources) -> Sample:
     """Real users, a few of each kind, with what they own, and some rows that nobody owns."""
     wanted: dict[str, None] = {}
-    queries = [*_user_kinds(legacy.users)]
-    for table, column in ((legacy.subscriptions, "gpt_id"), (legacy.projects, "active_gpt_id")):
+    queries = [*_user_kinds(sources.users)]
+    for table, column in ((sources.subscriptions, "gpt_id"), (sources.projects, "active_gpt_id")):
         queries += _owner_kinds(connection, table, column)
-    sample = _sample(connection, legacy.users)
+    sample = _sample(connection, sources.users)
     parameters = {"blanks": blanks(connection)}
     found = [
         list(connection.scalars(text(query.replace("{sample}", sample)), parameters))
@@ -61,43 +46,30 @@ def pick(connection: Connection, legacy: Legacy) -> Rows:
     users = list(wanted)[: 2 * USERS]
     there = connection.scalars(
         text(
-            f"SELECT t.id::text FROM {legacy.users.sql} t"
-            f" WHERE t.id = ANY(CAST(:keys AS {list_cast(legacy.users.columns['id'].base)}[]))"
+            f"SELECT t.id::text FROM {sources.users.sql} t"
+            f" WHERE t.id = ANY(CAST(:keys AS {list_cast(sources.users.columns['id'].base)}[]))"
         ),
         {"keys": users},
     )
     exists = set(there)
     strangers = [key for key in users if key not in exists][:3]
     picked = [key for key in users if key in exists]
-    for table in (legacy.subscriptions, legacy.projects):
-        picked = _without_many(connection, table, legacy.users, picked)
-    rows = Rows(users=sorted(picked[:USERS]))
-    for name in ("subscriptions", "projects"):
-        owned = _owned(connection, getattr(legacy, name), legacy.users, rows.users + strangers)
-        getattr(rows, name).update(owned)
+    for table in (sources.subscriptions, sources.projects):
+        picked = _without_many(connection, table, sources.users, picked)
+    rows = Sample({"user": dict.fromkeys(sorted(picked[:USERS]))})
+    owners = rows.of("user") + strangers
+    for table in sources.children("user"):
+        rows.keys[table.source.entity] = children(connection, sources, table, owners)
     return rows
 
 
-def lock(connection: Connection, legacy: Legacy, rows: Rows) -> None:
-    """Lock what the trial writes, in key order; a lock of others ends the trial soon."""
-    for table, keys in ((legacy.users, rows.users), (legacy.projects, list(rows.projects))):
-        kind = list_cast(table.columns["id"].base)
-        connection.execute(
-            text(
-                f"SELECT count(*) FROM (SELECT FROM {table.sql} t WHERE t.id ="
-                f" ANY(CAST(:keys AS {kind}[])) ORDER BY t.id FOR NO KEY UPDATE) AS locked"
-            ),
-            {"keys": keys},
-        )
-
-
-def make_up(connection: Connection, legacy: Legacy, rows: Rows) -> None:
+def make_up(connection: Connection, sources: Sources, rows: Sample) -> None:
     """Insert a user with two subscriptions to one GPT and two projects; adds their keys to `rows`.
 
     Each is a copy of a real row with other keys. Where the tables refuse them, `rows.note` says so.
     """
     tag = secrets.token_hex(4)
-    users, subscriptions, projects = legacy.users, legacy.subscriptions, legacy.projects
+    users, subscriptions, projects = sources.users, sources.subscriptions, sources.projects
     owner_columns = [users.columns["id"]] + [
         t.columns["user_id"] for t in (subscriptions, projects)
     ]
@@ -107,19 +79,19 @@ def make_up(connection: Connection, legacy: Legacy, rows: Rows) -> None:
             changes = {"id": user, "email": f"{tag}@example.invalid"}
             if "credits_balance" in users.columns:
                 changes["credits_balance"] = "1"
-            template = next(iter(_templates(connection, users, rows.users, "email")), None)
+            template = next(iter(_templates(connection, users, rows.of("user"), "email")), None)
             _insert(connection, users, template, changes, tag)
     except DBAPIError as failure:
         rows.note = f"without a made-up user ({_refused(users, failure)})"
         return
-    rows.users.append(user)
+    rows.keys["user"][user] = None
     rows.made_up.add(user)
     gpt = f"gpt-{tag}"
-    for name, table, column, gpts in (
-        ("subscriptions", subscriptions, "gpt_id", (gpt, gpt)),
-        ("projects", projects, "active_gpt_id", (gpt, f"other-{tag}")),
+    for table, column, gpts in (
+        (subscriptions, "gpt_id", (gpt, gpt)),
+        (projects, "active_gpt_id", (gpt, f"other-{tag}")),
     ):
-        real: dict[str, str | None] = getattr(rows, name)
+        real = rows.keys[table.source.entity]
         template = next(iter(_templates(connection, table, list(real), column)), None)
         made: dict[str, str | None] = {}
         for number, value in enumerate(gpts):
@@ -132,7 +104,7 @@ def make_up(connection: Connection, legacy: Legacy, rows: Rows) -> None:
                         {"id": key, "user_id": user, column: value}, own_tag,
                     )  # fmt: skip
             except DBAPIError as failure:
-                rows.note = f"with fewer made-up {name} ({_refused(table, failure)})"
+                rows.note = f"with fewer made-up {table.source.plural} ({_refused(table, failure)})"
                 continue
             made[key] = user
         real |= made
@@ -183,7 +155,7 @@ def _owner_kinds(connection: Connection, table: Table, column: str) -> list[str]
 
 def _sample(connection: Connection, table: Table) -> str:
     """SQL for at most SAMPLE rows `t`, from all over a large table."""
-    estimate = partition.estimate(connection, table)
+    estimate = estimate_rows(connection, table)
     share = 100.0 if not estimate else min(100.0, 100.0 * SAMPLE / estimate)
     columns = ", ".join(map(quote, _readable(table)))
     return (
@@ -209,19 +181,6 @@ def _without_many(connection: Connection, table: Table, users: Table, keys: list
         )
     )
     return [key for key in keys if key not in many]
-
-
-def _owned(
-    connection: Connection, table: Table, users: Table, owners: list[str]
-) -> dict[str, str | None]:
-    found = connection.execute(
-        text(
-            f"SELECT t.id::text, t.user_id::text FROM {table.sql} t"
-            f" WHERE {_of(users, 't.user_id')} ORDER BY t.id LIMIT :most"
-        ),
-        {"keys": owners, "most": USERS * ROWS_A_USER},
-    )
-    return {key: owner for key, owner in found}
 
 
 def _of(users: Table, column: str) -> str:

@@ -1,0 +1,98 @@
+"""This migration, put together: sources, steps in order, schema, and what the engine asks of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from sqlalchemy import Connection
+
+from models.dashboard import fit, legacy, rejects, trial_rows
+from models.dashboard.checks import statuses
+from models.dashboard.credits import Credits
+from models.dashboard.organization import Organization
+from models.dashboard.projects.apply import Projects
+from models.dashboard.projects.replay import ChangedProjects
+from models.dashboard.projects.switch import Switch
+from models.dashboard.projects.undo import UndoProjects
+from models.dashboard.proof import proof
+from models.dashboard.repairs import REPAIRS
+from models.dashboard.retried import retried
+from models.dashboard.schema import SCHEMA
+from models.dashboard.scopes import FRAGMENTS
+from models.dashboard.sources import SOURCES
+from models.dashboard.subscriptions import Orphans
+from models.dashboard.undo_rest import undo_rest
+from models.dashboard.users.apply import Users
+from models.dashboard.users.replay import ChangedUsers
+from models.dashboard.users.undo import UndoUsers
+from models.dashboard.waiting import waiting
+from models.engine.migration import Migration, Proof, Rule
+from models.engine.retry import Keys
+from models.engine.sample import Sample
+from models.engine.source import Sources
+from models.engine.step import Context, Counts, Scope
+from models.engine.target import Target
+from models.errors import MigrationError
+from models.preflight.obstacles import Obstacle
+from models.settings import Settings
+
+
+class Dashboard(Migration):
+    """Users, GPT subscriptions and projects, to suites, tools, usage logs and credits."""
+
+    first_stage = "organization"
+    replay_stage = "switch"
+    amounts = ("credits_granted",)
+    fragments = FRAGMENTS
+    repairs = REPAIRS
+    checks: ClassVar = {"subscription statuses": statuses}
+    # Measured (docs/scaling.md), and a little more.
+    bytes_a_row = 8_000
+
+    def examine_sources(self, sources: Sources) -> Iterator[MigrationError]:
+        return legacy.examine(sources)
+
+    def misfits(
+        self, connection: Connection, sources: Sources, target: Target, settings: Settings
+    ) -> list[Obstacle]:
+        return fit.find(connection, sources, target, settings.credit_grants)
+
+    def forecast(self, connection: Connection, sources: Sources) -> tuple[dict[str, int], str]:
+        found, is_exact = rejects.quarantine_by_reason(connection, sources)
+        unsure = "malformed JSON cannot be told before the run (PostgreSQL 16 can)"
+        return found, "" if is_exact else unsure
+
+    def sample(self, connection: Connection, sources: Sources) -> Sample:
+        return trial_rows.pick(connection, sources)
+
+    def make_up(self, connection: Connection, sources: Sources, rows: Sample) -> None:
+        trial_rows.make_up(connection, sources, rows)
+
+    def constants(self, settings: Settings) -> dict[str, str]:
+        return {name: str(amount) for name, amount in settings.credit_grants.items()}
+
+    def proof(self, context: Context, entity: str) -> Proof:
+        return proof(context, entity)
+
+    def rule(self, context: Context, entity: str) -> Rule:
+        return rejects.rule(context, entity)
+
+    def waiting(self, context: Context) -> str:
+        return waiting(context)
+
+    def retried(self, context: Context, *, quarantined: bool) -> list[Keys]:
+        return retried(context, quarantined=quarantined)
+
+    def undo_rest(self, context: Context, scope: Scope) -> Counts:
+        return undo_rest(context, scope)
+
+
+MIGRATION = Dashboard(
+    "dashboard",
+    [Organization(), Users(), Orphans(), Projects(), Switch(), Credits()],
+    sources=SOURCES,
+    undo_steps=[UndoProjects(), UndoUsers()],
+    replays=[ChangedUsers(), ChangedProjects()],
+    schema=SCHEMA,
+)

@@ -1,0 +1,39 @@
+"""How the accounting tells that a row of the dashboard is migrated, by the target's rows alone."""
+
+from __future__ import annotations
+
+from models.dashboard import ids
+from models.engine import keys
+from models.engine.migration import Proof
+from models.engine.step import Context
+
+# What each migrated row has, whichever run migrated it: a user the grant (or a before-image, where
+# only the grant is gone: the reconciliation names it), a subscription its tool, a project a value
+# for the new column, a tool where it has a GPT, and an owner who is migrated.
+_JOINS = {
+    "user": 'LEFT JOIN {credit_logs} m ON m.id COLLATE "C" = ({grant_id}) COLLATE "C"',
+    "subscription": 'LEFT JOIN {ai_tools} m ON m.id COLLATE "C" = ({tool_id}) COLLATE "C"',
+    "project": """
+LEFT JOIN {ai_tools} m ON m.id COLLATE "C" = t.active_gpt_id COLLATE "C"
+LEFT JOIN {users} o ON o.id = t.user_id
+LEFT JOIN aside oa ON oa.entity = 'user' AND oa.legacy_key = t.user_id::text COLLATE "C"
+""",
+}
+_IS_MIGRATED = {
+    "user": "(m.id IS NOT NULL OR EXISTS (SELECT FROM migration.before_images i"
+    " WHERE i.entity = 'user' AND i.legacy_key = t.id::text))",
+    "subscription": "m.id IS NOT NULL",
+    "project": "t.is_template IS NOT NULL AND o.id IS NOT NULL AND oa.legacy_key IS NULL"
+    " AND (m.id IS NOT NULL OR btrim(coalesce(t.active_gpt_id, ''), :blanks) = '')",
+}
+
+
+def proof(context: Context, entity: str) -> Proof:
+    """Joins and condition for the rows `t` of one source."""
+    key = context.sources[entity].key.base
+    joins = context.render(
+        _JOINS[entity],
+        grant_id=keys.id_of(ids.GRANT, "t.id", key),
+        tool_id=keys.id_of(ids.SUBSCRIPTION_TOOL, "t.id", key),
+    )
+    return Proof(joins, _IS_MIGRATED[entity])

@@ -1,0 +1,119 @@
+"""Replay: what the application changed while the run was on, brought in line once more, by key.
+
+The same statements as for a page do it, over a list of keys. A change is deleted in the transaction
+that replays it, before its row is read, so whatever is written after that read is captured again.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from sqlalchemy import text
+
+from models.engine import judgement
+from models.engine.source import SourceTable
+from models.engine.step import Context, Counts, Scope, Step, add, only_written
+
+KEYS_A_BATCH = 200
+KEYS_A_ROUND = 50_000
+# After so many rounds the rest waits for the end of the run: the application writes all the time.
+ROUNDS = 4
+
+_FORGET = """
+DELETE FROM migration.changes c
+WHERE c.entity = :entity AND c.legacy_key = ANY(CAST(:keys AS text[]))
+"""
+# Children are judged by their parent, so they are replayed after it.
+_NOTE_CHILDREN = """
+INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
+SELECT '{entity}', {key}::text, {parent}::text, 'UPDATE' FROM {table} t WHERE {scope}
+"""
+
+
+class Replay(Step):
+    """Replays the captured changes of one source, in rounds, until few are left."""
+
+    stage = "switch"
+    takes_lists = True
+    is_verified = False
+    unverified = "the rows of all pages are verified after it, late ones by recheck"
+    # The entities whose changes it replays, and the column of a change that names its keys.
+    changes: ClassVar[tuple[str, ...]] = ()
+    keyed_by: ClassVar[str] = "legacy_key"
+
+    def key_lists(self, context: Context, round_: int) -> list[list[str]]:
+        found = self.pending(context)
+        if round_ >= ROUNDS or (round_ > 0 and len(found) < KEYS_A_BATCH):
+            return []
+        return [found[start : start + KEYS_A_BATCH] for start in range(0, len(found), KEYS_A_BATCH)]
+
+    def pending(self, context: Context) -> list[str]:
+        """The keys with changes that are not replayed yet, in order."""
+        key = self.keyed_by
+        statement = text(
+            f"SELECT DISTINCT c.{key} FROM migration.changes c"
+            f" WHERE c.entity = ANY(:entities) AND c.{key} IS NOT NULL ORDER BY 1 LIMIT :most"
+        )
+        parameters = {"entities": list(self.changes), "most": KEYS_A_ROUND}
+        return list(context.connection.scalars(statement, parameters))
+
+
+class ReplayOf(Replay):
+    """The replay of a source by the steps that page through it, in their order."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        first = steps[0]
+        self.steps = tuple(steps)
+        self.name = f"changed_{first.name}"
+        self.entity, self.queue = first.entity, first.queue
+        self.undone_by, self.irreversible = first.undone_by, first.irreversible
+        self.changes = (first.entity,)  # type: ignore[misc]  # One class for all sources.
+
+    def table(self, context: Context) -> SourceTable | None:
+        return self.steps[0].table(context)
+
+    def prepare(self, context: Context, scope: Scope) -> Counts:
+        parameters = scope.parameters | {"entity": self.entity}
+        context.connection.execute(text(_FORGET), parameters)
+        parent = context.sources[self.entity]
+        for child in context.sources.children(self.entity):
+            note = _NOTE_CHILDREN.format(
+                entity=child.source.entity,
+                key=child.key_of("t"),
+                parent=child.parent_of("t"),
+                table=child.sql,
+                scope=scope.condition(child.parent_of("t"), parent.key.base),
+            )
+            context.connection.execute(text(note), scope.parameters)
+        return _sum(step.prepare(context, scope) for step in self.steps)
+
+    def apply(self, context: Context, scope: Scope) -> Counts:
+        return only_written(_sum(step.apply(context, scope) for step in self.steps))
+
+    def withdraw(self, context: Context, scope: Scope) -> Counts:
+        return _sum(step.withdraw(context, scope) for step in self.steps)
+
+    def recheck(self, context: Context, scope: Scope) -> list[str]:
+        checks = [
+            statement
+            for step in self.steps
+            if step.is_verified
+            for statement in (*step.differences(context, scope), *step.details(context, scope))
+        ]
+        return [*checks, *judgement.of_rows(context, self.entity, scope)]
+
+
+def late(replay: Replay) -> Replay:
+    """The same after the verification: each batch verifies its own rows."""
+    found = type(f"Late{type(replay).__name__}", (type(replay),), {})
+    made: Replay = object.__new__(found)
+    vars(made).update(vars(replay))
+    made.name = replay.name.replace("changed_", "late_")
+    made.stage, made.is_late = "finish", True
+    return made
+
+
+def _sum(found: Any) -> Counts:
+    return functools.reduce(add, found, Counts())

@@ -1,0 +1,68 @@
+"""The target schema of a migration, as its author declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from models.engine.source import Sources
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A foreign key that the finished schema has, and its action when the other row goes."""
+
+    table: str
+    column: str
+    refers_to: str
+    on_delete: str
+
+
+class RawType(sa.types.UserDefinedType[Any]):
+    """A column type given by its SQL text, as the catalog prints it: that of a source's key."""
+
+    cache_ok = True
+
+    def __init__(self, sql: str) -> None:
+        self.sql = sql
+
+    def get_col_spec(self, **_: Any) -> str:
+        return self.sql
+
+
+def _nothing(sources: Sources) -> sa.MetaData:
+    return sa.MetaData(schema=sources.first.schema)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Tables that are created or adopted, columns that sources get, and what closes the schema.
+
+    `declare` gives them for the sources as found, in the schema of the first source. A declared
+    table that has a source's plural holds the columns that are added to that source. Foreign keys
+    and second indexes are left out of it: they come after the load.
+    """
+
+    declare: Callable[[Sources], sa.MetaData] = _nothing
+    # The tables that are created, in order, and enums with their labels.
+    tables: tuple[str, ...] = ()
+    enums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    references: tuple[Reference, ...] = ()
+    # (table, column): indexes that every batch needs, so they are there from the start.
+    early_indexes: tuple[tuple[str, str], ...] = ()
+    # By source, the columns that get a default and NOT NULL, with the default's SQL.
+    defaults: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    # Columns that the migration leaves to their default, and by table those written as null.
+    never_written: tuple[str, ...] = ()
+    written_as_null: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # By table, the unique columns that an insert meets an existing row on; `id` otherwise.
+    conflict_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # Text columns that may hold a key of this entity instead: null is written there.
+    actor_columns: Mapping[str, str] = field(default_factory=dict)
+    # Tables that a run never fills.
+    never_filled: tuple[str, ...] = ()
+    # Privileges that a run needs on a table, where it needs fewer than all.
+    privileges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
