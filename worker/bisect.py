@@ -69,6 +69,8 @@ class _Trial:
 
     def __init__(self, context: Context, step: Step) -> None:
         self._context, self._step = context, step
+        self._plural = context.migration.plural(step.entity)
+        self._part_plural = context.migration.plural(step.part_entity)
         self._has_failed = False
         self._rejected: list[tuple[str, Sequence[str], str, MigrationError]] = []
         # The whole batch once it has failed: a part of its rows has that part of the time.
@@ -164,15 +166,15 @@ class _Trial:
             except (BadRow, TooBig) as alone:
                 error = alone
         self._refuse(step.entity, scope.keys or (), error, lambda: self._rows_after(scope))
-        counts = {f"{step.entity}s": {"total": 1, "quarantined": 1}}
+        counts = {self._plural: {"total": 1, "quarantined": 1}}
         if hanging:
             self._rejected.append((step.part_entity, hanging, OWNER_QUARANTINED, error))
-            counts[f"{step.part_entity}s"] = {"total": len(hanging), "quarantined": len(hanging)}
+            counts[self._part_plural] = {"total": len(hanging), "quarantined": len(hanging)}
         return counts
 
     def _parts(self, scope: Scope, parts: Sequence[str], error: MigrationError) -> Counts:
         """The dependents of one row, down to the one that fails. The row itself has passed."""
-        name = f"{self._step.entity}s"
+        name = self._plural
         if len(parts) == 1:
             try:
                 counts = self.run(scope.with_parts(parts), 1)
@@ -183,7 +185,7 @@ class _Trial:
                     alone,
                     lambda: self._parts_after(scope, parts[0]) + self._rows_after(scope),
                 )
-                return {f"{self._step.part_entity}s": {"total": 1, "quarantined": 1}}
+                return {self._part_plural: {"total": 1, "quarantined": 1}}
         else:
             counts = self._both(
                 parts, error, scope.with_parts, lambda half, why: self._parts(scope, half, why)

@@ -18,7 +18,7 @@ from models.dashboard.schema import ENUMS
 from models.dashboard.users.apply import assigned_by, is_active, preferences
 from models.engine import keys
 from models.engine.repair import Change, Repair
-from models.engine.rollback import LOCK
+from models.engine.rollback import lock_rows
 from models.engine.step import Context, Scope
 
 COLUMNS = ("table", "key", "column", "before", "after")
@@ -215,9 +215,7 @@ def credits(context: Context, scope: Scope, *, force: bool = False) -> list[Chan
     if not only.keys:
         return []
     # Locked before the statement takes its snapshot, so that balance and log belong together.
-    users = context.sources.users
-    in_scope = only.condition("u.id", users.columns["id"].base)
-    context.execute(LOCK, only, table=users.sql, scope=in_scope)
+    lock_rows(context, context.sources.users, only)
     return _changes(context, _CREDITS, only, forced=force)
 
 

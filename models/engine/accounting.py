@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from models.engine import judgement
 from models.engine.step import Context, Counts, Scope, Step
+from models.engine.verification import store
 from models.ledger.tables import VERIFICATION
 
 # Of each table: enough to see what they have in common. A retry stores them all.
@@ -111,12 +112,13 @@ class Accounting(Step):
     queue = "migration.verify"
 
     def items(self, context: Context) -> list[str]:
-        return [*context.sources, "quarantine"]
+        return [*context.migration.counted, "quarantine"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         if scope.keys == ("quarantine",):
             found = judgement.judge(context)
-            return {"quarantine": found, "differences": found["wrong"]}
+            strays = store(context, VERIFICATION, context.migration.whole(context), scope)
+            return {"quarantine": found, "differences": found["wrong"] + strays}
         counted, lost = account(context, scope.keys or ())
         return {"accounted": counted, "unaccounted": lost, "differences": lost}
 
@@ -132,7 +134,7 @@ def account(
     counted: Counts = {}
     lost = 0
     for row in _read(
-        context, entities or tuple(context.sources), None if stores_all else MOST_KEYS
+        context, entities or context.migration.counted, None if stores_all else MOST_KEYS
     ):
         counted[context.sources[row.entity].source.plural] = {
             name: getattr(row, name) for name in ("total", "migrated", "quarantined")
@@ -212,7 +214,7 @@ class Totals(Step):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         as_before = context.connection.scalar(
-            _AS_BEFORE, {"run_id": context.run_id, "tables": len(context.sources)}
+            _AS_BEFORE, {"run_id": context.run_id, "tables": len(context.migration.counted)}
         )
         if as_before is not None:
             return {"final": as_before}

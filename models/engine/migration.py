@@ -8,13 +8,15 @@ verification, and the finish with the cutover.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from models.engine import current, retry, source
+from models.engine import current, expects, retry, source
 from models.engine.accounting import Accounting, Totals
+from models.engine.authored import Authored, UndoOf
 from models.engine.capture import Capture, Release
 from models.engine.constraints import Contract, Keys
 from models.engine.cutover import Settle
@@ -27,7 +29,7 @@ from models.engine.rollback import Loosen, Tidy, UndoRest
 from models.engine.sample import Sample, pick
 from models.engine.schema import Schema
 from models.engine.source import Source, Sources
-from models.engine.step import CONTROL, VERIFY, Context, Counts, Scope, Step
+from models.engine.step import CONTROL, VERIFY, Context, Counts, Scope, Step, add
 from models.engine.target import Target
 from models.errors import MigrationError, Misconfigured
 from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION
@@ -84,22 +86,44 @@ class Migration:
         sources: Sequence[Source] = (),
         undo_steps: Sequence[Step] = (),
         replays: Sequence[Replay] = (),
-        schema: Schema | None = None,
+        schema: Schema | sa.MetaData | None = None,
     ) -> None:
         self.name = name
         self.authored = tuple(steps)
-        declared = [step.source for step in steps if step.source is not None]
-        self.sources = tuple(sources) or tuple(dict.fromkeys(declared))
-        self.schema = schema or Schema()
+        of_steps = [step.source for step in steps if step.source is not None]
+        # A step may know more of its source than a list does.
+        declared = {source.entity: source for source in sources}
+        self.sources = tuple((declared | {each.entity: each for each in of_steps}).values())
+        self.schema = self._complete(schema)
+        undone = [each for each in steps if isinstance(each, Authored) and each.has_undo]
+        derived = [UndoOf(each) for each in reversed(undone)]
+        for each in derived:
+            each.step.undone_by = each.name
+        self.undo_steps: list[Step] = [Loosen(), *undo_steps, *derived, UndoRest(), Tidy()]
         self.replays = tuple(replays) or tuple(self._derive_replays())
-        self.undo_steps: list[Step] = [Loosen(), *undo_steps, UndoRest(), Tidy()]
         self.steps = self._arrange()
 
+    def _complete(self, schema: Schema | sa.MetaData | None) -> Schema:
+        """The schema, with the tables that steps write and nobody declares as adopted ones."""
+        if isinstance(schema, sa.MetaData):
+            schema = Schema.of(schema, self.sources)
+        schema = schema or Schema()
+        known = {*schema.tables, *(source.plural for source in self.sources)}
+        written = [
+            name
+            for step in self.authored
+            if isinstance(step, Authored)
+            for name in (*step.written, *(expect.table for expect in step.expects))
+        ]
+        adopted = tuple(name for name in dict.fromkeys(written) if name not in known)
+        return replace(schema, adopted=adopted)
+
     def _derive_replays(self) -> Iterator[Replay]:
+        parents = {each.parent for each in self.sources}
         for each in self.sources:
-            steps = [step for step in self.authored if step.source == each]
-            if steps:
-                replay = ReplayOf(steps)
+            steps = [s for s in self.authored if s.source and s.source.entity == each.entity]
+            if steps or each.entity in parents:
+                replay = ReplayOf(each, steps)
                 replay.stage = self.replay_stage
                 yield replay
 
@@ -144,6 +168,14 @@ class Migration:
                     f"The migration {self.name} has two steps named {name}",
                     hint="Give one of them another name.",
                 )
+        for step in self.authored:
+            if isinstance(step, Authored) and not step.expects:
+                raise Misconfigured(
+                    f"The step {step.name} does not say what must be there after it",
+                    hint=f"Write in class {type(step).__name__}: expects = [Expect('table',"
+                    " 'SELECT s.id AS source_key, ... FROM {source} s WHERE ...')]. A rule that"
+                    " nobody says a second time cannot be verified.",
+                )
         require_declared(self.steps, self.undo_steps)
 
     # The steps and their stages.
@@ -183,6 +215,16 @@ class Migration:
         """The queues of all steps, with those of the verification and of the engine itself."""
         names = dict.fromkeys(step.queue for step in self.authored if step.queue != CONTROL)
         return [*names, *(name for name in (VERIFY, CONTROL) if name not in names)]
+
+    @property
+    def counted(self) -> list[str]:
+        """The entities that a step migrates, in order: the others are parents only."""
+        return [s.entity for s in self.sources if any(x.entity == s.entity for x in self.authored)]
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The target tables that a run writes, by name."""
+        return (*self.schema.tables, *self.schema.adopted)
 
     def plural(self, entity: str) -> str:
         """The word for many rows of an entity."""
@@ -234,18 +276,57 @@ class Migration:
 
     def proof(self, context: Context, entity: str) -> Proof:
         """How the accounting tells that a row is migrated, by rows of the target alone."""
-        raise NotImplementedError
+        joins, conditions = [], []
+        for number, step in enumerate(self._of(entity)):
+            table = context.sources[entity]
+            found = list(expects.joins(context, table, step.expects, f"x{number}_"))
+            joins += [join for join, _ in found]
+            there = [f"coalesce({column}, true)" for _, column in found]
+            if step.accepts:
+                accepted = expects.fill(context, step.accepts, table)
+                there.append(f"(SELECT ({accepted}) IS TRUE FROM (SELECT t.*) AS s)")
+            else:
+                there.append(" OR ".join(f"{column} IS NOT NULL" for _, column in found))
+            conditions += [f"({each})" for each in there]
+        return Proof("\n".join(joins), " AND ".join(conditions) or "true")
 
     def rule(self, context: Context, entity: str) -> Rule:
         """Why a row of the entity is bad: the verification judges the quarantine with it."""
-        raise NotImplementedError
+        table = context.sources[entity]
+        good = [
+            expects.good(context, table, step.expects, step.accepts) for step in self._of(entity)
+        ]
+        bad = f"CASE WHEN NOT ({' AND '.join(good) or 'true'}) THEN 'bad' END"
+        return Rule(f"{table.sql} s", "s", bad)
+
+    def _of(self, entity: str) -> list[Authored]:
+        return [s for s in self.authored if isinstance(s, Authored) and s.entity == entity]
 
     def waiting(self, context: Context) -> str:
         """SQL for what differs only because a change is not replayed yet, of the rows `found`.
 
         Columns: entity, legacy_key, target_table.
         """
-        raise NotImplementedError
+        statements = [_WAITING]
+        for table in context.sources.values():
+            if table.source.parent:
+                names = {"entity": table.source.entity, "parent": table.source.parent}
+                key = context.sources.key_named(table.source.entity, "f.legacy_key")
+                statements.append(
+                    _PARENT_WAITING.format(
+                        **names,
+                        table=table.sql,
+                        own=table.key_of("t"),
+                        key=key,
+                        owner=table.parent_of("t"),
+                    )
+                )
+        return "\nUNION ALL\n".join(statements)
+
+    def whole(self, context: Context) -> list[str]:
+        """Statements over whole tables that select differences, run once after all pages."""
+        steps = [step for step in self.authored if isinstance(step, Authored)]
+        return [statement for step in steps for statement in step.whole(context)]
 
     def retried(self, context: Context, *, quarantined: bool) -> list[retry.Keys]:
         """The keys that a retry gives to each step."""
@@ -258,4 +339,20 @@ class Migration:
 
     def undo_rest(self, context: Context, scope: Scope) -> Counts:
         """Undo what no page reaches, at the end of a rollback."""
-        return {}
+        counts: Counts = {}
+        for step in reversed(self.authored):
+            if isinstance(step, Authored) and step.has_undo:
+                counts = add(counts, step.undo(context, None))
+        return counts
+
+
+_WAITING = """
+SELECT f.entity, f.legacy_key, f.target_table FROM found f
+JOIN migration.changes c ON c.entity = f.entity AND c.legacy_key = f.legacy_key
+"""
+_PARENT_WAITING = """
+SELECT f.entity, f.legacy_key, f.target_table FROM found f
+JOIN {table} t ON {own} = {key}
+JOIN migration.changes c ON c.entity = '{parent}' AND c.owner_key = {owner}::text
+WHERE f.entity = '{entity}'
+"""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from sqlalchemy import text
 
 from models.engine import judgement
-from models.engine.source import SourceTable
+from models.engine.source import Source
 from models.engine.step import Context, Counts, Scope, Step, add, only_written
 
 KEYS_A_BATCH = 200
@@ -61,18 +61,20 @@ class Replay(Step):
 
 
 class ReplayOf(Replay):
-    """The replay of a source by the steps that page through it, in their order."""
+    """The replay of a source by the steps that page through it, in their order.
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        first = steps[0]
-        self.steps = tuple(steps)
-        self.name = f"changed_{first.name}"
-        self.entity, self.queue = first.entity, first.queue
-        self.undone_by, self.irreversible = first.undone_by, first.irreversible
-        self.changes = (first.entity,)  # type: ignore[misc]  # One class for all sources.
+    A source without a step of its own is the parent of another one, whose rows are replayed then.
+    """
 
-    def table(self, context: Context) -> SourceTable | None:
-        return self.steps[0].table(context)
+    def __init__(self, source: Source, steps: Sequence[Step]) -> None:
+        self.steps, self.source, self.entity = tuple(steps), source, source.entity
+        self.name = f"changed_{source.plural}"
+        if steps:
+            self.queue = steps[0].queue
+            self.undone_by, self.irreversible = steps[0].undone_by, steps[0].irreversible
+        else:
+            self.irreversible = "it writes nothing"
+        self.changes = (source.entity,)  # type: ignore[misc]  # One class for all sources.
 
     def prepare(self, context: Context, scope: Scope) -> Counts:
         parameters = scope.parameters | {"entity": self.entity}
@@ -90,7 +92,15 @@ class ReplayOf(Replay):
         return _sum(step.prepare(context, scope) for step in self.steps)
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        return only_written(_sum(step.apply(context, scope) for step in self.steps))
+        found = []
+        for step in self.steps:
+            found.append(step.apply(context, scope))
+            # Before the rows are verified, which a late replay does in the same transaction.
+            step.resolve(context, scope)
+        return only_written(_sum(found))
+
+    def resolve(self, context: Context, scope: Scope) -> None:
+        """Each step closes what it has migrated itself."""
 
     def withdraw(self, context: Context, scope: Scope) -> Counts:
         return _sum(step.withdraw(context, scope) for step in self.steps)

@@ -20,14 +20,15 @@ from models.engine.indexes import (
     drop_helpers,
     is_ours,
 )
+from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, Step
 from models.postgres.catalog import quote
 
 # The rows of a page are locked before the statements take their snapshots: what those find
 # unchanged stays so until the commit. Waits in key order.
-LOCK = """
+_LOCK = """
 SELECT count(*) FROM (
-  SELECT FROM {table} u WHERE {scope} ORDER BY u.id FOR NO KEY UPDATE) AS locked
+  SELECT FROM {table} t WHERE {scope} ORDER BY {key} FOR NO KEY UPDATE) AS locked
 """
 NOTE = "INSERT INTO migration.conflicts (run_id, kind, table_name, row_key, detail, holds)"
 
@@ -50,6 +51,12 @@ FROM (SELECT max(r.id) AS id FROM migration.runs r
 WHERE q.run_id = :run_id AND earlier.id IS NOT NULL;
 DELETE FROM migration.quarantine q WHERE q.run_id = :run_id
 """)
+
+
+def lock_rows(context: Context, table: SourceTable, scope: Scope) -> None:
+    """Lock the source rows of a page until the commit."""
+    lock = _LOCK.format(table=table.sql, scope=scope.of(table), key=table.key_of("t"))
+    context.connection.execute(text(lock), scope.parameters)
 
 
 def note_refused(context: Context, table: str, keys: Sequence[str]) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
-from models.engine.source import Sources
+from models.engine.source import Source, Sources
+from models.errors import Incompatible
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,18 @@ class Reference:
     column: str
     refers_to: str
     on_delete: str
+
+
+class KeyOf(sa.types.UserDefinedType[Any]):
+    """The column type of an entity's key, in tables that a migration declares."""
+
+    cache_ok = True
+
+    def __init__(self, entity: str) -> None:
+        self.entity = entity
+
+    def get_col_spec(self, **_: Any) -> str:
+        raise Incompatible(f"The key type of {self.entity} is known from the database only")
 
 
 class RawType(sa.types.UserDefinedType[Any]):
@@ -62,7 +75,52 @@ class Schema:
     conflict_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # Text columns that may hold a key of this entity instead: null is written there.
     actor_columns: Mapping[str, str] = field(default_factory=dict)
+    # Tables that must be there already.
+    adopted: tuple[str, ...] = ()
     # Tables that a run never fills.
     never_filled: tuple[str, ...] = ()
     # Privileges that a run needs on a table, where it needs fewer than all.
     privileges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, metadata: sa.MetaData, sources: Sequence[Source]) -> Schema:
+        """A schema from plain tables: foreign keys of one column are added after the load."""
+        plurals = {source.plural for source in sources}
+        tables = [table for table in metadata.sorted_tables if table.name not in plurals]
+
+        def declare(found: Sources) -> sa.MetaData:
+            declared = sa.MetaData(schema=found.first.schema)
+            for table in metadata.sorted_tables:
+                columns = [_column(column, found) for column in table.columns]
+                sa.Table(table.name, declared, *columns)
+            return declared
+
+        references = tuple(
+            Reference(
+                table.name,
+                key.parent.name,
+                key.target_fullname.rpartition(".")[0].rpartition(".")[2],
+                key.ondelete or "NO ACTION",
+            )
+            for table in tables
+            for key in sorted(table.foreign_keys, key=lambda key: str(key.parent.name))
+        )
+        return cls(
+            declare=declare, tables=tuple(table.name for table in tables), references=references
+        )
+
+
+def _column(column: sa.Column[Any], sources: Sources) -> sa.Column[Any]:
+    kind = column.type
+    if isinstance(kind, KeyOf):
+        kind = RawType(sources[kind.entity].key.type)
+    given = column.server_default
+    default: Any = given.arg if isinstance(given, sa.DefaultClause) else None
+    return sa.Column(
+        column.name,
+        kind,
+        primary_key=column.primary_key,
+        nullable=column.nullable,
+        unique=column.unique,
+        server_default=default,
+    )

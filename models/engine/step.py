@@ -361,7 +361,7 @@ def counts(row: Any) -> Counts:
     found, migration = row._mapping, current.migration()
     return (
         entities(row)
-        | {"rows": {name: found[name] for name in migration.schema.tables if name in found}}
+        | {"rows": {name: found[name] for name in migration.written if name in found}}
         | {name: str(found.get(name, 0)) for name in migration.amounts}
     )
 

@@ -45,7 +45,8 @@ class Target:
 def read(connection: Connection, schema: Schema, sources: Sources) -> Target:
     """The target tables as they stand, in the schema of the first source."""
     home = sources.first.schema
-    names = {f"{quote(home)}.{quote(name)}": name for name in schema.tables}
+    wanted = (*schema.tables, *schema.adopted)
+    names = {f"{quote(home)}.{quote(name)}": name for name in wanted}
     found = read_tables(connection, list(names))
     tables = {names[qualified]: table for qualified, table in found.items()}
     return Target(home, {**tables, **sources.by_plural})
@@ -63,6 +64,12 @@ def examine(
     connection: Connection, schema: Schema, sources: Sources, target: Target
 ) -> Iterator[MigrationError]:
     """Every name, column, type and key of what exists already that does not fit."""
+    for name in schema.adopted:
+        if name not in target.tables:
+            yield Incompatible(
+                f"The table {target.schema}.{name} does not exist",
+                hint="Create it, or declare it in the migration's schema.",
+            )
     found_tables = {name: target.tables[name] for name in schema.tables if name in target.tables}
     try:
         taken.require_plain(connection, schema, target.schema, found_tables)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -85,4 +85,31 @@ def images_of(alias: str, table: SourceTable, scope: Scope) -> str:
     own = scope.of(table)
     return (
         f"{alias}.legacy_key IN (SELECT {table.key_of('t')}::text FROM {table.sql} t WHERE {own})"
+    )
+
+
+# One statement, so that what differs and what waits are of one snapshot: where another batch
+# replays a change at this moment, either both its rows and its change are as before, or neither.
+_STORE = """
+WITH found (kind, entity, legacy_key, target_table, detail) AS MATERIALIZED ({statement}),
+waiting (entity, legacy_key, target_table) AS ({waiting})
+INSERT INTO migration.differences
+  (run_id, stage, batch_id, kind, entity, legacy_key, target_table, detail)
+SELECT :run_id, :stage, :batch_id, f.* FROM found f
+WHERE NOT EXISTS (
+  SELECT FROM waiting x WHERE x.entity = f.entity AND x.legacy_key = f.legacy_key
+    AND x.target_table = f.target_table)
+ON CONFLICT DO NOTHING
+"""
+
+
+def store(context: Context, stage: str, statements: Iterable[str], scope: Scope) -> int:
+    """Store what the statements select and what no change explains; returns how many."""
+    waiting = context.migration.waiting(context)
+    parameters = context.parameters | {"stage": stage} | scope.parameters
+    return sum(
+        context.connection.execute(
+            text(_STORE.format(statement=statement, waiting=waiting)), parameters
+        ).rowcount
+        for statement in statements
     )

@@ -241,6 +241,17 @@ before_images = sa.Table(
     # The values that were not null before the run wrote; `kept` names those that it left alone.
     sa.Column("was", pg.JSONB, nullable=False),
 )
+# The target rows that declared steps create, each with a hash of what was written.
+created_rows = sa.Table(
+    "created_rows",
+    metadata,
+    sa.Column("entity", sa.Text, primary_key=True),
+    sa.Column("source_key", sa.Text, primary_key=True),
+    sa.Column("table_name", sa.Text, primary_key=True),
+    sa.Column("row_key", sa.Text, primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    sa.Column("row_hash", sa.BigInteger, nullable=False),
+)
 # What a rollback kept, since somebody had changed it, or hung a row of theirs on it.
 conflicts = sa.Table(
     "conflicts",

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
+from models.engine import target as target_tables
 from models.engine.replay import Replay
 from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Scope, Step
@@ -146,6 +147,10 @@ def copy_table(connection: Connection, original: Table, name: str) -> None:
 def _copy(connection: Connection, sources: Sources, settings: Settings, rows_: int) -> Settings:
     """Copy a sample of rows without a parent, and their children; the settings of the copies."""
     copies = make_copies(connection, sources, settings)
+    schema = current.migration().schema
+    target = target_tables.read(connection, schema, sources)
+    for name in schema.adopted:
+        copy_table(connection, target.table(name), name)
     for name, table in sources.by_plural.items():
         if table.source.parent:
             continue

@@ -162,7 +162,9 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
 
 def _probe(connection: Connection, sources: Sources, found: Trial) -> None:
     """An UPDATE of no row: what the server refuses for the table itself, whatever its rows are."""
-    for table, column in ((t, c) for t in sources.values() for c in t.source.writes[:1]):
+    written = [table for table in sources.values() if table.source.writes]
+    for table in written:
+        column = next((c for c in table.source.writes if c in table.columns), table.source.key)
         sql, name = table.sql.replace("%", "%%"), quote(column)
         try:
             with connection.begin_nested():
@@ -185,7 +187,7 @@ def _copy(
 ) -> Settings:
     """Copies of the legacy tables with the rows of the trial, and of what would be adopted."""
     copies = rehearsal.make_copies(connection, sources, settings)
-    for name in current.migration().schema.tables:
+    for name in current.migration().written:
         if name in target.tables:
             rehearsal.copy_table(connection, target.tables[name], name)
     for name, table in sources.by_plural.items():

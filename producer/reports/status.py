@@ -253,7 +253,7 @@ def _count(connection: Connection, run: Any, report: RunReport) -> None:
         waiting_for_retry=counts.get((VERIFICATION, "waiting"), 0),
     )
     report.reconciliation = Reconciliation(
-        state=by_name[RECONCILIATION].state,
+        state=by_name[RECONCILIATION].state if RECONCILIATION in by_name else "pending",
         users_checked=counts.get((RECONCILIATION, "users_checked"), 0),
         discrepancies=max(
             counts.get((RECONCILIATION, "discrepancies"), 0), stored.get(RECONCILIATION, 0)

@@ -96,8 +96,8 @@ def note_gaps(context: Context, stage: str) -> None:
             note = text(statement.format(table=table.sql, key=table.key_of("t"), gap=gap.of(table)))
             context.connection.execute(note, values | gap.parameters)
     if stage == VERIFICATION:
-        tables = list(context.sources.by_plural)
-        entities = list(context.sources)
+        entities = context.migration.counted
+        tables = [context.sources[entity].source.plural for entity in entities]
         context.connection.execute(
             _SHORT, {"run_id": context.run_id, "tables": tables, "entities": entities}
         )

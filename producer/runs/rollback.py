@@ -212,7 +212,11 @@ def _open(connection: Connection, run: Any, force: bool) -> None:
         connection.execute(sa.update(stages).where(*mine).values(state="pending", **anew))
     for step in current.migration().steps:
         if step.irreversible:
-            values = {"run_id": run.id, "step": step.name, "entities": f"{step.entity}s"}
+            values = {
+                "run_id": run.id,
+                "step": step.name,
+                "entities": current.migration().plural(step.entity),
+            }
             connection.execute(_IRREVERSIBLE, values)
 
 

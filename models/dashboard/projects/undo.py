@@ -8,7 +8,7 @@ from typing import Any
 from models.dashboard import ids
 from models.dashboard.sources import PROJECTS
 from models.engine import keys
-from models.engine.rollback import LOCK, NOTE, note_refused
+from models.engine.rollback import NOTE, lock_rows, note_refused
 from models.engine.step import Context, Counts, Scope, Step
 
 # A project that somebody pointed at another one's tool keeps that tool.
@@ -75,9 +75,7 @@ class UndoProjects(Step):
     entity = "project"
 
     def prepare(self, context: Context, scope: Scope) -> Counts:
-        key = context.sources.projects.columns["id"].base
-        table = context.sources.projects.sql
-        context.execute(LOCK, scope, table=table, scope=scope.condition("u.id", key))
+        lock_rows(context, context.sources.projects, scope)
         return {}
 
     def apply(self, context: Context, scope: Scope) -> Counts:

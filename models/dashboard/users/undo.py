@@ -18,7 +18,7 @@ from models.dashboard.sources import USERS
 from models.dashboard.tools import remove_tools
 from models.dashboard.users.apply import assigned_by, is_active, preferences
 from models.engine import keys
-from models.engine.rollback import LOCK, NOTE, note_refused
+from models.engine.rollback import NOTE, lock_rows, note_refused
 from models.engine.step import Context, Counts, Scope, Step, add, counts
 from models.postgres.catalog import Table, quote
 
@@ -235,9 +235,7 @@ class UndoUsers(Step):
     entity = "user"
 
     def prepare(self, context: Context, scope: Scope) -> Counts:
-        users = context.sources.users
-        in_scope = scope.condition("u.id", users.columns["id"].base)
-        context.execute(LOCK, scope, table=users.sql, scope=in_scope)
+        lock_rows(context, context.sources.users, scope)
         return {}
 
     def apply(self, context: Context, scope: Scope) -> Counts:
