@@ -309,15 +309,17 @@ class Copy(Authored):
         """The target tables that it inserts into."""
         return tuple(dict.fromkeys(each.table for each in self.inserts))
 
-    def repeated_rules(self, context: Context) -> list[str]:
+    def repeated_rules(self) -> list[str]:
         """Columns whose rule `expects` repeats word for word."""
-        source = self._source(context)
         expressions = {
-            f"{each.table}.{name}": _sql(expression, source)
+            f"{each.table}.{name}": value
             for each in self.inserts
-            for name, expression in each.columns.items()
-            if isinstance(expression, str)
+            for name, value in each.columns.items()
+            if isinstance(value, str)
         }
+        if self.fills is not None:
+            filled = self.fills.columns.items()
+            expressions |= {f"{self.source.plural}.{n}": v for n, v in filled if isinstance(v, str)}
         return verifying.repeats(expressions, self.expects)
 
     def _source(self, context: Context) -> SourceTable:

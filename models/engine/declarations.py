@@ -16,7 +16,7 @@ def require_declared(steps: Sequence[Step], undo_steps: Sequence[Step]) -> None:
         for problem in _problems(step, undoing):
             raise Misconfigured(
                 f"The step {step.name} {problem}",
-                hint=f"Write it in class {type(step).__name__}: see docs/add-a-step.md.",
+                hint=f"Write it in class {type(step).__name__}: see docs/your-own-migration.md.",
             )
 
 

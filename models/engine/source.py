@@ -46,7 +46,8 @@ class Source:
     requires: tuple[str, ...] = ()
     # Columns that target rows are made from: a change of another one is not captured.
     reads: tuple[str, ...] = ()
-    # Columns that decide whether a row is bad: a change of one asks for a retry.
+    # Columns that decide whether a row is bad: a change of one asks for a retry. Those that are
+    # read, or else all columns, where there are none.
     judged_by: tuple[str, ...] = ()
     # Columns of this table that the migration itself writes.
     writes: tuple[str, ...] = ()
@@ -142,11 +143,8 @@ class Sources(Mapping[str, SourceTable]):
         that it was judged by, has changed since.
         """
         table = self[entity]
-        texts = [
-            f"{alias}.{quote(column)}::text"
-            for column in table.source.judged_by
-            if column in table.columns
-        ]
+        judged_by = table.source.judged_by or table.source.reads or tuple(table.columns)
+        texts = [f"{alias}.{quote(c)}::text" for c in judged_by if c in table.columns]
         parent = self.parent(table)
         if parent is not None:
             there = [c for c in parent.source.judged_by if c in parent.columns]

@@ -156,6 +156,7 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
     look("clock", _clock)
     on_legacy("disk of the database", _database_disk)
     found.append(obstacle_rows.try_out(engine, settings, [*found[:2], *rows]))
+    found += obstacle_rows.play_examples(engine, settings, found)
     return found
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
+from models.engine.copy import Copy
 from models.errors import MigrationError, TooBig, Transient
 from models.messages import Check
 from models.postgres.database import classify
@@ -15,7 +16,7 @@ from models.postgres.rows import estimate
 from models.preflight.examine import Preflight
 from models.preflight.obstacles import CONSTRAINTS, LEGACY, PRIVILEGES, TARGET, Obstacle
 from models.settings import Settings
-from producer.checks import trial
+from producer.checks import examples, trial
 from producer.schema import upgrade
 
 SKIPPED = "skipped: see "
@@ -113,3 +114,26 @@ def _target(found: Preflight) -> str:
     if adopted:
         return f"{adopted} are there and fit, {len(wanted) - adopted} are created"
     return f"{len(wanted)} are created"
+
+
+def play_examples(engine: Engine, settings: Settings, before: Sequence[Check]) -> list[Check]:
+    """The rows of the steps' examples, and of rules that are verified by themselves."""
+    steps = [step for step in current.migration().authored if isinstance(step, Copy)]
+    if not steps:
+        return []
+    if any(check.verdict == "failed" for check in before):
+        return [skipped(name, "what has failed") for name in ("examples", "expectations")]
+    wrong = examples.play(engine, settings)
+    played = Check(name="examples", verdict="ok", found=f"{examples.count()} come out as they say")
+    if wrong:
+        played.verdict, played.found = "failed", "; ".join(wrong)
+        played.hint = "Correct the step or its example."
+    repeated = [each for step in steps for each in step.repeated_rules()]
+    said = Check(name="expectations", verdict="ok", found="rules are said in other words")
+    if repeated:
+        said.verdict, said.found = "warning", f"repeat the rule of: {', '.join(repeated)}"
+        said.hint = (
+            "A mistake in such a rule verifies itself. Say it in other words in expects: from the"
+            " specification, not from the step."
+        )
+    return [played, said]

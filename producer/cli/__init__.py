@@ -6,10 +6,10 @@ import sys
 
 import click
 
-from producer.cli import backup, checks, repair, runs, schema, showing
+from producer.cli import backup, checks, new, repair, runs, schema, showing
 from producer.cli.command import cli, console
 
-__all__ = ["backup", "checks", "cli", "main", "repair", "runs", "schema", "showing"]
+__all__ = ["backup", "checks", "cli", "main", "new", "repair", "runs", "schema", "showing"]
 
 
 def main() -> None:
