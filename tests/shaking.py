@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
-from models.engine import catch_up
+from models.engine import replay
 from models.engine.cutover import Settle
 from models.ledger import identity
 from models.ledger.tables import VERIFICATION, WORKED_ON, batches, stages
@@ -248,8 +248,8 @@ def _has_begun(connection: Connection, run_id: str, stage: str) -> bool:
 def _few_keys_a_batch() -> Iterator[None]:
     """Batches of a few keys, each worker thread with a catalog of its own, and no messages."""
     with (
-        mock.patch.object(catch_up, "KEYS_A_BATCH", KEYS_A_BATCH),
-        mock.patch.object(catch_up, "ROUNDS", 2),
+        mock.patch.object(replay, "KEYS_A_BATCH", KEYS_A_BATCH),
+        mock.patch.object(replay, "ROUNDS", 2),
         mock.patch.object(batch, "_catalogs", _Catalogs()),
         mock.patch.object(advance, "publish_window", lambda window: None),
     ):

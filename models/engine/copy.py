@@ -21,6 +21,7 @@ from models.engine.step import Context, Counts, Scope, add
 from models.errors import Misconfigured
 from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, SET_ASIDE_AGAIN
 from models.postgres.catalog import Table, literal, quote
+from models.postgres.keys import key_cast
 
 # SQL of an author, over the source row `s`; or what gives it for the source as found.
 Expression = str | Callable[[SourceTable], str]
@@ -451,8 +452,10 @@ class Copy(Authored):
         """A SELECT of what an Insert makes of the good rows `rows`, with the source row's key."""
         table = context.target.table(insert.table)
         columns = {name: _sql(value, source) for name, value in insert.columns.items()}
+        # Without a length, so that what is too long is refused and not cut.
         chosen = ", ".join(
-            f"({verifying.fill(context, value)}) AS {quote(name)}"
+            f"CAST(({verifying.fill(context, value)}) AS {key_cast(table.columns[name].base)})"
+            f" AS {quote(name)}"
             for name, value in columns.items()
         )
         base = table.columns[insert.key].base

@@ -21,8 +21,8 @@ from models.postgres.catalog import Table, literal, quote
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 # {id:a}: the derived id of kind `a` of the source row `s`.
 _ID = re.compile(r"\{id:(\w)\}")
-# A lone colon before a word would begin a bound parameter; these are bound.
-_COLON = re.compile(r"(?<![:\w]):(?!run_id\b|own_run\b|blanks\b)(?=\w)")
+# What SQLAlchemy's text() takes for a bound parameter, but for those that are bound.
+_COLON = re.compile(r"(?<![:\w\\]):(?!(?:run_id|own_run|blanks)\b)(?=\w+(?![:\w]))")
 SOURCE_KEY = "source_key"
 
 

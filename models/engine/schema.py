@@ -86,11 +86,11 @@ class Schema:
     def of(cls, metadata: sa.MetaData, sources: Sequence[Source]) -> Schema:
         """A schema from plain tables: foreign keys of one column are added after the load."""
         plurals = {source.plural for source in sources}
-        tables = [table for table in metadata.sorted_tables if table.name not in plurals]
+        tables = [table for table in metadata.tables.values() if table.name not in plurals]
 
         def declare(found: Sources) -> sa.MetaData:
             declared = sa.MetaData(schema=found.first.schema)
-            for table in metadata.sorted_tables:
+            for table in metadata.tables.values():
                 columns = [_column(column, found) for column in table.columns]
                 sa.Table(table.name, declared, *columns)
             return declared

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
+from models.engine import current
 from models.errors import LeaseLost, NotAllowed
 from models.ledger import claims
 from models.ledger.tables import batches, move_run, runs, stages
@@ -33,7 +34,11 @@ def engine(database: str) -> Iterator[Engine]:
     with engine.begin() as connection:
         connection.execute(
             sa.insert(runs).values(
-                id=RUN, grants={}, batch_size="auto", state="running", tables=SETTINGS.tables
+                id=RUN,
+                grants={},
+                batch_size="auto",
+                state="running",
+                tables=current.table_names(SETTINGS),
             )
         )
         connection.execute(sa.insert(stages).values(run_id=RUN, name="users", position=0))

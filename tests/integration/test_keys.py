@@ -11,18 +11,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, text
 
-from models.dashboard import ids
+from models.dashboard import ids as kinds
 from models.engine import keys
 from models.postgres import database as databases
 
 KINDS = (
-    ids.SUITE,
-    ids.SUBSCRIPTION_TOOL,
-    ids.PROJECT_TOOL,
-    ids.SUBSCRIPTION_USAGE,
-    ids.PROJECT_USAGE,
-    ids.OPENING,
-    ids.GRANT,
+    kinds.SUITE,
+    kinds.SUBSCRIPTION_TOOL,
+    kinds.PROJECT_TOOL,
+    kinds.SUBSCRIPTION_USAGE,
+    kinds.PROJECT_USAGE,
+    kinds.OPENING,
+    kinds.GRANT,
 )
 KEYS = st.one_of(
     st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=60),
@@ -64,7 +64,7 @@ def test_text_keys_never_meet_whatever_their_kind_and_form(
 def test_integer_keys_sort_as_numbers_and_fit(
     connection: Connection, given_keys: list[int]
 ) -> None:
-    made = ids(connection, list(given_keys), "bigint", ids.SUITE)
+    made = ids(connection, list(given_keys), "bigint", kinds.SUITE)
     assert len(set(made)) == len(given_keys)
     assert max(map(len, made)) <= keys.ID_LENGTH
     numbers = sorted(zip(given_keys, made, strict=True))
@@ -75,7 +75,7 @@ def test_integer_keys_sort_as_numbers_and_fit(
 
 def test_uuid_keys_fit_and_a_uuid_in_text_takes_the_same_form(connection: Connection) -> None:
     given_keys = [uuid.UUID(int=n << 96) for n in range(1, 50)]
-    made = ids(connection, [str(key) for key in given_keys], "uuid", ids.SUITE)
+    made = ids(connection, [str(key) for key in given_keys], "uuid", kinds.SUITE)
     assert made == sorted(made)
-    assert ids(connection, [str(key) for key in given_keys], "text", ids.SUITE) == made
+    assert ids(connection, [str(key) for key in given_keys], "text", kinds.SUITE) == made
     assert {len(key) for key in made} == {34}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from models.engine import catch_up
+from models.engine import replay
 from models.postgres import database as databases
 from models.settings import Settings
 from tests.driving import change, go_on, scalar, start, wait_for_lock, whole_run
@@ -27,7 +27,7 @@ END $$
 
 @pytest.fixture(autouse=True)
 def _a_batch_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catch_up, "KEYS_A_BATCH", 1)
+    monkeypatch.setattr(replay, "KEYS_A_BATCH", 1)
 
 
 @pytest.mark.parametrize("order", ["min", "max"])

@@ -31,7 +31,7 @@ def shot(engine: Engine) -> dict[str, list[dict[str, Any]]]:
 
 
 def mend(engine: Engine, settings: Settings, what: str, **options: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {"user": None, "dry_run": False, "force": False}
+    given: dict[str, Any] = {"key": None, "dry_run": False, "force": False}
     return repair.run(engine, settings, what, **given | options)
 
 
@@ -108,7 +108,7 @@ def test_one_user_is_repaired_alone(engine: Engine, settings: Settings) -> None:
     whole_run(engine, settings)
     plant_credits(engine)
     wrong = mend(engine, settings, "credits", dry_run=True)["changes"]
-    found = mend(engine, settings, "credits", user=wrong[0]["key"])
+    found = mend(engine, settings, "credits", key=wrong[0]["key"])
     assert found["changes"] == wrong[:1]
     assert mend(engine, settings, "credits", dry_run=True)["changed"] == PLANTED - 1
     (entry,) = (e for e in status.actions(engine) if e["action"] == "repair credits")
@@ -141,7 +141,7 @@ def test_a_repair_is_refused_while_a_run_is_open_and_for_a_user_that_is_not_ther
 ) -> None:
     whole_run(engine, settings)
     with pytest.raises(Misconfigured, match="There is no user nobody"):
-        mend(engine, settings, "tools", user="nobody")
+        mend(engine, settings, "tools", key="nobody")
     start(engine, settings)
     with pytest.raises(NotAllowed, match="would be in its way"):
         mend(engine, settings, "tools")
