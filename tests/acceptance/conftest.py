@@ -109,6 +109,15 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def said(process: subprocess.Popen[str], words: str) -> str:
+    """The next line on stderr that holds these words."""
+    assert process.stderr
+    for line in process.stderr:
+        if words in line:
+            return line
+    raise AssertionError(f"the command ended without: {words}")
+
+
 @pytest.fixture
 def product(database: str, redis_url: str, tmp_path: Path) -> Iterator[Product]:
     """The product, with both addresses set and nothing migrated yet."""

@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import signal
-import subprocess
 from decimal import Decimal
 
 import pytest
@@ -14,7 +13,7 @@ from sqlalchemy import text
 
 from models.settings import DEFAULT_GRANTS, parse_grants
 from tests import oracle, variants
-from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches, count, kill_group
+from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches, count, kill_group, said
 from tests.wait import until
 
 USERS = 300
@@ -188,11 +187,7 @@ def test_without_a_worker_the_command_says_so_and_goes_on_waiting(
     product: Product, before: oracle.Snapshot
 ) -> None:
     waiting = product.start("enqueue-all", "--wait", "--json")
-    assert waiting.stderr is not None
-    line = ""
-    while "No worker is running" not in line:
-        line = waiting.stderr.readline()
-        assert line, "the command ended without a word about the workers"
+    said(waiting, "No worker is running")
     with product.worker():
         _, err = waiting.communicate(timeout=COMMAND_SECONDS)
     assert waiting.returncode == 3, err
@@ -203,10 +198,14 @@ def test_a_paused_run_starts_nothing_until_it_is_resumed(
     product: Product, before: oracle.Snapshot
 ) -> None:
     product.environment["MIGRATION_BATCH_SIZE"] = "10"
-    with product.worker():
-        product.run("enqueue-all", "--json")
+    product.run("enqueue-all", "--json")
+    last = "SELECT FROM users WHERE id IN (SELECT id FROM users ORDER BY id DESC LIMIT 10)"
+    with product.engine.connect() as application, product.worker():
+        # The run cannot end before it is paused: its last users are locked until then.
+        application.execute(text(f"{last} FOR UPDATE"))
         until(lambda: batches(product, "done") >= 5)
         assert product.run("pause", "--json").json["state"] == "paused"
+        application.rollback()
         until(lambda: batches(product, "running") == 0)
         done = batches(product, "done")
         commands = (("enqueue-all", "--wait", "--json"), ("status", "--watch", "--json"))
@@ -222,15 +221,6 @@ def test_a_paused_run_starts_nothing_until_it_is_resumed(
             assert process.returncode == 3, err
             assert json.loads(out)["paused_by"] is None
     assert_right(product, before)
-
-
-def said(process: subprocess.Popen[str], words: str) -> str:
-    """The next line on stderr that holds these words."""
-    assert process.stderr
-    for line in process.stderr:
-        if words in line:
-            return line
-    raise AssertionError(f"the command ended without: {words}")
 
 
 def test_a_run_that_is_cancelled_in_a_pause_ends_the_wait(

@@ -16,8 +16,9 @@ from producer import embedded
 from producer.broker import readiness
 from producer.embedded import directories, programs, valkey
 from tests import variants
-from tests.acceptance.conftest import Product
+from tests.acceptance.conftest import Product, said
 from tests.conftest import address
+from tests.integration.test_probing import closed_port
 
 Start = Callable[..., str]
 
@@ -40,6 +41,11 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         yield begin
 
 
+def clustered(start: Start) -> str:
+    """A Redis in cluster mode. By default the bus of each is at the same port of the machine."""
+    return start(cluster_enabled="yes", cluster_port=str(closed_port()))
+
+
 def command(url: str, *words: str) -> None:
     with closing(redis.Redis.from_url(url)) as client:
         client.execute_command(*words)
@@ -54,7 +60,7 @@ def refusal(url: str) -> str:
 
 
 def test_a_cluster(start: Start) -> None:
-    url = start(cluster_enabled="yes")
+    url = clustered(start)
     assert "is a cluster" in refusal(url) and "without cluster mode" in refusal(url)
     assert "cluster" in refusal(url.replace("db=0", "db=1"))
 
@@ -106,7 +112,7 @@ def test_nothing_is_changed_where_broker_or_backend_is_a_cluster(
 ) -> None:
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, 50)
-    url = start(cluster_enabled="yes")
+    url = clustered(start)
     checked = product.run("check", "--json", **{variable: url})
     rows = {check["name"]: check for check in checked.json["checks"]}
     failed = [name for name in rows if rows[name]["verdict"] == "failed"]
@@ -126,15 +132,11 @@ def test_a_queue_that_nobody_consumes_is_named_once(product: Product) -> None:
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, 50)
     waiting = product.start("enqueue-all", "--wait", "--json")
-    assert waiting.stderr is not None
-    said = ""
     with product.worker("-Q", "migration.users,migration.control"):
-        while "No worker consumes the queue" not in said:
-            said = waiting.stderr.readline()
-            assert said, "the command ended without a word about the queue"
+        line = said(waiting, "No worker consumes the queue")
         with product.worker():
             _, err = waiting.communicate(timeout=200)
     assert waiting.returncode == 3, err
-    found = re.search(r"No worker consumes the queue (\S+) \(\d+ batches waiting\)", said)
-    assert found and f"celery -A worker worker -Q {found[1]}" in said
+    found = re.search(r"No worker consumes the queue (\S+) \(\d+ batches waiting\)", line)
+    assert found and f"celery -A worker worker -Q {found[1]}" in line
     assert f"the queue {found[1]} " not in err

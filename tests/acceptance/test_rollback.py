@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 
 from sqlalchemy import text
 
 from tests import oracle, variants
-from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches, count, kill_group
+from tests.acceptance.conftest import COMMAND_SECONDS, Product, batches, count, kill_group, said
 from tests.wait import until
 
 NAMES = oracle.Names()
@@ -106,5 +107,11 @@ def test_a_rollback_that_nobody_waits_for_is_no_success_yet(product: Product) ->
     started = product.run("rollback", "--yes", "--json")
     assert (started.status, started.json["state"]) == (3, "rolling_back")
     assert started.json["standing"] == [run]
+    # It joins while nobody can finish the rollback: after its end there is nothing to wait for.
+    waiting = product.start("rollback", "--wait", "--yes", "--json")
+    said(waiting, "No worker is running")
     with product.worker():
-        assert product.run("rollback", "--wait", "--yes").status == 0
+        out, err = waiting.communicate(timeout=COMMAND_SECONDS)
+    assert waiting.returncode == 0, err
+    ended = json.loads(out)
+    assert (ended["rolled_back"], ended["standing"]) == ([run], [])
