@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
@@ -11,16 +13,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import walk_packages
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 
+import models
 from models.postgres import database as databases
 from producer import embedded
 from tests.conftest import fresh_database
+from tests.nursery import Child, Nursery
 
 COMMAND_SECONDS = 300
+ROOT = Path(__file__).parents[2]
+
+
+Process = subprocess.Popen[Any] | Child
+
+
+@functools.cache
+def _nursery() -> Nursery:
+    ours = (found.name for found in walk_packages(models.__path__, "models."))
+    nursery = Nursery(ROOT, *(name for name in ours if "revisions" not in name))
+    atexit.register(nursery.close)
+    return nursery
 
 
 @dataclass
@@ -45,7 +62,9 @@ class Product:
     environment: dict[str, str]
     folder: Path
     engine: Engine
-    workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    workers: list[Process] = field(default_factory=list)
+    is_installed: bool = False
+    """Whether commands are started as users start them, which takes a second of imports each."""
 
     @property
     def prefix(self) -> str:
@@ -53,8 +72,11 @@ class Product:
         with self.engine.connect() as connection:
             return f"migration:{connection.scalar(text('SELECT id FROM migration.ledger'))}:"
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str, **environment: str) -> Process:
         """Start `producer …` and return at once."""
+        if not self.is_installed:
+            command = ["producer", *arguments]
+            return _nursery().start(command, self.environment | environment, self.folder)
         return subprocess.Popen(
             [str(Path(sys.executable).parent / "producer"), *arguments],
             env=self.environment | environment,
@@ -75,24 +97,35 @@ class Product:
         return Ended(process.returncode, out, err)
 
     @contextmanager
-    def worker(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, *arguments: str, **environment: str) -> Iterator[Process]:
         """A `celery -A worker worker` of two processes for the time of the block."""
         with self.celery("worker", "--concurrency=2", *arguments, **environment) as process:
             yield process
 
     @contextmanager
-    def celery(self, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    def celery(self, *arguments: str, **environment: str) -> Iterator[Process]:
         """A `celery -A worker …` for the time of the block, killed with its children at the end."""
         log = self.folder / f"celery-{len(self.workers)}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "worker", *arguments],
-                env=self.environment | environment,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+        arguments = ("-A", "worker", *arguments)
+        process: Process
+        if self.is_installed:
+            with log.open("wb") as out:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "celery", *arguments],
+                    env=self.environment | environment,
+                    cwd=self.folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        else:
+            process = _nursery().start(
+                ["celery", *arguments],
+                self.environment | environment,
+                self.folder,
+                log=log,
+                is_session=True,
             )
         self.workers.append(process)
         try:
@@ -102,14 +135,14 @@ class Product:
             print(log.read_text(errors="replace")[-20_000:])
 
 
-def kill_group(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: Process) -> None:
     """SIGKILL a process and all that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def said(process: subprocess.Popen[str], words: str) -> str:
+def said(process: Process, words: str) -> str:
     """The next line on stderr that holds these words."""
     assert process.stderr
     for line in process.stderr:

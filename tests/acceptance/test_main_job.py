@@ -53,6 +53,7 @@ def assert_right(product: Product, before: oracle.Snapshot) -> None:
 def test_a_second_run_changes_no_row_and_reports_nothing_written(
     product: Product, before: oracle.Snapshot
 ) -> None:
+    product.is_installed = True
     with product.worker():
         first = product.run("enqueue-all", "--wait", "--json")
         hashes = target_hashes(product)

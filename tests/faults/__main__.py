@@ -22,10 +22,10 @@ from rich.console import Console
 
 from tests.faults import document
 from tests.faults.matrix import ROWS, Row
-from tests.faults.nursery import Nursery
 from tests.faults.progress import Progress, version_of
 from tests.faults.repetition import repeat
 from tests.faults.world import Lane, NotInjected
+from tests.nursery import Nursery
 
 ROOT = Path(__file__).parents[2]
 console = Console(highlight=False)

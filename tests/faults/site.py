@@ -24,6 +24,7 @@ from tests.faults.world import Lane, NotInjected, Stopped
 from tests.oracle import Expectation, Snapshot
 
 BATCH_SIZE, CHILDREN = 30, 2
+ROOT = Path(__file__).parents[2]
 QUEUES = "migration:*:migration.*"
 PATIENCE_SECONDS = 60.0
 
@@ -114,12 +115,18 @@ class Site:
         return found
 
     def _launch(self, command: list[str], log: str, environment: dict[str, str]) -> int:
-        pid = self.lane.nursery.start(
-            command, self.environment | environment, self.folder / f"{log}.log"
+        first = "" if command[0] == "celery" else "tests.faults.points:before_the_product"
+        child = self.lane.nursery.start(
+            command,
+            self.environment | environment,
+            ROOT,
+            log=self.folder / f"{log}.log",
+            is_session=True,
+            first=first,
         )
         with (self.folder / "pids").open("a") as file:
-            file.write(f"{pid}\n")
-        return pid
+            file.write(f"{child.pid}\n")
+        return child.pid
 
     def arm(
         self,

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.matrix import ROWS
-from tests.faults.nursery import Nursery
 from tests.faults.repetition import repeat
 from tests.faults.verdict import Verdict, is_surplus
 from tests.faults.world import Lane
+from tests.nursery import Nursery
 
 LANES = 4
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from producer import embedded
 from producer.demo import sample
 from producer.embedded import directories
 from tests import oracle
-from tests.faults.nursery import Nursery
+from tests.nursery import Nursery
 
 USERS = 120
 GRANTS = parse_grants(DEFAULT_GRANTS)
