@@ -27,9 +27,19 @@ from producer.embedded import directories, postgres, programs, valkey
 _redis_databases = itertools.cycle(range(1, 15))
 
 
+# No test's data outlive a power cut: nothing waits for the disk. A killed server loses nothing.
+_CARELESS = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
 _OURS = ("MIGRATION_", "CELERY_", "FLOWER_", "OTEL_", "PG", "DATABASE_URL", "REDIS_URL")
 # A shell lets what runs in its background ignore this, and so would what a test starts and stops.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def careless() -> Iterator[None]:
+    """A PostgreSQL that is started in the block writes without waiting for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(postgres, "SETTINGS", postgres.SETTINGS | _CARELESS)
+        yield
 
 
 def _settle() -> Path:
@@ -44,7 +54,7 @@ def _settle() -> Path:
     home = Path(tempfile.mkdtemp(prefix="migration-tests-")) / ".migration"
     os.environ["MIGRATION_HOME"] = str(home)
     # A test that needs them says what is missing.
-    with suppress(Misconfigured):
+    with suppress(Misconfigured), careless():
         embedded.start(home)
     return home
 
@@ -67,7 +77,9 @@ def pytest_unconfigure() -> None:
 def servers(_environment: Path) -> Iterator[embedded.Servers]:
     """The session's PostgreSQL and Valkey, under the session's MIGRATION_HOME."""
     try:
-        yield embedded.start(_environment)
+        with careless():
+            found = embedded.start(_environment)
+        yield found
     finally:
         embedded.erase(_environment)
 
@@ -127,7 +139,7 @@ def old_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("no wheel of pgserver for this platform and Python")
     home = tmp_path_factory.mktemp("old") / ".migration"
     try:
-        with directories.locked(home):
+        with directories.locked(home), careless():
             place = directories.prepare(home)
             postgres.run_postgres(bin_dir, place)
         yield f"postgresql://postgres@/dashboard?host={place.sockets}"
@@ -150,7 +162,7 @@ def icu_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("no PostgreSQL with ICU here: apt-get install postgresql postgresql-contrib")
     home = tmp_path_factory.mktemp("icu") / ".migration"
     try:
-        with directories.locked(home):
+        with directories.locked(home), careless():
             place = directories.prepare(home)
             postgres.run_postgres(found[-1].parent, place)
         yield f"postgresql://postgres@/dashboard?host={place.sockets}"
