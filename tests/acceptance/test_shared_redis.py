@@ -41,15 +41,37 @@ def redis(product: Product) -> str:
     return product.environment["REDIS_URL"]
 
 
-def fill(product: Product) -> oracle.Snapshot:
+def fill(product: Product, users: int = USERS) -> oracle.Snapshot:
     with product.engine.begin() as connection:
-        variants.PLAIN.build(connection, USERS)
+        variants.PLAIN.build(connection, users)
         return oracle.snapshot(connection, NAMES)
 
 
 def answers(product: Product) -> bool:
     with product.celery("inspect", "ping") as ping:
         return ping.wait(timeout=60) == 0
+
+
+def workers_of(product: Product) -> set[str]:
+    with product.engine.connect() as connection:
+        query = "SELECT DISTINCT worker FROM migration.batches WHERE worker IS NOT NULL"
+        return set(connection.scalars(text(query)))
+
+
+def test_workers_of_two_environments_on_one_redis_do_their_own_batches_only(
+    pair: tuple[Product, Product],
+) -> None:
+    before = [fill(product, 40) for product in pair]
+    # Both are there before any ledger is, as in the documented order.
+    with pair[0].worker("--concurrency=1"), pair[1].worker("--concurrency=1"):
+        waiting = [product.start("enqueue-all", "--wait", "--json") for product in pair]
+        ended = [process.communicate(timeout=300) for process in waiting]
+    assert [process.returncode for process in waiting] == [3, 3], ended
+    assert not workers_of(pair[0]) & workers_of(pair[1])
+    for product, snapshot in zip(pair, before, strict=True):
+        assert_right(product, snapshot)
+        assert workers_of(product)
+        assert count(product, REPUBLISHED) == 0
 
 
 @pytest.mark.long

@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
+from models.postgres import database as databases
 from models.settings import Settings
+from tests import variants
 from tests.driving import change, go_on, start, whole_run
 
 USERS, BATCH_SIZE = 3_000, 100
+# For the short form: pages of so many users, and twenty times as many users.
+SMALL_BATCH_SIZE = 25
 # Each large table, and the rows of it that hang on a user of the sample.
 LARGE = {
     "users": 1, "gpt_subscriptions": 3, "projects": 1, "ai_suites": 1, "ai_tools": 4,
@@ -63,6 +67,19 @@ def _scans(node: dict[str, Any]) -> Iterator[tuple[str, str, float]]:
         yield node["Relation Name"], node["Node Type"], rows * node["Actual Loops"]
     for child in node.get("Plans", ()):
         yield from _scans(child)
+
+
+def test_no_page_of_a_small_table_reads_more_than_itself(database: str, settings: Settings) -> None:
+    stage = [""]
+    engine = databases.create(database)
+    with engine.begin() as connection:
+        variants.PLAIN.build(connection, 20 * SMALL_BATCH_SIZE)
+    with watching(engine, stage, 6 * SMALL_BATCH_SIZE) as found:
+        small = settings.model_copy(update={"batch_size": SMALL_BATCH_SIZE})
+        whole_run(engine, small, before=stage.append)
+    engine.dispose()
+    assert set(stage) >= set(PAGED)
+    assert not found, "\n".join(dict.fromkeys(found))
 
 
 @pytest.mark.long
