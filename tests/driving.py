@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Engine, event, text
 
-from models.ledger.tables import WORKED_ON, batches
+from models.ledger.tables import WORKED_ON, batches, runs
 from models.messages import RunReport
 from models.settings import Settings
 from producer.reports import status
@@ -55,9 +55,9 @@ def go_on(
                 .where(batches.c.run_id == run_id, batches.c.state == "pending")
                 .order_by(order)
             ).all()
-        found = status.read(engine, run_id)
-        if found.state not in WORKED_ON:
-            return found
+            state = connection.scalar(sa.select(runs.c.state).where(runs.c.id == run_id))
+        if state not in WORKED_ON:
+            return status.read(engine, run_id)
         for row in waiting:
             before(row.stage)
             batch.run(engine, settings, run_id, row.id, "test")

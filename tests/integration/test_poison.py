@@ -17,7 +17,7 @@ from producer.runs import advance, control, reconciler
 from tests.driving import change, go_on, scalar, start
 from worker import batch
 
-USERS = 300
+USERS = 150
 
 
 class Workers:
