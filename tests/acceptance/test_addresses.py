@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from producer.cli import cli
+from tests.short import short
 
 SECRET = "Geheim77"
 GOOD = {
@@ -135,18 +136,29 @@ def test_every_command_refuses_every_malformed_address(
         assert isinstance(ended.exception, SystemExit)
 
 
+WORKER, FLOWER = "celery -A worker worker", "celery -A worker flower"
+CHECK = "producer check --json --debug"
+WRONG = {
+    "DATABASE_URL": POSTGRESQL[5],
+    "REDIS_URL": REDIS[0],
+    "CELERY_RESULT_BACKEND": REDIS[1],
+    "MIGRATION_FLOWER_URL": HTTP[3],
+}
+
+
 @pytest.mark.parametrize(
-    ("variable", "url"),
-    [
-        ("DATABASE_URL", POSTGRESQL[5]),
-        ("REDIS_URL", REDIS[0]),
-        ("CELERY_RESULT_BACKEND", REDIS[1]),
-        ("MIGRATION_FLOWER_URL", HTTP[3]),
-    ],
-)
-@pytest.mark.parametrize(
-    "words",
-    ["celery -A worker worker", "celery -A worker flower", "producer check --json --debug"],
+    ("words", "variable", "url"),
+    short(
+        [
+            (words, variable, url)
+            for words in (WORKER, FLOWER, CHECK)
+            for variable, url in WRONG.items()
+        ],
+        (WORKER, "DATABASE_URL", WRONG["DATABASE_URL"]),
+        (WORKER, "CELERY_RESULT_BACKEND", WRONG["CELERY_RESULT_BACKEND"]),
+        (FLOWER, "MIGRATION_FLOWER_URL", WRONG["MIGRATION_FLOWER_URL"]),
+        (CHECK, "REDIS_URL", WRONG["REDIS_URL"]),
+    ),
 )
 def test_a_worker_ends_at_once_and_says_which(
     words: str, variable: str, url: str, tmp_path: Path

@@ -15,6 +15,7 @@ from tests.acceptance.victims import plant
 from tests.driving import whole_run
 
 USERS, FAULTS, SEED = 3000, 200, 7
+SHAPES = (*variants.VARIANTS, variants.PLAIN, variants.PLAIN, variants.ADOPTED)
 
 
 def test_two_hundred_planted_faults_are_found_and_no_other(product: Product) -> None:
@@ -40,10 +41,16 @@ def test_two_hundred_planted_faults_are_found_and_no_other(product: Product) -> 
 
 @pytest.mark.parametrize(
     ("variant", "seed"),
-    [*zip(variants.VARIANTS, range(11, 18), strict=True), *((variants.PLAIN, n) for n in (18, 19)),
-     (variants.ADOPTED, 20)],
+    [
+        pytest.param(
+            variant,
+            seed,
+            marks=() if variant in (variants.UUID, variants.ADOPTED) else pytest.mark.long,
+        )
+        for variant, seed in zip(SHAPES, range(11, 11 + len(SHAPES)), strict=True)
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_no_fault_is_invented_in_a_clean_run(
     database: str,
     servers: object,

@@ -16,8 +16,9 @@ from producer.runs import control, partition, rollback, windows
 from producer.runs.partition import Page
 from tests import oracle
 from tests.driving import change, go_on, scalar, start, whole_run
+from tests.short import short
 
-USERS, BATCH_SIZE = 60, 10
+USERS, BATCH_SIZE = 60, 15
 NAMES = oracle.Names()
 GRANTS = parse_grants(DEFAULT_GRANTS)
 STAGES = ("users", "projects", "switch", "verification", "reconciliation")
@@ -90,7 +91,7 @@ def test_a_page_that_is_lost_in_every_stage_is_found_and_a_retry_migrates_it(
         assert standing.migrated == standing.total - standing.quarantined > 0
 
 
-@pytest.mark.parametrize("lost", STAGES)
+@pytest.mark.parametrize("lost", short(STAGES, "users", "verification"))
 def test_a_page_that_is_lost_in_one_stage_never_ends_as_complete(
     engine: Engine, settings: Settings, lost: str
 ) -> None:
@@ -171,7 +172,7 @@ BY_HAND = (
 @pytest.mark.parametrize(
     ("entity", "table", "reason"),
     [
-        ("user", "users", "email_blank"),
+        pytest.param("user", "users", "email_blank", marks=pytest.mark.long),
         ("subscription", "gpt_subscriptions", "preferences_malformed"),
         ("project", "projects", "owner_quarantined"),
     ],

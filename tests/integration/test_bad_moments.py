@@ -21,6 +21,7 @@ from producer.runs import control
 from tests import variants
 from tests.driving import change, go_on, scalar, wait_for_lock, whole_run
 from tests.integration.test_live_writes import snapshot, triggers, wrong_rows
+from tests.short import short
 from worker import cutover
 
 USERS, BATCH_SIZE = 60, 20
@@ -137,7 +138,7 @@ def test_a_run_does_not_end_when_somebody_took_the_triggers_away(
     assert triggers(engine) == 0
 
 
-@pytest.mark.parametrize("stage", ["projects", "verification", "finish"])
+@pytest.mark.parametrize("stage", short(["projects", "verification", "finish"], "finish"))
 def test_a_user_who_is_deleted_and_comes_back_is_a_new_user(
     engine: Engine, settings: Settings, stage: str
 ) -> None:
@@ -231,8 +232,17 @@ def test_a_subscription_that_moves_between_two_batches_keeps_its_tool(
         assert scalar(engine, f"SELECT user_id FROM {table} WHERE tool_id = 't-{found}'") == new
 
 
-@pytest.mark.parametrize("stage", ["projects", "verification", "finish"])
-@pytest.mark.parametrize("what", ["user", "subscription", "project"])
+@pytest.mark.parametrize(
+    ("what", "stage"),
+    short(
+        itertools.product(
+            ("user", "subscription", "project"), ("projects", "verification", "finish")
+        ),
+        ("user", "projects"),
+        ("subscription", "verification"),
+        ("project", "finish"),
+    ),
+)
 def test_a_migrated_row_that_the_database_refuses_later_is_set_aside_with_what_it_had(
     engine: Engine, settings: Settings, stage: str, what: str
 ) -> None:

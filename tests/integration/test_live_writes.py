@@ -17,9 +17,10 @@ from producer.schema import upgrade
 from tests import oracle, variants
 from tests.application import Application
 from tests.driving import change, go_on, scalar, start, whole_run
+from tests.short import short
 from tests.variants import Variant
 
-USERS, BATCH_SIZE = 120, 20
+USERS, BATCH_SIZE = 120, 30
 
 NAMES = oracle.Names()
 GRANTS = parse_grants(DEFAULT_GRANTS)
@@ -69,7 +70,7 @@ def live_on(engine: Engine, settings: Settings, variant: Variant, seed: int) -> 
     return application
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", short(range(4), 1))
 def test_whatever_is_written_at_whatever_moment_the_end_is_that_of_a_fresh_migration(
     engine: Engine, settings: Settings, seed: int
 ) -> None:
@@ -397,7 +398,7 @@ def test_a_cancelled_run_that_another_one_has_overtaken_watches_again(
     assert wrong_rows(engine, before) == []
 
 
-@pytest.mark.parametrize("stage", ["users", "verification", "finish"])
+@pytest.mark.parametrize("stage", short(["users", "verification", "finish"], "finish"))
 def test_a_user_who_gets_another_key_is_granted_once(
     engine: Engine, settings: Settings, stage: str
 ) -> None:

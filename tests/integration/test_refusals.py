@@ -12,6 +12,7 @@ from models.settings import Settings
 from producer.runs import control, rollback
 from tests.driving import change, go_on, scalar, start, whole_run
 from tests.integration.test_live_writes import snapshot, wrong_rows
+from tests.short import short
 
 USERS, BATCH_SIZE = 200, 100
 
@@ -71,9 +72,9 @@ GOOD_PROJECTS = (
 @pytest.mark.parametrize(
     ("table", "query", "entity"),
     [
-        ("users", GOOD_USERS, "user"),
+        pytest.param("users", GOOD_USERS, "user", marks=pytest.mark.long),
         ("ai_suites", GOOD_USERS, "user"),
-        ("ai_tools", GOOD_TOOLS, "subscription"),
+        pytest.param("ai_tools", GOOD_TOOLS, "subscription", marks=pytest.mark.long),
         ("projects", GOOD_PROJECTS, "project"),
     ],
 )
@@ -180,7 +181,12 @@ ALL_REFUSED = {
 }
 
 
-@pytest.mark.parametrize("kind", ALL_REFUSED)
+@pytest.mark.parametrize(
+    "kind",
+    short(
+        ALL_REFUSED, "a trigger on the users", "a deferred key", "a check of the projects' tools"
+    ),
+)
 def test_a_table_that_refuses_all_rows_fails_the_batch_and_sets_nobody_aside(
     engine: Engine, settings: Settings, kind: str
 ) -> None:
@@ -212,7 +218,7 @@ def test_a_table_that_refuses_all_rows_fails_the_batch_and_sets_nobody_aside(
     assert wrong_rows(engine, before) == []
 
 
-@pytest.mark.parametrize("size", [60, 200])
+@pytest.mark.parametrize("size", short([60, 200], 60))
 @pytest.mark.parametrize(
     ("table", "key", "entity"),
     [

@@ -20,6 +20,7 @@ from producer.backup import clients, create, restore
 from producer.backup.restorable import NotRestorable
 from tests import variants
 from tests.driving import change, whole_run
+from tests.short import short
 
 USERS = 40
 LEGACY = ("users", "gpt_subscriptions", "projects")
@@ -75,6 +76,11 @@ SUPERUSER = {
     " parts FOR VALUES FROM (0) TO (9); CREATE POLICY mine ON users USING (true);"
     " CREATE SEQUENCE alone; SELECT nextval('alone'); ALTER TABLE users REPLICA IDENTITY FULL",
 }
+SUPERUSER["most of it together"] = "; ".join(
+    statements
+    for name, statements in SUPERUSER.items()
+    if name not in ("default privileges", "a changed schema public", "no schema public")
+)
 # As the owner of the database and of the legacy tables; what a superuser set up beside them.
 OWNER = {
     "plain": "SELECT 1",
@@ -91,6 +97,7 @@ OWNER = {
     "its own publication": "CREATE PUBLICATION own FOR TABLE users; ALTER PUBLICATION own OWNER TO"
     " restoring_owner",
 }
+OWNER["all of it together"] = "; ".join(OWNER.values())
 REFUSED = {
     "table public.notes: it belongs to postgres": "CREATE TABLE notes (id int); GRANT SELECT ON"
     " notes TO PUBLIC",
@@ -176,7 +183,9 @@ def prove(url: str, redis_url: str, settings: Settings, role: str, folder: Path)
     assert catalog(url) == before
 
 
-@pytest.mark.parametrize("case", SUPERUSER)
+@pytest.mark.parametrize(
+    "case", short(SUPERUSER, "most of it together", "default privileges", "no schema public")
+)
 def test_a_superuser_puts_everything_back(
     database: str, redis_url: str, settings: Settings, tmp_path: Path, case: str
 ) -> None:
@@ -185,7 +194,7 @@ def test_a_superuser_puts_everything_back(
     prove(database, redis_url, settings, "postgres", tmp_path)
 
 
-@pytest.mark.parametrize("case", OWNER)
+@pytest.mark.parametrize("case", short(OWNER, "plain", "all of it together"))
 def test_the_owner_puts_back_what_it_owns_and_leaves_the_rest_as_it_is(
     database: str, redis_url: str, settings: Settings, tmp_path: Path, case: str
 ) -> None:
