@@ -36,6 +36,8 @@ def write_package(product: Product) -> Path:
     written = product.run("new", "badges", "--json")
     assert written.status == 0, written.err
     folder = product.folder / "badges"
+    # From here on as users start them: the package is in their path.
+    product.is_installed = True
     assert str(folder / "badges_migration" / "__init__.py") in [
         str(product.folder / path) for path in written.json["files"]
     ]
