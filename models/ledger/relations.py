@@ -18,6 +18,8 @@ from models.ledger.tables import quarantine, runs
 from models.postgres.catalog import quote_name
 from models.settings import Settings
 
+# What a run keeps besides its tables.
+_NO_TABLES = {"target", "ledger"}
 _HERE = """
 SELECT migration.ledger_id() AS ledger_id, 'migration.runs'::regclass::oid::bigint AS ledger_oid,
   (SELECT jsonb_object_agg(w.role, jsonb_build_object(
@@ -48,7 +50,8 @@ class Here:
         Oids mean nothing where the ledger itself has another one: it was restored from a dump.
         With `by_name` a table of the same name is the same too: somebody made it anew.
         """
-        if set(self.resolved) != set(_roles()):
+        roles = set(_roles())
+        if set(self.resolved) != roles or roles != set(kept) - _NO_TABLES:
             return False
         if self.kept["target"] != kept["target"]:
             return False
@@ -72,7 +75,9 @@ def _settings() -> str:
 
 def labels(kept: dict[str, Any]) -> str:
     """The tables' names with their schemas; those that are not there are left out."""
-    return ", ".join(_label(kept, role) for role in _roles() if role in kept)
+    # Of another migration's run: its own, behind those that this one has too.
+    roles = dict.fromkeys((*_roles(), *kept))
+    return ", ".join(_label(kept, r) for r in roles if r in kept and r not in _NO_TABLES)
 
 
 def _label(kept: dict[str, Any], role: str) -> str:
@@ -136,8 +141,8 @@ def require(run: Any, settings: Settings, here: Here, *, by_name: bool = False) 
             f"The tables are set to {', '.join(current.table_names(settings))} and resolve to"
             f" {labels(here.resolved) or 'none that exists'}, but run {run.id} migrates"
             f" {_migrated(run)}",
-            hint=f"Set {_settings()}the search_path of the address and the role as they were when"
-            " the run was opened.",
+            hint=f"Set MIGRATION, {_settings()}the search_path of the address and the role as they"
+            " were when the run was opened.",
         )
 
 

@@ -10,12 +10,14 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models.engine import current
+from models.errors import Misconfigured
 from models.messages import RunReport
 from models.postgres import database as databases
 from models.settings import Settings
-from producer.runs import control, partition, rollback
+from producer.runs import advance, control, partition, rollback
 from producer.runs.partition import Page
 from tests.driving import change, go_on, scalar, start, whole_run
+from worker import batch
 
 ROWS, BAD = 400, 4
 
@@ -298,3 +300,20 @@ def test_what_the_application_writes_meanwhile_is_taken_up(
     with engine.connect() as connection:
         left = connection.execute(text("SELECT * FROM migration.changes")).all()
     assert left == []
+
+
+def test_a_process_with_another_migration_does_not_touch_the_run(
+    engine: Engine, site: Callable[[Other], Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = site(BADGES)
+    run_id = start(engine, settings)
+    advance.advance(engine, settings, run_id)
+    change(engine, *ACCOUNTS.tables)
+    monkeypatch.setenv("MIGRATION", "tests.outside.accounts:MIGRATION")
+    first = scalar(engine, "SELECT min(id) FROM migration.batches WHERE state = 'pending'")
+    assert batch.run(engine, settings, run_id, first, "stranger") == {"outcome": "failed"}
+    assert scalar(engine, f"SELECT state FROM migration.batches WHERE id = {first}") == "pending"
+    with pytest.raises(Misconfigured, match="belongs to the tables public"):
+        start(engine, settings)
+    monkeypatch.setenv("MIGRATION", "tests.outside.badges:MIGRATION")
+    assert go_on(engine, settings, run_id).exit_status == 3
