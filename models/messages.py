@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, PlainSerializer
+from pydantic import (
+    BaseModel,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+from models.engine import current
+from models.errors import MigrationError
+
+if TYPE_CHECKING:
+    from models.engine.migration import Migration
 
 Money = Annotated[Decimal, PlainSerializer(lambda value: f"{value:.2f}", return_type=str)]
 
@@ -16,15 +28,6 @@ class Standing(BaseModel):
     total: int = 0
     migrated: int = 0
     quarantined: int = 0
-
-
-class Rows(BaseModel):
-    """Rows that this run wrote."""
-
-    ai_suites: int = 0
-    ai_tools: int = 0
-    tool_assignments: int = 0
-    tool_usage_logs: int = 0
 
 
 class Verification(BaseModel):
@@ -40,11 +43,19 @@ class Verification(BaseModel):
 
 
 class Reconciliation(BaseModel):
-    """The credit reconciliation: users checked, discrepancies that stand."""
+    """The reconciliation: rows of the first entity checked, discrepancies that stand.
+
+    In JSON `checked` has the entity in its name: `users_checked`.
+    """
 
     state: str = "pending"
-    users_checked: int = 0
+    checked: int = 0
     discrepancies: int = 0
+
+    @model_serializer(mode="wrap")
+    def _named(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = serialize(self)
+        return {f"{_first()}_{n}" if n == "checked" else n: v for n, v in found.items()}
 
 
 class Batches(BaseModel):
@@ -120,8 +131,42 @@ class ErrorReport(BaseModel):
     hint: str = ""
 
 
+def _migration() -> Migration | None:
+    """The migration of this process; None where its name is the error that is reported."""
+    try:
+        return current.migration()
+    except MigrationError:
+        return None
+
+
+def _first() -> str:
+    """The plural of the first entity, which a run's figures are named after."""
+    migration = _migration()
+    return migration.sources[0].plural if migration else "rows"
+
+
+def _entities() -> dict[str, Standing]:
+    migration = _migration()
+    names = map(migration.plural, migration.counted) if migration else ()
+    return {name: Standing() for name in names}
+
+
+def _rows() -> dict[str, int]:
+    migration = _migration()
+    return dict.fromkeys(migration.reported, 0) if migration else {}
+
+
+def _amounts() -> dict[str, Decimal]:
+    migration = _migration()
+    return dict.fromkeys(migration.amounts, Decimal("0.00")) if migration else {}
+
+
 class RunReport(BaseModel):
-    """A run as `status` and `enqueue-all --wait` report it."""
+    """A run as `status` and `enqueue-all --wait` report it.
+
+    In JSON each entity stands under its plural, each amount under its name, and `per_second` has
+    the first entity in its name: `users`, `credits_granted`, `users_per_second`.
+    """
 
     run_id: str | None = None
     state: str | None = None
@@ -130,11 +175,10 @@ class RunReport(BaseModel):
     # While it is paused: who did that (an operator, or `error budget`), and when.
     paused_by: str | None = None
     paused_at: str | None = None
-    users: Standing = Field(default_factory=Standing)
-    subscriptions: Standing = Field(default_factory=Standing)
-    projects: Standing = Field(default_factory=Standing)
-    rows: Rows = Field(default_factory=Rows)
-    credits_granted: Money = Decimal("0.00")
+    entities: dict[str, Standing] = Field(default_factory=_entities)
+    # Rows that this run wrote, by table.
+    rows: dict[str, int] = Field(default_factory=_rows)
+    amounts: dict[str, Money] = Field(default_factory=_amounts)
     verification: Verification = Field(default_factory=Verification)
     reconciliation: Reconciliation = Field(default_factory=Reconciliation)
     stages: list[Stage] = Field(default_factory=list)
@@ -145,13 +189,28 @@ class RunReport(BaseModel):
     # What a rollback kept, by table, column and kind.
     conflicts: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0
-    users_per_second: float = 0.0
+    per_second: float = 0.0
     # From 0 to 1, weighted by what a row of each stage costs.
     progress: float = 0.0
     eta_seconds: float | None = None
     time_left: TimeLeft | None = None
     live: Live | None = None
     error: ErrorReport | None = None
+
+    @property
+    def first(self) -> tuple[str, Standing]:
+        """The first entity, by its plural, and how its rows stand."""
+        return next(iter(self.entities.items()), ("rows", Standing()))
+
+    @model_serializer(mode="wrap")
+    def _flat(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for name, value in serialize(self).items():
+            if name in ("entities", "amounts"):
+                flat |= value
+            else:
+                flat[f"{_first()}_{name}" if name == "per_second" else name] = value
+        return flat
 
     @property
     def exit_status(self) -> int:

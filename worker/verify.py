@@ -24,7 +24,8 @@ def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
         statements = [*statements, *step.details(context, scope)]
     found = store(context, stage, statements, scope)
     if stage == RECONCILIATION:
-        return {"users_checked": row.users_checked if row else 0, "discrepancies": found}
+        checked = f"{context.migration.plural(step.entity)}_checked"
+        return {checked: getattr(row, checked, 0), "discrepancies": found}
     counted = entities(row) if row else {}
     checked = sum(value["total"] for value in counted.values())
     return counted | {"rows_checked": checked, "differences": found}

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from models.dashboard import fit, legacy, rejects, trial_rows
 from models.dashboard.checks import statuses
+from models.dashboard.credit_summary import credits_by_type
 from models.dashboard.credits import Credits
 from models.dashboard.organization import Organization
 from models.dashboard.projects.apply import Projects
@@ -27,7 +28,7 @@ from models.dashboard.users.apply import Users
 from models.dashboard.users.replay import ChangedUsers
 from models.dashboard.users.undo import UndoUsers
 from models.dashboard.waiting import waiting
-from models.engine.migration import Migration, Proof, Rule
+from models.engine.migration import Migration, Proof, Rule, Summary
 from models.engine.retry import Keys
 from models.engine.sample import Sample
 from models.engine.source import Sources
@@ -45,6 +46,10 @@ class Dashboard(Migration):
     replay_stage = "switch"
     amounts = ("credits_granted",)
     fragments = FRAGMENTS
+    reported_tables = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
+    # Measured (docs/performance.md, the busy time by step). What counts is how they stand to each
+    # other: a run's own pace takes their place.
+    weights: ClassVar = {"users": 24, "projects": 30, "switch": 17}
     repairs = REPAIRS
     checks: ClassVar = {"subscription statuses": statuses}
     # Measured (docs/scaling.md), and a little more.
@@ -80,6 +85,11 @@ class Dashboard(Migration):
 
     def waiting(self, context: Context) -> str:
         return waiting(context)
+
+    def summary(
+        self, connection: Connection, sources: Sources, target: Target, run_id: str
+    ) -> Summary:
+        return credits_by_type(connection, sources, target, run_id)
 
     def retried(self, context: Context, *, quarantined: bool) -> list[Keys]:
         return retried(context, quarantined=quarantined)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import ClassVar
 
 import sqlalchemy as sa
@@ -50,6 +51,21 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Summary:
+    """A table of a report: a title, the columns, and rows of text, numbers and decimals.
+
+    The last row is the sum of the others. `missing` says why there are no rows; `wrong` holds the
+    places of rows that are not as they must be.
+    """
+
+    title: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str | int | Decimal, ...], ...] = ()
+    missing: str = ""
+    wrong: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Rule:
     """Why a source row is bad, said a second time, in words that no worker uses.
 
@@ -72,6 +88,10 @@ class Migration:
     # SQL that statements may name as {placeholder}; may hold names of tables itself.
     fragments: ClassVar[Mapping[str, str]] = {}
 
+    # The written tables that reports name, all of them where this is empty.
+    reported_tables: ClassVar[tuple[str, ...]] = ()
+    # Microseconds that a row takes in a stage, for the time left; 25 for a stage that is missing.
+    weights: ClassVar[Mapping[str, int]] = {}
     # Fixes for `producer repair`, and checks of its rows for `producer check`, by name.
     repairs: ClassVar[Mapping[str, Repair]] = {}
     checks: ClassVar[Mapping[str, Callable[[Connection, Sources], Check]]] = {}
@@ -226,6 +246,11 @@ class Migration:
         """The target tables that a run writes, by name."""
         return (*self.schema.tables, *self.schema.adopted)
 
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """The written tables that reports name."""
+        return self.reported_tables or self.written
+
     def plural(self, entity: str) -> str:
         """The word for many rows of an entity."""
         return next((s.plural for s in self.sources if s.entity == entity), f"{entity}s")
@@ -327,6 +352,12 @@ class Migration:
         """Statements over whole tables that select differences, run once after all pages."""
         steps = [step for step in self.authored if isinstance(step, Authored)]
         return [statement for step in steps for statement in step.whole(context)]
+
+    def summary(
+        self, connection: Connection, sources: Sources, target: Target, run_id: str
+    ) -> Summary | None:
+        """A table of the migration's own for the report of a run; None for none."""
+        return None
 
     def retried(self, context: Context, *, quarantined: bool) -> list[retry.Keys]:
         """The keys that a retry gives to each step."""

@@ -148,8 +148,8 @@ def cancel(run: str | None, yes: bool) -> Any:
     found = report.read(engine, run)
     control.require_move(found, "cancelled")
     confirm(
-        f"Cancel run {found.run_id} ({found.state}, {found.users.migrated:,} of"
-        f" {found.users.total:,} users migrated)?",
+        f"Cancel run {found.run_id} ({found.state}, {found.first[1].migrated:,} of"
+        f" {found.first[1].total:,} {found.first[0]} migrated)?",
         yes,
     )
     return end(control.cancel(engine, found.run_id), False)
@@ -169,7 +169,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
 
     engine, settings = open_ready(), connect.settings().base
     chosen = undo.targets(engine, run, force=force)
-    named = ", ".join(f"run {each.id} ({each.users:,} users)" for each in chosen)
+    named = ", ".join(f"run {each.id} ({each.rows:,} rows)" for each in chosen)
     confirm(f"Roll back {named}{', also what was changed since' if force else ''}?", yes)
     undone, status, has_kept = [], 0, False
     for each in chosen if wait else chosen[:1]:
@@ -189,7 +189,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
         undone.append(run_id)
     left = undo.left(engine)
     for each in left:
-        console.print(f"Run {each.id} ({each.users:,} users) is not rolled back.")
+        console.print(f"Run {each.id} ({each.rows:,} rows) is not rolled back.")
     if left:
         console.print(f"Next: {undo.next_command(left[0], force)}")
     answer = found.model_dump() | {"rolled_back": undone, "standing": [each.id for each in left]}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +16,7 @@ from sqlalchemy import Connection, Engine, text
 
 from models.engine import current
 from models.engine import target as target_tables
+from models.engine.migration import Summary
 from models.errors import MigrationError
 from models.ledger.relations import labels
 from models.ledger.tables import audit, batches, quarantine, recoveries, runs, stages
@@ -28,20 +28,8 @@ from producer.reports import status as report
 
 MOST_KEYS, MOST_EVENTS, MOST_BUCKETS = 50, 200, 80
 _PACKAGES = ("dashboard-migration", "celery", "redis", "sqlalchemy", "psycopg2-binary", "pydantic")
-# A million users take some seconds.
-_CREDITS_TIMEOUT_MS = 600_000
-_CREDITS = """
-SELECT coalesce(u.user_type::text, 'none') AS name, count(*) AS users,
-  coalesce(sum(l.granted), 0) AS granted, coalesce(sum(l.total), 0) AS logged,
-  coalesce(sum(u.credits_balance), 0) AS balances
-FROM {users} u LEFT JOIN (
-  SELECT c.user_id,
-    sum(c.amount) FILTER (WHERE c.reason = 'migration_grant' AND c.run_id = :run_id) AS granted,
-    sum(CASE c.operation WHEN 'add' THEN c.amount WHEN 'deduct' THEN -c.amount END) AS total
-  FROM {credit_logs} c GROUP BY c.user_id
-) AS l ON l.user_id = u.id
-GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 50
-"""
+# It may read whole tables.
+_SUMMARY_TIMEOUT_MS = 600_000
 _HAPPENED = {
     "expired": "leases ran out, since a worker died or froze: others took the batches up",
     "lost": "messages were lost: the batches were published again",
@@ -82,17 +70,6 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Credits:
-    """One type of user: what this run granted, what the log adds up to, what the balances do."""
-
-    name: str
-    users: int
-    granted: Decimal
-    logged: Decimal
-    balances: Decimal
-
-
-@dataclass(frozen=True)
 class Event:
     """Something that happened: an operator's `action`, a `stage`, or a `fault` that it survived."""
 
@@ -114,8 +91,7 @@ class Record:
     durations: list[Durations]
     reasons: list[Reason]
     differences: list[dict[str, Any]]
-    credits: list[Credits]
-    credits_missing: str
+    summary: Summary | None
     events: list[Event]
     versions: dict[str, str]
     settings: dict[str, str]
@@ -125,7 +101,7 @@ def read(engine: Engine, settings: Settings, run_id: str | None) -> Record:
     """Everything about a run (the newest one by default); raises UnknownRun."""
     found = report.read(engine, run_id)
     assert found.run_id
-    credits, missing = _credits(engine, settings, found.run_id)
+    summary = _summary(engine, settings, found.run_id)
     with transaction(engine) as connection:
         run = connection.execute(sa.select(runs).where(runs.c.id == found.run_id)).one()
         return Record(
@@ -137,13 +113,12 @@ def read(engine: Engine, settings: Settings, run_id: str | None) -> Record:
             durations=durations(connection, run.id),
             reasons=reasons(connection, run.id),
             differences=report.first_differences(engine, run.id),
-            credits=credits,
-            credits_missing=missing,
+            summary=summary,
             events=events(connection, run.id),
             versions=_versions(connection),
             settings={
                 "rows a batch": run.batch_size,
-                "credit grants": ", ".join(f"{k}={v}" for k, v in sorted(run.grants.items())),
+                "constants": ", ".join(f"{k}={v}" for k, v in sorted(run.grants.items())),
                 "legacy tables": labels(run.relations) if run.relations else ", ".join(run.tables),
                 "throttle": _limits(settings),
             },
@@ -279,21 +254,16 @@ def events(connection: Connection, run_id: str) -> list[Event]:
     return sorted(found, key=lambda event: event.at)[-MOST_EVENTS:]
 
 
-def _credits(engine: Engine, settings: Settings, run_id: str) -> tuple[list[Credits], str]:
-    """Credits by type of user, from the dashboard's tables; or why they cannot be told."""
+def _summary(engine: Engine, settings: Settings, run_id: str) -> Summary | None:
+    """The migration's own table, or why it cannot be told."""
+    migration = current.migration()
     try:
-        with transaction(engine, statement_timeout_ms=_CREDITS_TIMEOUT_MS) as connection:
-            sources = current.migration().read(connection, settings)
-            logs = target_tables.read(connection, current.migration().schema, sources).table(
-                "credit_logs"
-            )
-            if not {"user_type", "credits_balance"} <= sources.users.columns.keys():
-                return [], "The users have no credits."
-            statement = text(_CREDITS.format(users=sources.users.sql, credit_logs=logs.sql))
-            found = connection.execute(statement, {"run_id": run_id})
-            return [Credits(**row._mapping) for row in found], ""
+        with transaction(engine, statement_timeout_ms=_SUMMARY_TIMEOUT_MS) as connection:
+            sources = migration.read(connection, settings)
+            target = target_tables.read(connection, migration.schema, sources)
+            return migration.summary(connection, sources, target, run_id)
     except MigrationError as missing:
-        return [], missing.message
+        return Summary("Summary", missing=missing.message)
 
 
 def _versions(connection: Connection) -> dict[str, str]:

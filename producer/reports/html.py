@@ -66,9 +66,9 @@ def render(found: Record) -> str:
 
 def sentence(found: RunReport) -> str:
     """The outcome as one would say it."""
-    users, error = found.users, found.error
-    said = f"The run {STATES.get(found.state or '', 'is unknown')}: {users.migrated:,} of"
-    said += f" {users.total:,} users are migrated after {duration(found.seconds)}"
+    (name, first), error = found.first, found.error
+    said = f"The run {STATES.get(found.state or '', 'is unknown')}: {first.migrated:,} of"
+    said += f" {first.total:,} {name} are migrated after {duration(found.seconds)}"
     aside = sum(found.quarantine.values())
     if aside:
         said += f", {aside:,} rows stand aside"

@@ -1,7 +1,7 @@
 """The newest run as Prometheus reads it: the figures of `producer status`, and of its batches.
 
 All of it comes from the ledger at the moment of the scrape, so it is right after any restart, and
-also after Redis was flushed. Its cost grows with the batches of one run, never with the users.
+also after Redis was flushed. Its cost grows with the batches of one run, never with the rows.
 """
 
 from __future__ import annotations
@@ -91,14 +91,13 @@ def _of_report(found: RunReport) -> Iterator[Metric]:
     yield _gauge("throttled", "Whether no batch is begun", [], [((), found.throttled)])
     if found.eta_seconds is not None:
         yield _gauge("eta_seconds", "Seconds left", [], [((), found.eta_seconds)])
-    standings = {name: getattr(found, name) for name in ("users", "subscriptions", "projects")}
     yield _gauge(
         "legacy_rows",
         "Legacy rows, and how they stand",
         ["entity", "state"],
         [
             ((entity, state), getattr(standing, state))
-            for entity, standing in standings.items()
+            for entity, standing in found.entities.items()
             for state in ("total", "migrated", "quarantined")
         ],
     )
@@ -106,10 +105,10 @@ def _of_report(found: RunReport) -> Iterator[Metric]:
         "rows_written",
         "Rows that the run wrote",
         ["table"],
-        [((table,), count) for table, count in found.rows.model_dump().items()],
+        [((table,), count) for table, count in found.rows.items()],
     )
-    credits = [((), found.credits_granted)]
-    yield _gauge("credits_granted", "Credits that the run granted", [], credits)
+    for name, amount in found.amounts.items():
+        yield _gauge(name, f"{name.replace('_', ' ').capitalize()} in this run", [], [((), amount)])
     stages = found.stages
     info = [((stage.name, stage.state), 1) for stage in stages]
     yield _gauge("stage_info", "The stages and their states", ["stage", "state"], info)

@@ -26,10 +26,8 @@ from models.ledger.tables import (
 from models.messages import Batches, Stage, Standing
 
 RECENT_SECONDS = 10.0
-ENTITIES = {"users": "user", "subscriptions": "subscription", "projects": "project"}
 # By the accounting before the cutover, and after it.
 ACCOUNTED, FINAL = "accounted", "final"
-WRITTEN = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
 
 
 def stages_of(connection: Connection, run: Any) -> list[Stage]:
@@ -102,9 +100,12 @@ def _pace(finished: Any, stage: Any) -> float:
 
 def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], Any]:
     """Sums of what the batches counted, in one pass over the run's batches."""
-    row = connection.execute(_counting(), {"of_run": run_id}).one()
+    migration = current.migration()
+    names = tuple(map(migration.plural, migration.counted))
+    statement = _counting(names, migration.reported, tuple(migration.amounts))
+    row = connection.execute(statement, {"of_run": run_id}).one()
     return {
-        (group, name): value if name == "credits_granted" else int(value)
+        (group, name): value if name in migration.amounts else int(value)
         for label, value in row._mapping.items()
         if value is not None
         for group, _, name in [str(label).partition("/")]
@@ -112,25 +113,27 @@ def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], A
 
 
 @functools.cache
-def _counting() -> sa.Select[Any]:
+def _counting(
+    entities: tuple[str, ...], written: tuple[str, ...], amounts: tuple[str, ...]
+) -> sa.Select[Any]:
     """The sums of the run :of_run. Built once a process."""
 
     def total(path: str, *of: sa.ColumnElement[bool]) -> sa.ColumnElement[Any]:
         value = sa.func.sum(sa.cast(batches.c.counts.op("#>>")(path), sa.Numeric))
         return sa.func.coalesce(value.filter(*of), 0)
 
-    paths = {("written", name): f"{{rows,{name}}}" for name in WRITTEN}
-    paths["written", "credits_granted"] = "{credits_granted}"
+    paths = {("written", name): f"{{rows,{name}}}" for name in written}
+    paths |= {("written", name): f"{{{name}}}" for name in amounts}
     checked = {
         (VERIFICATION, "rows_checked"): "{rows_checked}",
         (VERIFICATION, "differences"): "{differences}",
-        (RECONCILIATION, "users_checked"): "{users_checked}",
+        (RECONCILIATION, "checked"): f"{{{entities[0]}_checked}}",
         (RECONCILIATION, "discrepancies"): "{discrepancies}",
     }
     standing = {
         (group, f"{name}.{what}"): f"{{{name},{what}}}"
         for group in ("written", VERIFICATION)
-        for name in ENTITIES
+        for name in entities
         for what in ("total", "quarantined")
     }
     is_check, is_last = batches.c.stage == VERIFICATION, batches.c.stage == FINISH
@@ -151,7 +154,7 @@ def _counting() -> sa.Select[Any]:
         .filter(of)
         .label(f"{by}/{name}.{what}")
         for by, of in ((ACCOUNTED, is_check), (FINAL, is_last))
-        for name in ENTITIES
+        for name in entities
         for what in ("total", "migrated", "quarantined")
     ]
     return sa.select(*columns).where(batches.c.run_id == sa.bindparam("of_run"))
@@ -177,7 +180,8 @@ def standing_of(
     counted_by: str | None,
 ) -> Standing:
     """How the rows of an entity stand, as `last_count` says; before it, what was seen so far."""
-    entity = ENTITIES[name]
+    migration = current.migration()
+    entity = next(e for e in migration.counted if migration.plural(e) == name)
     by = {FINISH: FINAL, VERIFICATION: ACCOUNTED}.get(counted_by or "", "")
     found = {
         what: counts[by, f"{name}.{what}"]

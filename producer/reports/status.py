@@ -26,7 +26,6 @@ from models.ledger.tables import (
 from models.messages import (
     ErrorReport,
     Reconciliation,
-    Rows,
     RunReport,
     Stage,
     Verification,
@@ -201,11 +200,11 @@ def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunRe
         _count(connection, run, report)
     if run.state == "rolling_back":
         found = [stage for stage in found if stage.name in current.migration().undo_stages]
-    users = run.totals.get("user", 0)
-    report.progress = time_left.progress(found, users, run.state)
+    first = run.totals.get(current.migration().counted[0], 0)
+    report.progress = time_left.progress(found, first, run.state)
     if run.state in (*OPEN_STATES, "rolling_back"):
         report.live = workers.read(connection, run.id)
-        report.time_left = time_left.left(found, users, report.live)
+        report.time_left = time_left.left(found, first, report.live)
     if report.time_left:
         report.eta_seconds = report.time_left.likely
     if run.paused_by == budget.PAUSED_BY:
@@ -231,20 +230,20 @@ def _count(connection: Connection, run: Any, report: RunReport) -> None:
     last_count = progress.last_count(connection, run.id)
     standings = {
         name: progress.standing_of(connection, run, counts, name, last_count)
-        for name in progress.ENTITIES
+        for name in map(current.migration().plural, current.migration().counted)
     }
     if _is_undone(report.stages):
         standings = progress.undone(connection, run.id, standings)
-    for name, standing in standings.items():
-        setattr(report, name, standing)
+    report.entities = standings
     stored = _groups(
         connection,
         sa.select(differences.c.stage, sa.func.count())
         .where(differences.c.run_id == run.id)
         .group_by(differences.c.stage),
     )
-    report.rows = Rows(**{name: counts.get(("written", name), 0) for name in progress.WRITTEN})
-    report.credits_granted = counts.get(("written", "credits_granted"), Decimal(0))
+    migration = current.migration()
+    report.rows = {name: counts.get(("written", name), 0) for name in migration.reported}
+    report.amounts = {n: counts.get(("written", n), Decimal(0)) for n in migration.amounts}
     report.verification = Verification(
         state=by_name[VERIFICATION].state,
         rows_checked=counts.get((VERIFICATION, "rows_checked"), 0),
@@ -253,8 +252,8 @@ def _count(connection: Connection, run: Any, report: RunReport) -> None:
         waiting_for_retry=counts.get((VERIFICATION, "waiting"), 0),
     )
     report.reconciliation = Reconciliation(
-        state=by_name[RECONCILIATION].state if RECONCILIATION in by_name else "pending",
-        users_checked=counts.get((RECONCILIATION, "users_checked"), 0),
+        state=by_name[RECONCILIATION].state if RECONCILIATION in by_name else "none",
+        checked=counts.get((RECONCILIATION, "checked"), 0),
         discrepancies=max(
             counts.get((RECONCILIATION, "discrepancies"), 0), stored.get(RECONCILIATION, 0)
         ),
@@ -286,7 +285,7 @@ def _count(connection: Connection, run: Any, report: RunReport) -> None:
         .group_by(sa.text("1")),
     )
     if report.seconds:
-        report.users_per_second = round(report.users.migrated / report.seconds, 1)
+        report.per_second = round(report.first[1].migrated / report.seconds, 1)
 
 
 def _is_undone(found: list[Stage]) -> bool:

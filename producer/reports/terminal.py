@@ -40,23 +40,26 @@ def summary(console: Console, found: RunReport) -> None:
     """The outcome of a run in one screen, and what to do next."""
     console.print(
         f"Run [bold]{found.run_id}[/] is [bold]{found.state}[/] after {found.seconds:.1f} s"
-        f" ({found.users_per_second:,.0f} users/s)"
+        f" ({found.per_second:,.0f} {found.first[0]}/s)"
     )
     if found.throttled_by:
         console.print(f"[yellow]Throttled:[/] {found.throttled_by}; it goes on by itself")
     standings = _table("legacy rows", "total", "migrated", "set aside")
-    for name in ("users", "subscriptions", "projects"):
-        row = getattr(found, name)
+    for name, row in found.entities.items():
         standings.add_row(name, f"{row.total:,}", f"{row.migrated:,}", f"{row.quarantined:,}")
     console.print(standings)
-    written = ", ".join(f"{count:,} {name}" for name, count in found.rows.model_dump().items())
-    console.print(f"Written: {written}; {found.credits_granted:,.2f} credits granted")
+    written = ", ".join(f"{count:,} {name}" for name, count in found.rows.items())
+    amounts = "".join(f"; {v:,.2f} {n.replace('_', ' ')}" for n, v in found.amounts.items())
+    console.print(f"Written: {written}{amounts}")
+    reconciled = (
+        f" Reconciliation {found.reconciliation.state}:"
+        f" {found.reconciliation.checked:,} {found.first[0]},"
+        f" {found.reconciliation.discrepancies:,} discrepancies."
+    )
     console.print(
         f"Verification {found.verification.state}: {found.verification.rows_checked:,} rows,"
         f" {found.verification.differences:,} differences."
-        f" Reconciliation {found.reconciliation.state}:"
-        f" {found.reconciliation.users_checked:,} users,"
-        f" {found.reconciliation.discrepancies:,} discrepancies."
+        + (reconciled if found.reconciliation.state != "none" else "")
     )
     for title, groups in (
         ("Set aside", found.quarantine),

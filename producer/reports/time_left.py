@@ -7,14 +7,14 @@ batches took, not that which went by: a stage that waited for a dead worker's le
 
 from __future__ import annotations
 
+from models.engine import current
 from models.ledger.claims import LEASE_SECONDS
 from models.ledger.tables import COMPLETED_STATES, FINISH, RECONCILIATION, VERIFICATION
 from models.messages import Hand, Live, Stage, TimeLeft
 
-# Microseconds a row takes its worker (docs/performance.md, the busy time by step). What counts is
-# how they stand to each other: a run's own pace takes their place.
-WEIGHTS = {"users": 24, "projects": 30, "switch": 17, VERIFICATION: 10, RECONCILIATION: 10}
-_OTHER, _FINISH_A_USER = 25, 30
+# Microseconds that a row of a check takes its worker; a migration has those of its own stages.
+WEIGHTS = {VERIFICATION: 10, RECONCILIATION: 10}
+_OTHER, _FINISH_A_ROW = 25, 30
 # What a stage takes beside its rows, and the finish: publishing, waiting, small steps.
 _STAGE_SECONDS, _FINISH_SECONDS = 0.3, 1.2
 # What a dead worker's batch waits for: the end of its lease, and the reconciler's next round.
@@ -27,11 +27,11 @@ _IDLE_SECONDS = 15.0
 _KNOWN = 0.05
 
 
-def progress(found: list[Stage], users: int, state: str) -> float:
+def progress(found: list[Stage], first: int, state: str) -> float:
     """The share of a run that is done, from 0 to 1; 1 when it is complete, and only then."""
     if state in COMPLETED_STATES or state == "rolled_back":
         return 1.0
-    costs = [(stage, _cost(stage, users)) for stage in found]
+    costs = [(stage, _cost(stage, first)) for stage in found]
     total = sum(cost for _, cost in costs)
     done = sum(
         cost if stage.state == "done" else _weight(stage) * stage.rows for stage, cost in costs
@@ -39,7 +39,7 @@ def progress(found: list[Stage], users: int, state: str) -> float:
     return round(min(0.999, done / total), 4) if total else 0.0
 
 
-def left(found: list[Stage], users: int, live: Live) -> TimeLeft | None:
+def left(found: list[Stage], first: int, live: Live) -> TimeLeft | None:
     """Seconds until the end; None before anything is done, and when nothing is left to do."""
     worked = [stage for stage in found if stage.rows and stage.busy_seconds]
     rest = [stage for stage in found if stage.state != "done"]
@@ -51,7 +51,7 @@ def left(found: list[Stage], users: int, live: Live) -> TimeLeft | None:
     known = unknown = fixed = 0.0
     for stage in rest:
         if stage.name == FINISH:
-            whole = _FINISH_SECONDS + _FINISH_A_USER * users * slowness / workers / 1e6
+            whole = _FINISH_SECONDS + _FINISH_A_ROW * first * slowness / workers / 1e6
             unknown += max(0.3, whole - stage.seconds)
             continue
         fixed += _STAGE_SECONDS
@@ -84,12 +84,13 @@ def _is_at_work(hand: Hand) -> bool:
     return not _is_dead(hand) and (hand.batch_id is not None or hand.seconds < _IDLE_SECONDS)
 
 
-def _cost(stage: Stage, users: int) -> float:
+def _cost(stage: Stage, first: int) -> float:
     """Microseconds that a whole stage takes, by the table of weights."""
     if stage.name == FINISH:
-        return 1e6 * _FINISH_SECONDS + _FINISH_A_USER * users
+        return 1e6 * _FINISH_SECONDS + _FINISH_A_ROW * first
     return _weight(stage) * max(1, stage.rows_total)
 
 
 def _weight(stage: Stage) -> float:
-    return WEIGHTS.get(stage.name, _OTHER)
+    weights = WEIGHTS | dict(current.migration().weights)
+    return weights.get(stage.name, _OTHER)

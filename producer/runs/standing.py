@@ -7,28 +7,33 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from models.engine import current
 from models.errors import NotAllowed
-from models.ledger.tables import OPEN_STATES, SCHEMA, before_images, conflicts, runs
+from models.ledger.tables import (
+    OPEN_STATES,
+    SCHEMA,
+    before_images,
+    conflicts,
+    created_rows,
+    runs,
+)
 
 # What a run created is counted by its batches; what it changed has an image from before.
 _CREATED = """EXISTS (
   SELECT FROM migration.batches b, jsonb_each_text(b.counts -> 'rows') AS c
   WHERE b.run_id = migration.runs.id AND c.value::numeric > 0)"""
-_USERS = """(
-  SELECT count(*) FROM migration.before_images i
-  WHERE i.run_id = migration.runs.id AND i.entity = 'user')"""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A run that a rollback has to consider, and how many users it changed."""
+    """A run that a rollback has to consider, and how many rows it changed."""
 
     id: str
     state: str
     wrote: bool
     kept: bool
     is_forgotten: bool
-    users: int
+    rows: int
 
     @property
     def has_rows(self) -> bool:
@@ -42,6 +47,9 @@ def read(connection: Connection) -> list[Standing]:
         return []
     changed = sa.exists().where(before_images.c.run_id == runs.c.id)
     kept = sa.exists().where(conflicts.c.run_id == runs.c.id)
+    of_first = before_images.c.entity == current.migration().counted[0]
+    images = _count(before_images, of_first)
+    created = _count(created_rows)
     query = (
         sa.select(
             runs.c.id,
@@ -49,12 +57,18 @@ def read(connection: Connection) -> list[Standing]:
             sa.or_(changed, sa.text(_CREATED)).label("wrote"),
             kept.label("kept"),
             runs.c.forgotten_at.is_not(None).label("is_forgotten"),
-            sa.literal_column(_USERS).label("users"),
+            (images + created).label("rows"),
         )
         .where(sa.or_(runs.c.state != "rolled_back", kept))
         .order_by(runs.c.id.desc())
     )
     return [Standing(**row._mapping) for row in connection.execute(query)]
+
+
+def _count(table: sa.Table, *which: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    """The rows of a table that are a run's."""
+    found = sa.select(sa.func.count()).select_from(table).where(table.c.run_id == runs.c.id, *which)
+    return found.correlate(runs).scalar_subquery()
 
 
 def with_rows(connection: Connection) -> list[Standing]:

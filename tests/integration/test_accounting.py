@@ -82,12 +82,12 @@ def test_a_page_that_is_lost_in_every_stage_is_found_and_a_retry_migrates_it(
     assert made < good
     assert (ended.state, ended.exit_status) == ("failed", 4)
     assert keys_of(engine, "unaccounted", "user") == good - made
-    assert ended.users.migrated == len(made)
+    assert ended.entities["users"].migrated == len(made)
     found = retried(engine, settings, ended)
     assert (found.exit_status, found.differences) == (3, {}), found.error
     assert wrong_rows(engine, before) == []
     for name in ("users", "subscriptions", "projects"):
-        standing = getattr(found, name)
+        standing = found.entities[name]
         assert standing.migrated == standing.total - standing.quarantined > 0
 
 
@@ -134,11 +134,7 @@ def test_a_second_run_accounts_for_what_the_first_one_migrated(
     second = whole_run(engine, settings)
     for ended in (first, second):
         assert (ended.exit_status, ended.differences) == (3, {})
-    assert (second.users, second.subscriptions, second.projects) == (
-        first.users,
-        first.subscriptions,
-        first.projects,
-    )
+    assert (second.users, second.subscriptions, second.projects) == (*first.entities.values(),)
 
 
 def test_rows_that_a_faulty_worker_set_aside_are_a_difference_and_a_retry_migrates_them(

@@ -44,7 +44,7 @@ def triggers(engine: Engine) -> int:
 def assert_counts_are_those_of_the_tables(engine: Engine, ended: RunReport) -> None:
     for name in ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs"):
         assert getattr(ended.rows, name) == scalar(engine, f"SELECT count(*) FROM {name}")
-    assert ended.credits_granted == scalar(engine, "SELECT sum(amount) FROM credit_logs")
+    assert ended.amounts["credits_granted"] == scalar(engine, "SELECT sum(amount) FROM credit_logs")
 
 
 def live_on(engine: Engine, settings: Settings, variant: Variant, seed: int) -> Application:
@@ -106,8 +106,10 @@ def test_writes_before_the_last_lock_need_no_second_run(engine: Engine, settings
     assert ended.exit_status == 3, (ended.error, ended.differences)
     assert wrong_rows(engine, before) == []
     users = scalar(engine, "SELECT count(*) FROM users")
-    assert ended.users.total == users
-    assert ended.users.migrated == scalar(engine, "SELECT count(DISTINCT user_id) FROM credit_logs")
+    assert ended.entities["users"].total == users
+    assert ended.entities["users"].migrated == scalar(
+        engine, "SELECT count(DISTINCT user_id) FROM credit_logs"
+    )
     assert_counts_are_those_of_the_tables(engine, ended)
 
 
@@ -282,7 +284,7 @@ def test_a_retry_of_a_complete_run_leaves_the_new_applications_changes_alone(
     control.retry(engine, settings, first.run_id)
     ended = go_on(engine, settings, first.run_id)
     assert (ended.exit_status, ended.differences) == (3, {})
-    assert ended.users.quarantined < first.users.quarantined
+    assert ended.entities["users"].quarantined < first.entities["users"].quarantined
     assert scalar(engine, f"SELECT name FROM ai_tools WHERE id = {tool}") == "mine"
     assert scalar(engine, f"SELECT user_type FROM users WHERE id = {owner}") == "developer"
     assert scalar(engine, f"SELECT credits_balance FROM users WHERE id = {owner}") == 7
@@ -333,7 +335,7 @@ def test_a_table_that_is_truncated_is_taken_up_too(engine: Engine, settings: Set
 
     ended = go_on(engine, settings, start(engine, settings), before=truncate)
     assert ended.exit_status in (0, 3), (ended.error, ended.differences)
-    assert ended.subscriptions.total == 0
+    assert ended.entities["subscriptions"].total == 0
     assert wrong_rows(engine, before) == []
 
 

@@ -53,7 +53,11 @@ def test_every_figure_is_the_ledgers_and_outlives_a_flush_of_redis(
             engine,
             f"SELECT count(*) FROM {'gpt_' if entity == 'subscriptions' else ''}{entity}",
         )
-    assert seen["migration_legacy_rows", "users", "quarantined"] == found.users.quarantined > 0
+    assert (
+        seen["migration_legacy_rows", "users", "quarantined"]
+        == found.entities["users"].quarantined
+        > 0
+    )
     assert seen["migration_rows_written", "ai_tools"] == scalar(
         engine, "SELECT count(*) FROM ai_tools"
     )
@@ -150,7 +154,7 @@ def test_with_ten_thousand_batches_a_scrape_sends_and_reads_no_more_than_with_no
         " FROM migration.runs, generate_series(1, 10000) AS n".replace("window,", '"window",'),
         "ANALYZE migration.batches",
     )
-    assert status.read(engine, run_id).rows.ai_tools == 3_000_000
+    assert status.read(engine, run_id).rows["ai_tools"] == 3_000_000
     with spent(engine) as many:
         seen = scrape(engine)
     assert seen["migration_batches", "users", "done"] == 10_000

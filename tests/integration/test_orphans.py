@@ -47,7 +47,10 @@ def test_orphans_are_found_wherever_they_sort(engine: Engine, settings: Settings
     report = whole_run(engine, settings)
     assert set_aside(engine) == [f"orphan-{number}" for number in range(len(_OWNERS))]
     assert report.state == "completed_with_quarantine"
-    assert (report.verification.differences, report.subscriptions.quarantined) == (0, len(_OWNERS))
+    assert (report.verification.differences, report.entities["subscriptions"].quarantined) == (
+        0,
+        len(_OWNERS),
+    )
 
 
 def test_orphans_are_found_where_there_are_no_users(engine: Engine, settings: Settings) -> None:
@@ -56,7 +59,7 @@ def test_orphans_are_found_where_there_are_no_users(engine: Engine, settings: Se
         orphan(engine, owner)
     report = whole_run(engine, settings)
     assert set_aside(engine) == ["orphan-0", "orphan-1", "orphan-2"]
-    assert (report.users.total, report.subscriptions.total) == (0, 3)
+    assert (report.entities["users"].total, report.entities["subscriptions"].total) == (0, 3)
 
 
 def test_orphans_are_found_where_their_owners_sort_otherwise(

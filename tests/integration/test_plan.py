@@ -87,7 +87,7 @@ def test_a_rehearsal_between_two_runs_disturbs_neither(engine: Engine, settings:
     plan.make(engine, settings, None, 2)
     assert scalar(engine, _TRACES) == before
     again = go_on(engine, settings, start(engine, settings))
-    assert again.rows.ai_tools == 0 and again.exit_status == 3
+    assert again.rows["ai_tools"] == 0 and again.exit_status == 3
 
 
 def test_a_rehearsal_that_fails_halfway_leaves_nothing(

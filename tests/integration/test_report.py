@@ -71,17 +71,19 @@ def test_credits_are_told_by_type_of_user_and_a_wrong_balance_shows(
     engine: Engine, settings: Settings, run_id: str
 ) -> None:
     found = history.read(engine, settings, run_id)
-    assert sum(row.users for row in found.credits) == scalar(engine, "SELECT count(*) FROM users")
-    assert sum(row.granted for row in found.credits) == found.report.credits_granted > 0
-    assert all(row.logged == row.balances for row in found.credits)
+    assert found.summary
+    *_, (_, users, granted, logged, balances) = found.summary.rows
+    assert users == scalar(engine, "SELECT count(*) FROM users")
+    assert granted == found.report.amounts["credits_granted"] > 0
+    assert (logged, found.summary.wrong) == (balances, ())
     change(
         engine,
         "UPDATE users SET credits_balance = credits_balance + 1 WHERE id ="
         " (SELECT min(id) FROM users WHERE user_type = 'teacher')",
     )
     again = history.read(engine, settings, run_id)
-    wrong = [row.name for row in again.credits if row.logged != row.balances]
-    assert wrong == ["teacher"]
+    assert again.summary
+    assert [again.summary.rows[n][0] for n in again.summary.wrong] == ["teacher", "all"]
     assert 'class="n bad"' in html.render(again)
 
 

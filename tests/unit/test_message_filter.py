@@ -8,6 +8,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from contextlib import closing
+from importlib import import_module
 from random import Random
 from typing import Any
 
@@ -134,6 +135,8 @@ def test_the_limit_in_a_message_may_be_the_tasks_own_only() -> None:
 
 @pytest.mark.parametrize("url", ["redis://h/1", "rediss://h:1/2", "redis+socket:///a/redis.sock"])
 def test_the_gate_stands_before_every_kind_of_address(url: str) -> None:
+    # The application of the workers puts it there.
+    assert import_module("worker.app")
     assert Connection(url).get_transport_cls() is Transport
 
 
