@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
-from models.engine import replay
-from models.engine.cutover import Settle
+from models.engine.live import replay
+from models.engine.live.cutover import Settle
 from models.ledger import identity
 from models.ledger.tables import VERIFICATION, WORKED_ON, batches, stages
 from models.messages import RunReport

@@ -16,9 +16,9 @@ from typing import Any
 import psycopg2
 from sqlalchemy import Connection, Engine, event
 
-from models.engine.capture import require_triggers
-from models.engine.cutover import HELD_MS, lock, next_scope, pending
-from models.engine.replay import KEYS_A_BATCH
+from models.engine.live.capture import require_triggers
+from models.engine.live.cutover import HELD_MS, lock, next_scope, pending
+from models.engine.live.replay import KEYS_A_BATCH
 from models.engine.step import Context, Counts, Scope, Step, add
 from models.errors import TooBig, Transient
 from models.ledger import claims

@@ -6,8 +6,8 @@ is excused here: whoever takes the change up verifies the row at once.
 
 from __future__ import annotations
 
+from models.engine.checks.verification import read_account, store
 from models.engine.step import Context, Counts, Scope, Step, entities
-from models.engine.verification import read_account, store
 from models.ledger.tables import RECONCILIATION, VERIFICATION
 
 

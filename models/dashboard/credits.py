@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from models.dashboard.scopes import owned
 from models.dashboard.sources import USERS
+from models.engine.checks.verification import Check, images_of, with_checks, wrong_values
 from models.engine.step import Context, Scope, Step
-from models.engine.verification import Check, images_of, with_checks, wrong_values
 
 _STANDS, _IS_ASIDE = "q.legacy_key IS NULL", "q.legacy_key IS NOT NULL"
 _CHECKS = (

@@ -7,16 +7,18 @@ from typing import ClassVar
 
 from sqlalchemy import Connection
 
-from models.dashboard import fit, legacy, rejects, trial_rows
-from models.dashboard.checks import statuses
-from models.dashboard.credit_summary import credits_by_type
+from models.dashboard import legacy
+from models.dashboard.checks import fit, rejects, trial_rows
+from models.dashboard.checks.credit_summary import credits_by_type
+from models.dashboard.checks.proof import proof
+from models.dashboard.checks.statuses import statuses
+from models.dashboard.checks.waiting import waiting
 from models.dashboard.credits import Credits
 from models.dashboard.organization import Organization
 from models.dashboard.projects.apply import Projects
 from models.dashboard.projects.replay import ChangedProjects
 from models.dashboard.projects.switch import Switch
 from models.dashboard.projects.undo import UndoProjects
-from models.dashboard.proof import proof
 from models.dashboard.repairs import REPAIRS
 from models.dashboard.retried import retried
 from models.dashboard.schema import SCHEMA
@@ -27,13 +29,12 @@ from models.dashboard.undo_rest import undo_rest
 from models.dashboard.users.apply import Users
 from models.dashboard.users.replay import ChangedUsers
 from models.dashboard.users.undo import UndoUsers
-from models.dashboard.waiting import waiting
 from models.engine.migration import Migration, Proof, Rule, Summary
 from models.engine.retry import Keys
 from models.engine.sample import Sample
+from models.engine.schema.target import Target
 from models.engine.source import Sources
 from models.engine.step import Context, Counts, Scope
-from models.engine.target import Target
 from models.errors import MigrationError
 from models.preflight.obstacles import Obstacle
 from models.settings import Settings

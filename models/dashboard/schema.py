@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from models.engine.schema import RawType, Reference, Schema
+from models.engine.schema.declaration import RawType, Reference, Schema
 from models.engine.source import Sources
 
 ENUMS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from models.engine import expects as verifying
-from models.engine.expects import Expect
+from models.engine.checks import expects as verifying
+from models.engine.checks.expects import Expect
 from models.engine.rollback import lock_rows, note_refused
 from models.engine.source import Source
 from models.engine.step import Context, Counts, Scope, Step

@@ -12,9 +12,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.engine import expects as verifying
 from models.engine import keys
 from models.engine.authored import Authored
+from models.engine.checks import expects as verifying
 from models.engine.rollback import NOTE
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, add

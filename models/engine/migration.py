@@ -15,23 +15,24 @@ from typing import ClassVar
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from models.engine import current, expects, retry, source
-from models.engine.accounting import Accounting, Totals
+from models.engine import current, retry, source
 from models.engine.authored import Authored, UndoOf
-from models.engine.capture import Capture, Release
-from models.engine.constraints import Contract, Keys
-from models.engine.cutover import Settle
+from models.engine.checks import expects
+from models.engine.checks.accounting import Accounting, Totals
+from models.engine.checks.judgement import LateRemoved, Removed
 from models.engine.declarations import require_declared
-from models.engine.indexes import EarlyIndexes, TargetIndexes
-from models.engine.judgement import LateRemoved, Removed
+from models.engine.live.capture import Capture, Release
+from models.engine.live.cutover import Settle
+from models.engine.live.replay import Replay, ReplayOf, late
 from models.engine.repair import Repair
-from models.engine.replay import Replay, ReplayOf, late
 from models.engine.rollback import Loosen, Tidy, UndoRest
 from models.engine.sample import Sample, pick
-from models.engine.schema import Schema
+from models.engine.schema.constraints import Contract, Keys
+from models.engine.schema.declaration import Schema
+from models.engine.schema.indexes import EarlyIndexes, TargetIndexes
+from models.engine.schema.target import Target
 from models.engine.source import Source, Sources
 from models.engine.step import CONTROL, VERIFY, Context, Counts, Scope, Step, add
-from models.engine.target import Target
 from models.errors import MigrationError, Misconfigured
 from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION
 from models.messages import Check

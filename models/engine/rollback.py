@@ -11,15 +11,9 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection, text
 
-from models.engine.capture import Release
-from models.engine.constraints import allow_autovacuum
-from models.engine.indexes import (
-    EarlyIndexes,
-    TargetIndexes,
-    alter,
-    drop_helpers,
-    is_ours,
-)
+from models.engine.live.capture import Release
+from models.engine.schema.constraints import allow_autovacuum
+from models.engine.schema.indexes import EarlyIndexes, TargetIndexes, alter, drop_helpers, is_ours
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, Step
 from models.postgres.catalog import quote

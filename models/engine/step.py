@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import Connection, text
 
 from models.engine import current
-from models.engine import target as target_tables
+from models.engine.schema import target as target_tables
+from models.engine.schema.target import Target
 from models.engine.source import Source, Sources, SourceTable
-from models.engine.target import Target
 from models.errors import Incompatible
 from models.ledger.quarantine import SET_ASIDE_AGAIN, resolve, set_aside
 from models.ledger.tables import RECONCILIATION, VERIFICATION

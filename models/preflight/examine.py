@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from models.engine import current, target
+from models.engine import current
+from models.engine.schema import target
+from models.engine.schema.target import Target
 from models.engine.source import Sources
-from models.engine.target import Target
 from models.errors import MigrationError, NotAllowed
 from models.preflight import obstacles
 from models.preflight.obstacles import LEGACY, PRIVILEGES, TARGET, Obstacle

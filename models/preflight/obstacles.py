@@ -1,7 +1,7 @@
 """What the catalog says against a run: every obstacle of every table that is read or written.
 
-`models.engine.source` and `models.engine.target` judge columns and types; this judges the rest
-of a table. What cannot be judged from the catalog is a warning, and `producer.checks.trial`
+`models.engine.source` and `models.engine.schema.target` judge columns and types; this judges the
+rest of a table. What cannot be judged from the catalog is a warning, and `producer.checks.trial`
 tries it.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from models.engine.schema import Schema
+from models.engine.schema.declaration import Schema
+from models.engine.schema.target import Target
 from models.engine.source import Sources, SourceTable
-from models.engine.target import Target
 from models.errors import Incompatible, MigrationError, NotAllowed
 from models.postgres.catalog import Table
 

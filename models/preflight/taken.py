@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 
-from models.engine.schema import Schema
+from models.engine.schema.declaration import Schema
 from models.errors import Incompatible, NotAllowed
 from models.ledger.tables import SCHEMA
 from models.postgres.catalog import Table

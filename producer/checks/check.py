@@ -21,7 +21,8 @@ import psutil
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models.engine import capture, current
+from models.engine import current
+from models.engine.live import capture
 from models.engine.source import Sources
 from models.errors import MigrationError, Misconfigured
 from models.ledger import identity, relations

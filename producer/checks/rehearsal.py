@@ -17,11 +17,11 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
-from models.engine import target as target_tables
-from models.engine.replay import Replay
+from models.engine.checks.verification import read_account
+from models.engine.live.replay import Replay
+from models.engine.schema import target as target_tables
 from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Scope, Step
-from models.engine.verification import read_account
 from models.errors import Incompatible, NotAllowed
 from models.ledger.tables import FINISH, OPEN_STATES, RECONCILIATION, SCHEMA, VERIFICATION, runs
 from models.postgres import sessions

@@ -19,8 +19,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
-from models.engine import target as target_tables
 from models.engine.sample import Sample
+from models.engine.schema import target as target_tables
 from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Scope, Step
 from models.errors import BadRow, Incompatible, MigrationError, Misconfigured, TooBig, Transient

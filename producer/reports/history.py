@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
 from models.engine import current
-from models.engine import target as target_tables
 from models.engine.migration import Summary
+from models.engine.schema import target as target_tables
 from models.errors import MigrationError
 from models.ledger.relations import labels
 from models.ledger.tables import audit, batches, quarantine, recoveries, runs, stages

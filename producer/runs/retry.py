@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import text
 
 from models.engine import current
-from models.engine.accounting import account
-from models.engine.capture import Capture
+from models.engine.checks.accounting import account
+from models.engine.live.capture import Capture
 from models.engine.retry import Keys
 from models.engine.step import Context, Scope
 

@@ -11,7 +11,8 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from models.engine import current, target
+from models.engine import current
+from models.engine.schema import target
 from models.errors import NotAllowed
 from models.ledger.tables import SCHEMA, audit, runs, schema_objects
 from models.postgres.catalog import Table, quote

@@ -9,8 +9,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from models.engine import capture, current, target
-from models.engine.indexes import record
+from models.engine import current
+from models.engine.live import capture
+from models.engine.schema import target
+from models.engine.schema.indexes import record
 from models.engine.source import Sources
 from models.ledger import audit, identity, relations
 from models.ledger.tables import TRY_JSONB

@@ -115,7 +115,7 @@ def test_a_page_that_is_lost_in_one_stage_never_ends_as_complete(
 def test_more_rows_than_are_listed_are_all_retried(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("models.engine.accounting.MOST_KEYS", 3)
+    monkeypatch.setattr("models.engine.checks.accounting.MOST_KEYS", 3)
     before = snapshot(engine)
     with losing_pages():
         ended = whole_run(engine, settings)

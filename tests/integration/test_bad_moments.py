@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from models.engine.cutover import HELD_MS
+from models.engine.live.cutover import HELD_MS
 from models.postgres import database as databases
 from models.settings import Settings
 from producer.runs import control

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event, text
 
-from models.engine import replay
+from models.engine.live import replay
 from models.postgres import database as databases
 from models.settings import Settings
 from tests.driving import change, go_on, scalar, start, wait_for_lock, whole_run

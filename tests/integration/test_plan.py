@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from models.engine.constraints import Contract
+from models.engine.schema.constraints import Contract
 from models.errors import NotAllowed
 from models.settings import Settings
 from producer.checks import plan

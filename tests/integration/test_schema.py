@@ -10,7 +10,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from models.engine import current, target
+from models.engine import current
+from models.engine.schema import target
 from models.ledger import tables as ledger
 from models.postgres import database as databases
 from models.settings import Settings

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from models.dashboard import ids
 from models.engine import keys
+from models.engine.checks.verification import newest_images
 from models.engine.step import Context, Scope
-from models.engine.verification import newest_images
 
 _TALLY = """
 SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined,

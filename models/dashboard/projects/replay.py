@@ -7,8 +7,9 @@ import functools
 from models.dashboard import ids
 from models.dashboard.projects.apply import Projects
 from models.dashboard.projects.switch import Switch
-from models.engine import judgement, keys
-from models.engine.replay import Replay
+from models.engine import keys
+from models.engine.checks import judgement
+from models.engine.live.replay import Replay
 from models.engine.step import Context, Counts, Scope, add, only_written
 from models.postgres.keys import key_cast
 

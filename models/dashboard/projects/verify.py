@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from models.dashboard import ids
-from models.dashboard.tool_checks import system_assigner, tool_checks
+from models.dashboard.checks.tool_checks import system_assigner, tool_checks
 from models.engine import keys
+from models.engine.checks.verification import Check, with_checks
 from models.engine.step import Context
-from models.engine.verification import Check, with_checks
 
 _CHECKS = (
     Check("wrong_value", "projects", "is_template", "e.is_template IS NULL"),

@@ -9,12 +9,12 @@ of their own before, `users_verification.py` says what is wrong, if anything is.
 from __future__ import annotations
 
 from models.dashboard import ids
+from models.dashboard.checks.tool_checks import expected_preferences, system_assigner
 from models.dashboard.legacy import exact, optional, word
 from models.dashboard.scopes import near, owned
-from models.dashboard.tool_checks import expected_preferences, system_assigner
 from models.engine import keys
+from models.engine.checks.verification import newest_images
 from models.engine.step import Context, Scope
-from models.engine.verification import newest_images
 
 # Ranges are joined, single rows are looked up: OFFSET 0 keeps them apart from plans that read a
 # whole table for a large page. A sum is over the rows whose constant columns are right, a count

@@ -9,8 +9,8 @@ from models.dashboard.subscriptions import Orphans
 from models.dashboard.tools import remove_reinserted_users
 from models.dashboard.users import verify
 from models.dashboard.users.apply import Users
-from models.engine import judgement
-from models.engine.replay import Replay
+from models.engine.checks import judgement
+from models.engine.live.replay import Replay
 from models.engine.step import Context, Counts, Scope, add, only_written
 from models.postgres.keys import list_cast
 

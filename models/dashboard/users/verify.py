@@ -7,11 +7,11 @@ target row it must have produced, and every row that the migration made against 
 from __future__ import annotations
 
 from models.dashboard import ids
+from models.dashboard.checks.tool_checks import expected_preferences, system_assigner, tool_checks
 from models.dashboard.legacy import exact, optional, word
-from models.dashboard.tool_checks import expected_preferences, system_assigner, tool_checks
 from models.engine import keys
+from models.engine.checks.verification import Check, with_checks, wrong_values
 from models.engine.step import Context, Scope
-from models.engine.verification import Check, with_checks, wrong_values
 from models.postgres.keys import key_from_text
 
 _USER_CHECKS = (

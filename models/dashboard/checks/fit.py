@@ -13,8 +13,8 @@ from decimal import Decimal
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from models.engine.schema.target import Target
 from models.engine.source import Sources
-from models.engine.target import Target
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table
 from models.postgres.database import sqlstate
 from models.preflight.obstacles import LEGACY, TARGET, Obstacle

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from models.engine.checks.verification import Check, wrong_values
 from models.engine.step import Context
-from models.engine.verification import Check, wrong_values
 from models.postgres.catalog import TEXT_TYPES
 
 # Over `a` (assignment), `l` (usage log) and `e` (expected: user_id, tool_id), each perhaps null.

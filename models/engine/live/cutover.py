@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.engine.replay import KEYS_A_BATCH, Replay
+from models.engine.live.replay import KEYS_A_BATCH, Replay
 from models.engine.step import Context, Scope, Step
 from models.postgres.database import LOCK_TIMEOUT_MS
 

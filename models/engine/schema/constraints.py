@@ -12,8 +12,8 @@ from itertools import count
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
-from models.engine.indexes import alter, drop_helpers, is_ours, record
-from models.engine.schema import Reference
+from models.engine.schema.declaration import Reference
+from models.engine.schema.indexes import alter, drop_helpers, is_ours, record
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, Step
 from models.postgres.catalog import quote

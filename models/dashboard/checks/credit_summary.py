@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from models.engine.migration import Summary
+from models.engine.schema.target import Target
 from models.engine.source import Sources
-from models.engine.target import Target
 
 TITLE = "Credits"
 COLUMNS = ("User type", "Users", "Granted by this run", "In the log", "Balances")

@@ -14,9 +14,9 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.engine import judgement
+from models.engine.checks import judgement
+from models.engine.checks.verification import store
 from models.engine.step import Context, Counts, Scope, Step
-from models.engine.verification import store
 from models.ledger.tables import VERIFICATION
 
 # Of each table: enough to see what they have in common. A retry stores them all.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from models.dashboard.rejects import STATUSES, unknown_statuses
+from models.dashboard.checks.rejects import STATUSES, unknown_statuses
 from models.engine.source import Sources
 from models.messages import Check
 

@@ -1,7 +1,7 @@
 """The target schema as found: what may be adopted, and how the missing part is added.
 
 Expand (here) creates tables without foreign keys and without the indexes that only foreign keys
-need; those come after the load, in `models.engine.indexes` and `models.engine.constraints`.
+need; those come after the load (`indexes` and `constraints`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from models.engine import keys
-from models.engine.schema import RawType, Schema
+from models.engine.schema.declaration import RawType, Schema
 from models.engine.source import Sources
 from models.errors import Incompatible, MigrationError
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote, read_tables
@@ -129,13 +129,13 @@ def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tup
             table = metadata.tables[f"{target.schema}.{name}"]
             connection.execute(CreateTable(table))
             # A vacuum in the middle of the load finds nothing to do, and keeps those waiting who
-            # build indexes and keys. It may come when the run is over: `models.engine.constraints`.
+            # build indexes and keys. It may come when the run is over: see `constraints`.
             connection.exec_driver_sql(
                 f"ALTER TABLE {quote(target.schema)}.{name} SET (autovacuum_enabled = false)"
             )
             added.append(("table", name, name))
     for name, column in schema.early_indexes:
-        # On an adopted table it is built concurrently, in `models.engine.indexes`.
+        # On an adopted table it is built concurrently, in `models.engine.schema.indexes`.
         if name not in target.tables:
             table = metadata.tables[f"{target.schema}.{name}"]
             names = taken.index_names(connection, target.schema, 0, f"ix_{name}_{column}", column)

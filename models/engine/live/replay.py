@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import text
 
-from models.engine import judgement
+from models.engine.checks import judgement
 from models.engine.source import Source
 from models.engine.step import Context, Counts, Scope, Step, add, only_written
 

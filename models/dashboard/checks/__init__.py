@@ -1,0 +1,1 @@
+"""What is judged of the dashboard's rows: before a run, and after it."""

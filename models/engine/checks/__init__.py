@@ -1,0 +1,1 @@
+"""What is checked of a run: what must be there, counts, the quarantine."""

@@ -1,0 +1,1 @@
+"""What the application writes meanwhile: captured, replayed, cut over."""

@@ -1,0 +1,1 @@
+"""The target schema: declared, as found, its indexes and constraints."""
