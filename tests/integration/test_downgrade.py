@@ -12,6 +12,7 @@ from producer.runs import control, rollback
 from producer.schema import downgrade, upgrade
 from tests import variants
 from tests.driving import change, go_on, start, whole_run
+from tests.short import short
 
 USERS = 60
 
@@ -36,7 +37,7 @@ def catalog(engine: Engine) -> dict[str, list[str]]:
         }
 
 
-@pytest.mark.parametrize("variant", variants.EACH)
+@pytest.mark.parametrize("variant", short(variants.VARIANTS, variants.PLAIN), ids=str)
 def test_after_a_rollback_the_schema_comes_back_as_it_was(
     database: str, settings: Settings, variant: variants.Variant
 ) -> None:
