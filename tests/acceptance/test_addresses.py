@@ -106,7 +106,7 @@ MALFORMED = [
         for url in HTTP
     ),
 ]
-ARGUMENTS = {"backup": ["x"], "restore": ["x"], "forget": ["1"]}
+ARGUMENTS = {"backup": ["x"], "restore": ["x"], "forget": ["1"], "new": ["badges"]}
 
 
 def commands(group: click.Group, *names: str) -> Iterator[list[str]]:
