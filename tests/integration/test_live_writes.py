@@ -43,7 +43,7 @@ def triggers(engine: Engine) -> int:
 
 def assert_counts_are_those_of_the_tables(engine: Engine, ended: RunReport) -> None:
     for name in ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs"):
-        assert getattr(ended.rows, name) == scalar(engine, f"SELECT count(*) FROM {name}")
+        assert ended.rows[name] == scalar(engine, f"SELECT count(*) FROM {name}")
     assert ended.amounts["credits_granted"] == scalar(engine, "SELECT sum(amount) FROM credit_logs")
 
 
