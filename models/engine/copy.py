@@ -6,252 +6,28 @@ and the undo. The verification does not follow from it: `expects` says the rule 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from sqlalchemy import text
 
-from models.engine import keys
+from models.engine import keys, statements
 from models.engine.authored import Authored
 from models.engine.checks import expects as verifying
+from models.engine.parts import (
+    Example,
+    Expression,
+    Fill,
+    Insert,
+    Reject,
+    derived_id,
+)
 from models.engine.rollback import NOTE
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, add
-from models.errors import Misconfigured
 from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, SET_ASIDE_AGAIN
 from models.postgres.catalog import Table, literal, quote
 from models.postgres.keys import key_cast
-
-# SQL of an author, over the source row `s`; or what gives it for the source as found.
-Expression = str | Callable[[SourceTable], str]
-
-
-@dataclass(frozen=True)
-class derived_id:  # Authors read it as a function.
-    """A text id that follows from the source row's key (`models.engine.keys.id_of`).
-
-    `kind` is a letter, another one for each table. `part` is SQL that tells the several rows of one
-    source row apart; it is appended after a dot. An Expect may name the same id: `{id:kind}`.
-    """
-
-    kind: str
-    part: str = ""
-
-    def __call__(self, source: SourceTable) -> str:
-        own = keys.id_of(self.kind, source.key_of("s"), source.key.base)
-        return f"({own} || '.' || ({self.part})::text)" if self.part else f"({own})"
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A reason for which a source row `s` is quarantined; the message holds nothing of the row."""
-
-    reason: str
-    when: str
-    message: str
-
-
-class Insert:
-    """Rows of a target table: for each column an SQL expression over the source row `s`.
-
-    `each` is a set-returning expression with an alias, for several rows a source row:
-    `jsonb_array_elements_text(s.tags) WITH ORDINALITY AS tag(value, n)`. `where` limits the rows.
-    `key` is the target's unique column, which must be among the columns.
-    """
-
-    def __init__(
-        self, table: str, /, *, key: str = "id", each: str = "", where: str = "true",
-        **columns: Expression,
-    ) -> None:  # fmt: skip
-        if key not in columns:
-            raise Misconfigured(
-                f"The Insert into {table} has no column {key}, its key",
-                hint=f"Add it: Insert({table!r}, {key}=derived_id('a'), ...), or name another one"
-                " with key=.",
-            )
-        self.table, self.key, self.each, self.where, self.columns = table, key, each, where, columns
-
-
-class Fill:
-    """Columns of the source's own table, each filled where it is null, from the row `s`."""
-
-    def __init__(self, **columns: Expression) -> None:
-        self.columns = columns
-
-
-@dataclass(frozen=True)
-class Example:
-    """A given source row, and what becomes of it: a reason, or rows by table.
-
-    `expected` maps a table to one row or a list of rows, each with the columns to compare.
-    `beside` holds rows of other sources by plural, such as the parent.
-    """
-
-    given: Mapping[str, Any]
-    expected: str | Mapping[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]]
-    beside: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
-
-
-_APPLY = """
-WITH read AS MATERIALIZED (
-  SELECT s.*, {reason} AS migration_reason FROM {source} s WHERE {scope}
-),
-s AS (SELECT * FROM read WHERE migration_reason IS NULL){written},
-bad AS (
-  INSERT INTO migration.quarantine AS q
-    (entity, legacy_key, run_id, batch_id, reason, message, row_hash)
-  SELECT {entity}, {key}::text, :run_id, :batch_id, s.migration_reason,
-    CASE s.migration_reason {messages} END, {row_hash}
-  FROM read s WHERE s.migration_reason IS NOT NULL
-  {set_aside_again}
-),
-resolved AS (
-  UPDATE migration.quarantine q SET state = 'resolved', changed_at = clock_timestamp()
-  WHERE q.entity = {entity} AND q.state IN ('open', 'accepted')
-    AND q.legacy_key IN (SELECT {key}::text FROM s)
-)
-SELECT (SELECT count(*) FROM read) AS total,
-  (SELECT count(*) FROM read WHERE migration_reason IS NOT NULL) AS quarantined{counts}
-"""
-_INSERT = """,
-row_{n} AS MATERIALIZED ({rows}),
-made_{n} AS (
-  INSERT INTO {table} ({columns}) SELECT {columns} FROM row_{n}
-  ON CONFLICT ({key}) DO NOTHING
-  RETURNING {key}::text AS row_key, {hash} AS row_hash
-),
-noted_{n} AS (
-  INSERT INTO migration.created_rows (entity, source_key, table_name, row_key, run_id, row_hash)
-  SELECT {entity}, r.source_key_, {table_name}, m.row_key, :run_id, m.row_hash
-  FROM made_{n} m JOIN row_{n} r ON r.row_key_ = m.row_key
-  ON CONFLICT (entity, source_key, table_name, row_key) DO UPDATE SET
-    run_id = excluded.run_id, row_hash = excluded.row_hash
-)"""
-_FILL = """,
-filled AS (
-  UPDATE {source} u SET {assignments}
-  FROM s LEFT JOIN migration.before_images i ON i.run_id = :own_run AND i.entity = {entity}
-    AND i.legacy_key = {key}::text
-  WHERE {u_key} = {key} AND {own_scope} AND ({differs_any})
-  RETURNING {u_key}::text AS legacy_key, {values} AS filled
-),
-image AS (
-  INSERT INTO migration.before_images AS b (run_id, entity, legacy_key, was)
-  SELECT :run_id, {entity}, f.legacy_key, jsonb_build_object('filled', f.filled - ARRAY(
-    SELECT k FROM s LEFT JOIN migration.before_images i ON i.run_id = :own_run
-      AND i.entity = {entity} AND i.legacy_key = {key}::text, unnest(ARRAY[{kept}]) AS k
-    WHERE {key}::text = f.legacy_key AND k <> ''))
-  FROM filled f
-  ON CONFLICT (entity, legacy_key, run_id) DO UPDATE SET was = jsonb_build_object('filled',
-    coalesce(b.was -> 'filled', '{{}}') || (excluded.was -> 'filled'))
-)"""
-
-# What these source rows have become, brought in line: rows of this run, and rows of earlier ones
-# that are as those wrote them. What the new application has changed since is left alone.
-_REMOVE = """
-WITH gone AS MATERIALIZED (
-  SELECT c.* FROM migration.created_rows c
-  WHERE c.entity = {entity} AND c.table_name = {table_name} AND {of_scope}
-    AND (c.source_key, c.row_key) NOT IN (SELECT r.source_key_, r.row_key_ FROM ({rows}) AS r
-      WHERE r.row_key_ IS NOT NULL)
-),
-removed AS (
-  DELETE FROM {table} t USING gone g
-  WHERE t.{key}::text = g.row_key AND ({hash} = g.row_hash OR g.run_id = :own_run)
-  RETURNING t.{key}::text AS row_key
-),
-forgotten AS (
-  DELETE FROM migration.created_rows c USING gone g
-  WHERE c.entity = g.entity AND c.source_key = g.source_key AND c.table_name = g.table_name
-    AND c.row_key = g.row_key
-    AND (c.row_key IN (SELECT row_key FROM removed)
-      OR NOT EXISTS (SELECT FROM {table} t WHERE t.{key}::text = c.row_key))
-)
-SELECT -count(*) FROM removed
-"""
-_CHANGE = """
-WITH wanted AS MATERIALIZED ({rows}),
-changed AS (
-  UPDATE {table} t SET {assignments}
-  FROM wanted r JOIN migration.created_rows c ON c.entity = {entity}
-    AND c.source_key = r.source_key_ AND c.table_name = {table_name} AND c.row_key = r.row_key_
-  WHERE t.{key}::text = r.row_key_ AND ({hash} = c.row_hash OR c.run_id = :own_run)
-  RETURNING t.{key}::text AS row_key, {hash} AS row_hash
-)
-UPDATE migration.created_rows c SET row_hash = h.row_hash FROM changed h
-WHERE c.entity = {entity} AND c.table_name = {table_name} AND c.row_key = h.row_key
-  AND c.row_hash <> h.row_hash
-"""
-# NOT IN is one hash of the page, whatever the planner thinks that it holds.
-# Rows that the migration created and that nothing expects any more, or that stand under the id of
-# a source row without being expected.
-_EXTRA = """
-SELECT 'extra', {entity}, c.source_key, {table_name}, NULL::text
-FROM migration.created_rows c JOIN {table} t ON t.{key}::text = c.row_key AND {hash} = c.row_hash
-WHERE c.entity = {entity} AND c.table_name = {table_name} AND {of_scope}
-  AND t.{key} NOT IN (SELECT e.wanted_key FROM e WHERE e.wanted_key IS NOT NULL)
-"""
-_EXTRA_BY_ID = """
-UNION SELECT 'extra', {entity}, {source_key}::text, {table_name}, NULL::text
-FROM {source} s JOIN {table} t ON t.{key} = CAST({id} AS {key_type})
-WHERE {scope} AND t.{key} NOT IN (SELECT e.wanted_key FROM e WHERE e.wanted_key IS NOT NULL)
-  AND NOT EXISTS (SELECT FROM migration.created_rows c WHERE c.entity = {entity}
-    AND c.source_key = {source_key}::text AND c.table_name = {table_name}
-    AND c.row_key = t.{key}::text AND {hash} <> c.row_hash)
-"""
-# An id of that form that no run created: somebody forged it, or it was restored from elsewhere.
-_STRAYS = """
-SELECT 'extra', {entity}, t.{key}::text, {table_name}, 'not created by a run'
-FROM {table} t LEFT JOIN migration.created_rows c
-  ON c.entity = {entity} AND c.table_name = {table_name} AND c.row_key = t.{key}::text
-WHERE {is_kind} AND c.row_key IS NULL
-"""
-
-_UNDO = """
-WITH mine AS MATERIALIZED (
-  SELECT c.* FROM migration.created_rows c
-  WHERE c.run_id = :run_id AND c.entity = {entity} AND c.table_name = {table_name} AND {of_scope}
-),
-removed AS (
-  DELETE FROM {table} t USING mine m
-  WHERE t.{key}::text = m.row_key AND (:forced OR {hash} = m.row_hash)
-  RETURNING t.{key}::text AS row_key
-),
-kept AS (
-  {note}
-  SELECT :run_id, 'changed', {table_name}, m.row_key, '', NULL FROM mine m
-  JOIN {table} t ON t.{key}::text = m.row_key
-  WHERE m.row_key NOT IN (SELECT row_key FROM removed)
-  ON CONFLICT DO NOTHING
-),
-forgotten AS (
-  DELETE FROM migration.created_rows c USING mine m
-  WHERE c.entity = m.entity AND c.source_key = m.source_key AND c.table_name = m.table_name
-    AND c.row_key = m.row_key AND (c.row_key IN (SELECT row_key FROM removed)
-      OR NOT EXISTS (SELECT FROM {table} t WHERE t.{key}::text = c.row_key))
-)
-SELECT -count(*) FROM removed
-"""
-_UNFILL = """
-WITH image AS MATERIALIZED (
-  SELECT i.legacy_key, i.was -> 'filled' AS filled FROM migration.before_images i
-  WHERE i.run_id = :run_id AND i.entity = {entity} AND i.was ? 'filled' AND {of_scope}
-),
-restored AS (
-  UPDATE {source} u SET {assignments} FROM image i WHERE {u_key}::text = i.legacy_key
-),
-kept AS (
-  {note}
-  SELECT :run_id, 'changed', {plural}, i.legacy_key, d.detail, NULL
-  FROM image i JOIN {source} u ON {u_key}::text = i.legacy_key
-  CROSS JOIN LATERAL (VALUES {changes}) AS d(detail, is_changed)
-  WHERE d.is_changed AND NOT :forced
-  ON CONFLICT DO NOTHING
-)
-DELETE FROM migration.before_images b USING image i
-WHERE b.run_id = :run_id AND b.entity = {entity} AND b.legacy_key = i.legacy_key
-"""
 
 
 class Copy(Authored):
@@ -292,7 +68,7 @@ class Copy(Authored):
         parameters = context.parameters | (scope.parameters if scope else {})
         rows: dict[str, int] = {}
         for each in reversed(self.inserts):
-            undo = _UNDO.format(
+            undo = statements.UNDO.format(
                 **self._names(context, source, each),
                 note=NOTE,
                 of_scope=_of_scope(source, scope, "c.source_key"),
@@ -364,11 +140,11 @@ class Copy(Authored):
             rows = self._rows(context, source, each, "s")
             returned = _hash(each, context.target.table(each.table), quote(each.table))
             names |= {"n": str(number), "rows": rows, "columns": columns, "hash": returned}
-            written += _INSERT.format(**names)
+            written += statements.INSERT.format(**names)
             counts += f",\n  (SELECT count(*) FROM made_{number}) AS made_{number}"
         if self.fills is not None:
             written += self._filling(context, source, scope, self.fills)
-        return _APPLY.format(
+        return statements.APPLY.format(
             reason=reason,
             source=source.sql,
             scope=scope.of(source, "s"),
@@ -403,7 +179,7 @@ class Copy(Authored):
             f" IS NOT TRUE THEN {literal(name)} ELSE '' END"
             for name in columns
         )
-        return _FILL.format(
+        return statements.FILL.format(
             source=source.sql,
             assignments=", ".join(assignments),
             u_key=source.key_of("u"),
@@ -427,7 +203,7 @@ class Copy(Authored):
         changes = (
             f"({literal(c)}, i.filled ? {literal(c)} AND NOT ({is_ours(c)}))" for c in fills.columns
         )
-        return _UNFILL.format(
+        return statements.UNFILL.format(
             entity=literal(source.source.entity),
             plural=literal(source.source.plural),
             source=source.sql,
@@ -494,10 +270,10 @@ class Copy(Authored):
             names["assignments"] = ", ".join(
                 f"{quote(name)} = r.{quote(name)}" for name in each.columns if name != each.key
             )
-            removed = context.connection.scalar(text(_REMOVE.format(**names)), parameters)
+            removed = context.connection.scalar(text(statements.REMOVE.format(**names)), parameters)
             counts[each.table] = counts.get(each.table, 0) + int(removed or 0)
             if names["assignments"]:
-                context.connection.execute(text(_CHANGE.format(**names)), parameters)
+                context.connection.execute(text(statements.CHANGE.format(**names)), parameters)
         return {"rows": counts}
 
     def whole(self, context: Context) -> list[str]:
@@ -508,7 +284,7 @@ class Copy(Authored):
             if isinstance(made, derived_id):
                 names = self._names(context, source, each)
                 is_kind = keys.has_kind(made.kind, f"t.{quote(each.key)}")
-                found.append(_STRAYS.format(**names, is_kind=is_kind))
+                found.append(statements.STRAYS.format(**names, is_kind=is_kind))
         return found
 
     def _extra(self, context: Context, scope: Scope) -> list[str]:
@@ -519,9 +295,11 @@ class Copy(Authored):
                 continue
             names = self._names(context, source, each)
             names |= {"of_scope": _of_scope(source, scope, "c.source_key", is_listed=True)}
-            sql = verifying.expected(context, source, of_table[0], scope) + _EXTRA.format(**names)
+            sql = verifying.expected(context, source, of_table[0], scope) + statements.EXTRA.format(
+                **names
+            )
             if not each.each:
-                sql += _EXTRA_BY_ID.format(
+                sql += statements.EXTRA_BY_ID.format(
                     **names,
                     source=source.sql,
                     source_key=source.key_of("s"),

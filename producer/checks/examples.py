@@ -15,7 +15,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
-from models.engine.copy import Copy, Example
+from models.engine.copy import Copy
+from models.engine.parts import Example
 from models.engine.schema import target as target_tables
 from models.engine.step import Context, Scope
 from models.ledger.tables import runs
