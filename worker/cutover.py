@@ -109,8 +109,8 @@ def _drain(
 
 def _take_up_all(context: Context) -> Counts:
     found = pending(context)
-    # The first replay also where none of its rows has changed: with users come the subscriptions
-    # that name no owner.
+    # The first replay also where none of its rows has changed: children without a parent come with
+    # it.
     counts = take_up(context, *next_scope(found[:1]))
     while True:
         found = pending(context)

@@ -19,6 +19,7 @@ from models.dashboard.projects.apply import Projects
 from models.dashboard.projects.replay import ChangedProjects
 from models.dashboard.projects.switch import Switch
 from models.dashboard.projects.undo import UndoProjects
+from models.dashboard.queries import QUERIES
 from models.dashboard.repairs import REPAIRS
 from models.dashboard.retried import retried
 from models.dashboard.schema import SCHEMA
@@ -52,6 +53,7 @@ class Dashboard(Migration):
     # other: a run's own pace takes their place.
     weights: ClassVar = {"users": 24, "projects": 30, "switch": 17}
     repairs = REPAIRS
+    queries = QUERIES
     checks: ClassVar = {"subscription statuses": statuses}
     # Measured (docs/scaling.md), and a little more.
     bytes_a_row = 8_000

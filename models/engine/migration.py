@@ -96,6 +96,8 @@ class Migration:
     # Fixes for `producer repair`, and checks of its rows for `producer check`, by name.
     repairs: ClassVar[Mapping[str, Repair]] = {}
     checks: ClassVar[Mapping[str, Callable[[Connection, Sources], Check]]] = {}
+    # What the application asks the new tables of the first source's row :key, by name.
+    queries: ClassVar[Mapping[str, str]] = {}
     # What a row of the first source and its children become, with indexes, in bytes.
     bytes_a_row: ClassVar[int] = 2_000
 

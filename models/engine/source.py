@@ -97,7 +97,7 @@ class SourceTable(Table):
 
 
 class Sources(Mapping[str, SourceTable]):
-    """The sources as found, by entity (`sources["user"]`) or plural (`sources.users`)."""
+    """The sources as found, by entity (`sources["badge"]`) or plural (`sources.badges`)."""
 
     def __init__(self, tables: Mapping[str, SourceTable]) -> None:
         self._tables = dict(tables)

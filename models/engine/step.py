@@ -347,7 +347,7 @@ def default_of(table: Table, column: str) -> str:
 
 
 def entities(row: Any) -> Counts:
-    """Totals and rows set aside, from columns named `users` and `users_quarantined`."""
+    """Totals and rows set aside, from columns `badges` and `badges_quarantined`."""
     found = row._mapping
     return {
         name: {"total": found[name], "quarantined": found[f"{name}_quarantined"]}

@@ -224,7 +224,7 @@ differences = sa.Table(
     sa.Column("legacy_key", sa.Text, nullable=False),
     sa.Column("target_table", sa.Text, nullable=False),
     sa.Column("detail", sa.Text),
-    # A project's page and its owner's may both find what is wrong with its tool.
+    # The page of a row and that of its parent may both find what is wrong with a target row.
     sa.Index(
         "one_difference",
         *("run_id", "stage", "entity", "legacy_key", "target_table", "kind"),
@@ -277,7 +277,7 @@ changes = sa.Table(
     sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
     sa.Column("entity", sa.Text, nullable=False),
     sa.Column("legacy_key", sa.Text, nullable=False),
-    # The user whom the row belongs or belonged to; null where it named none.
+    # The parent that the row belongs or belonged to, or its own key; null where it named none.
     sa.Column("owner_key", sa.Text),
     sa.Column("operation", sa.Text, nullable=False),
     _now("captured_at"),

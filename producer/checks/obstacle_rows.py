@@ -65,7 +65,7 @@ def try_out(engine: Engine, settings: Settings, before: Sequence[Check]) -> Chec
             name=trial.ROW,
             verdict="unknown",
             found=f"could not be made: {error.message}",
-            hint="Try again when no other session locks the tables or the users.",
+            hint="Try again when no other session locks the tables or their rows.",
         )
     except MigrationError as error:
         return Check(name=trial.ROW, verdict="failed", found=error.message, hint=error.hint)
@@ -77,7 +77,8 @@ def try_out(engine: Engine, settings: Settings, before: Sequence[Check]) -> Chec
             hint="It is made after the schema step: producer schema upgrade, then producer check.",
         )
     where = "on the tables themselves" if found.is_real else "on copies of the tables"
-    said = f"{found.users} users, {found.rows:,} rows in all went through {where}, all undone"
+    plural = current.migration().sources[0].plural
+    said = f"{found.first} {plural}, {found.rows:,} rows in all went through {where}, all undone"
     return _row(trial.ROW, found.obstacles, f"{said}; {found.note}" if found.note else said)
 
 

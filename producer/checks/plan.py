@@ -1,8 +1,8 @@
 """What a run will take, from a rehearsal: time, WAL, disk, connections, and what gives first.
 
-All costs grow in line with the number of users (docs/performance.md), so each is the rehearsal's,
-a user, times the users. Time is a range: W workers take at least 1/W of one session's time, where
-the server has a core for each, and at most all of it, where it has one core in all.
+All costs grow in line with the number of rows (docs/performance.md), so each is the rehearsal's,
+a row of the first source, times those. Time is a range: W workers take at least 1/W of one
+session's time, where the server has a core for each, and at most all of it, where it has one core.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def make(engine: Engine, settings: Settings, users: int | None, workers: int) ->
 
 
 def _extrapolate(rehearsal: Rehearsal, settings: Settings, users: int, workers: int) -> Plan:
-    factor = users / rehearsal.users
-    plan = Plan(users=users, workers=workers, sample=rehearsal.users)
+    factor = users / rehearsal.rows
+    plan = Plan(users=users, workers=workers, sample=rehearsal.rows)
     stages = {name: PlannedStage(name=name) for name in current.migration().stages}
     for cost in rehearsal.costs:
         # Steps without pages work on whole tables (indexes, keys), but for those that do not.

@@ -60,24 +60,24 @@ class Cost:
 
 @dataclass
 class Rehearsal:
-    """The costs of a sample of `users` users; `disk_bytes` is what tables and indexes grew by."""
+    """The costs of `rows` rows of the first source; `disk_bytes`: by what tables and indexes grew."""
 
-    users: int
+    rows: int
     costs: list[Cost] = field(default_factory=list)
     disk_bytes: int = 0
 
 
-def rehearse(engine: Engine, settings: Settings, users: int) -> Rehearsal:
-    """Migrate about so many users on copies, verify them, close the schema, and undo all of it.
+def rehearse(engine: Engine, settings: Settings, most: int) -> Rehearsal:
+    """Migrate about so many rows on copies, verify them, close the schema, and undo all of it.
 
-    Raises NotAllowed while a run is open, Incompatible where there is no user.
+    Raises NotAllowed while a run is open, Incompatible where there is no row.
     """
     with engine.connect() as connection, connection.begin() as whole:
         try:
             sessions.begin(connection, **_LIMITS)
             connection.exec_driver_sql(_PLANNING)
             _refuse_while_open(connection)
-            return _rehearse(connection, settings, users)
+            return _rehearse(connection, settings, most)
         finally:
             whole.rollback()
 
@@ -93,8 +93,8 @@ def _refuse_while_open(connection: Connection) -> None:
             )
 
 
-def _rehearse(connection: Connection, settings: Settings, users: int) -> Rehearsal:
-    copies = _copy(connection, current.migration().read(connection, settings), settings, users)
+def _rehearse(connection: Connection, settings: Settings, most: int) -> Rehearsal:
+    copies = _copy(connection, current.migration().read(connection, settings), settings, most)
     upgrade.bring_up(connection, copies)
     run = connection.execute(
         sa.insert(runs)
@@ -110,7 +110,7 @@ def _rehearse(connection: Connection, settings: Settings, users: int) -> Rehears
     ).one()
     first = current.migration().sources[0].plural
     found = Rehearsal(_count(connection, f"{COPIES}.{quote(first)}"))
-    if not found.users:
+    if not found.rows:
         raise Incompatible(f"There are no {first} to rehearse with")
     before = _size(connection)
     for stage in current.migration().stages:

@@ -58,7 +58,8 @@ class Trial:
     """What a trial found; `is_real` where it was made on the tables themselves."""
 
     is_real: bool = False
-    users: int = 0
+    # Real rows of the first source, and of all.
+    first: int = 0
     rows: int = 0
     note: str = ""
     # Why there was none.
@@ -152,7 +153,7 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
         _lock(connection, tables, rows)
     migration.make_up(connection, tables, rows)
     first = set(rows.of(tables.first.source.entity))
-    found.users, found.note = len(first - rows.made_up), rows.note
+    found.first, found.note = len(first - rows.made_up), rows.note
     found.rows = rows.rows
     try:
         _all_stages(Context.read(connection, settings, _open(connection, settings)), rows, found)

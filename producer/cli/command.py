@@ -81,7 +81,7 @@ def say_database() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dashboard-migration", message="%(version)s")
 def cli() -> None:
-    """Moves a dashboard's users, subscriptions and projects to the new schema.
+    """Migrates a dashboard to its new schema, or whatever MIGRATION names.
 
     Start with `producer demo`. On your own database, set DATABASE_URL and REDIS_URL, start
     workers with `celery -A worker worker`, then run `producer enqueue-all --wait`.

@@ -20,7 +20,7 @@ from producer.cli.command import cli, command, console, say_database, servers
     help="Where to write it; below MIGRATION_HOME by default.",
 )
 def write_report(run: str | None, output: Path | None) -> Any:
-    """A run as one HTML file: outcome, plots, rows set aside, credits, what happened."""
+    """A run as one HTML file: outcome, plots, rows set aside, what happened."""
     from producer import connect
     from producer.reports import html
     from producer.reports import status as report

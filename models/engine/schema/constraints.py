@@ -56,7 +56,7 @@ class Contract(Step):
         return [*dict.fromkeys(reference.table for reference in references), _REST]
 
     def key_lists(self, context: Context, round_: int) -> list[list[str]]:
-        # NOT NULL needs a lock that each validation of a key to the users stands in the way of.
+        # NOT NULL needs a lock that conflicts with the validation of each key to that table.
         is_rest = {0: False, 1: True}
         return [[i] for i in self.items(context) if (i == _REST) is is_rest.get(round_)]
 

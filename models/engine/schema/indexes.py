@@ -146,7 +146,6 @@ class TargetIndexes(Step):
     """Builds the indexes that foreign keys need, a table a batch, and refreshes statistics."""
 
     name = "indexes"
-    stage = "projects"
     queue = "migration.control"
     transactional = False
 
