@@ -60,7 +60,7 @@ class Cost:
 
 @dataclass
 class Rehearsal:
-    """The costs of `rows` rows of the first source; `disk_bytes`: by what tables and indexes grew."""
+    """The costs of `rows` rows of the first source; tables and indexes grew by `disk_bytes`."""
 
     rows: int
     costs: list[Cost] = field(default_factory=list)
