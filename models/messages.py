@@ -43,19 +43,25 @@ class Verification(BaseModel):
 
 
 class Reconciliation(BaseModel):
-    """The reconciliation: rows of the first entity checked, discrepancies that stand.
+    """The reconciliation: rows checked, discrepancies. The state `none`: the migration has none.
 
-    In JSON `checked` has the entity in its name: `users_checked`.
+    In JSON `checked` has the entity in its name: `badges_checked`.
     """
 
     state: str = "pending"
     checked: int = 0
     discrepancies: int = 0
 
+    @property
+    def rows(self) -> str:
+        """The word for the rows that it checks."""
+        migration = _migration()
+        return migration.plural(migration.reconciled) if migration else "rows"
+
     @model_serializer(mode="wrap")
     def _named(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found = serialize(self)
-        return {f"{_first()}_{n}" if n == "checked" else n: v for n, v in found.items()}
+        return {f"{self.rows}_checked" if n == "checked" else n: v for n, v in found.items()}
 
 
 class Batches(BaseModel):
@@ -140,9 +146,9 @@ def _migration() -> Migration | None:
 
 
 def _first() -> str:
-    """The plural of the first entity, which a run's figures are named after."""
+    """The word for the rows that the figures of a run are named after."""
     migration = _migration()
-    return migration.sources[0].plural if migration else "rows"
+    return migration.plural(migration.first) if migration else "rows"
 
 
 def _entities() -> dict[str, Standing]:
@@ -165,7 +171,7 @@ class RunReport(BaseModel):
     """A run as `status` and `enqueue-all --wait` report it.
 
     In JSON each entity stands under its plural, each amount under its name, and `per_second` has
-    the first entity in its name: `users`, `credits_granted`, `users_per_second`.
+    the first entity in its name: `badges`, `badges_per_second`.
     """
 
     run_id: str | None = None
@@ -200,7 +206,7 @@ class RunReport(BaseModel):
     @property
     def first(self) -> tuple[str, Standing]:
         """The first entity, by its plural, and how its rows stand."""
-        return next(iter(self.entities.items()), ("rows", Standing()))
+        return next(iter(self.entities.items()), (_first(), Standing()))
 
     @model_serializer(mode="wrap")
     def _flat(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -35,9 +35,16 @@ def run(
 ) -> dict[str, Any]:
     """Repair one row of the first source or all; what was changed, and what was left alone.
 
-    A page is a transaction. Safe to repeat. Raises NotAllowed while a run is open, and
-    Misconfigured for an unknown key.
+    A page is a transaction. Safe to repeat. Raises NotAllowed while a run is open or where the
+    migration has no such repair, and Misconfigured for an unknown key.
     """
+    migration = current.migration()
+    if what not in migration.repairs:
+        names = ", ".join(migration.repairs)
+        raise NotAllowed(
+            f"The migration {migration.name} has no repair {what}",
+            hint=f"It has: {names}." if names else "What differs is repaired by: producer retry",
+        )
     with transaction(engine) as connection:
         last = status.find_run(connection, None)
         relations.adopt(connection, last, settings)
@@ -47,7 +54,7 @@ def run(
                 hint="Wait for its end: producer status --watch",
             )
         _require_row(connection, settings, last, key)
-    repair = current.migration().repairs[what]
+    repair = migration.repairs[what]
     changed, shown, left = 0, list[Change](), list[Change]()
     for scope in _scopes(engine, settings, key):
         with transaction(engine) as connection:

@@ -245,6 +245,22 @@ class Migration:
         return [s.entity for s in self.sources if any(x.entity == s.entity for x in self.authored)]
 
     @property
+    def first(self) -> str:
+        """The entity that the figures of a run are named after: the first that is migrated."""
+        return (self.counted or [self.sources[0].entity])[0]
+
+    @property
+    def reconciled(self) -> str:
+        """The entity whose rows the reconciliation counts."""
+        named = (s.entity for s in self.authored if s.stage == RECONCILIATION and s.entity)
+        return next(named, self.first)
+
+    @property
+    def checked(self) -> str:
+        """The name of that count, in the ledger and in JSON: `badges_checked`."""
+        return f"{self.plural(self.reconciled)}_checked"
+
+    @property
     def written(self) -> tuple[str, ...]:
         """The target tables that a run writes, by name."""
         return (*self.schema.tables, *self.schema.adopted)

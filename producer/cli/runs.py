@@ -106,7 +106,7 @@ def verify(run: str | None, wait: bool) -> Any:
 @RUN
 @WAIT
 def reconcile(run: str | None, wait: bool) -> Any:
-    """Compare every balance with its credit log, again."""
+    """Run the migration's reconciliation again, such as each balance against its log."""
     from models.ledger.tables import RECONCILIATION
     from producer import connect
     from producer.runs import control

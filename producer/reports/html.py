@@ -72,14 +72,14 @@ def sentence(found: RunReport) -> str:
     aside = sum(found.quarantine.values())
     if aside:
         said += f", {aside:,} rows stand aside"
-    if found.verification.state == found.reconciliation.state == "done":
-        wrong = found.verification.differences, found.reconciliation.discrepancies
-        said += (
-            f"; every row and every balance was compared, and {wrong[0]:,} rows and {wrong[1]:,}"
-            " balances differ"
-            if any(wrong)
-            else "; every row and every balance was compared, and nothing differs"
-        )
+    checked, reconciled = found.verification, found.reconciliation
+    if checked.state == "done" and reconciled.state in ("done", "none"):
+        said += "; every row was compared"
+        if reconciled.state == "done":
+            said += f", {reconciled.checked:,} {reconciled.rows} were reconciled"
+        wrong = {"differences": checked.differences, "discrepancies": reconciled.discrepancies}
+        numbers = [f"{count:,} {what}" for what, count in wrong.items() if count]
+        said += f", with {' and '.join(numbers)}" if numbers else ", and nothing differs"
     return f"{said}. {error.message}." if error else f"{said}."
 
 

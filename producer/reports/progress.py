@@ -102,7 +102,7 @@ def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], A
     """Sums of what the batches counted, in one pass over the run's batches."""
     migration = current.migration()
     names = tuple(map(migration.plural, migration.counted))
-    statement = _counting(names, migration.reported, tuple(migration.amounts))
+    statement = _counting(names, migration.reported, tuple(migration.amounts), migration.checked)
     row = connection.execute(statement, {"of_run": run_id}).one()
     return {
         (group, name): value if name in migration.amounts else int(value)
@@ -114,7 +114,7 @@ def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], A
 
 @functools.cache
 def _counting(
-    entities: tuple[str, ...], written: tuple[str, ...], amounts: tuple[str, ...]
+    entities: tuple[str, ...], written: tuple[str, ...], amounts: tuple[str, ...], reconciled: str
 ) -> sa.Select[Any]:
     """The sums of the run :of_run. Built once a process."""
 
@@ -127,7 +127,7 @@ def _counting(
     checked = {
         (VERIFICATION, "rows_checked"): "{rows_checked}",
         (VERIFICATION, "differences"): "{differences}",
-        (RECONCILIATION, "checked"): f"{{{entities[0]}_checked}}",
+        (RECONCILIATION, "checked"): f"{{{reconciled}}}",
         (RECONCILIATION, "discrepancies"): "{discrepancies}",
     }
     standing = {

@@ -200,7 +200,7 @@ def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunRe
         _count(connection, run, report)
     if run.state == "rolling_back":
         found = [stage for stage in found if stage.name in current.migration().undo_stages]
-    first = run.totals.get(current.migration().counted[0], 0)
+    first = run.totals.get(current.migration().first, 0)
     report.progress = time_left.progress(found, first, run.state)
     if run.state in (*OPEN_STATES, "rolling_back"):
         report.live = workers.read(connection, run.id)

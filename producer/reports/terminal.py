@@ -50,11 +50,13 @@ def summary(console: Console, found: RunReport) -> None:
         standings.add_row(name, f"{row.total:,}", f"{row.migrated:,}", f"{row.quarantined:,}")
     console.print(standings)
     written = ", ".join(f"{count:,} {name}" for name, count in found.rows.items())
-    amounts = "".join(f"; {v:,.2f} {n.replace('_', ' ')}" for n, v in found.amounts.items())
-    console.print(f"Written: {written}{amounts}")
+    amounts = [f"{v:,.2f} {n.replace('_', ' ')}" for n, v in found.amounts.items()]
+    # A migration may fill columns of its sources and write no other table.
+    if written or amounts:
+        console.print(f"Written: {'; '.join([*([written] if written else []), *amounts])}")
     reconciled = (
         f" Reconciliation {found.reconciliation.state}:"
-        f" {found.reconciliation.checked:,} {found.first[0]},"
+        f" {found.reconciliation.checked:,} {found.reconciliation.rows},"
         f" {found.reconciliation.discrepancies:,} discrepancies."
     )
     console.print(
@@ -123,6 +125,11 @@ def checks(console: Console, found: Sequence[Check]) -> None:
 
 def speeds(console: Console, found: Sequence[Speed]) -> None:
     """Milliseconds against their limits, and the plans of queries that are too slow."""
+    if not found:
+        console.print(
+            "Nothing was measured: MIGRATION_API_URLS is empty, and the migration names no queries."
+        )
+        return
     table = _table("", "verdict", "median", "95 %", "slowest", "limit", "")
     for speed in found:
         times = (speed.median, speed.p95, speed.maximum, speed.limit)

@@ -116,7 +116,15 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
 
 
 def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: str) -> str:
-    """Run the verification or the reconciliation of a finished run again."""
+    """Run the verification or the reconciliation of a finished run again.
+
+    Raises NotAllowed where the migration has no such stage, or the run did not get there.
+    """
+    if stage not in current.migration().stages:
+        raise NotAllowed(
+            f"The migration {current.migration().name} has no {stage}",
+            hint="Its verification compares every row: producer verify --wait",
+        )
     with transaction(engine) as connection:
         run = _reopen(connection, run_id, stage)
         relations.adopt(connection, run, settings)

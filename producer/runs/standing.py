@@ -47,7 +47,7 @@ def read(connection: Connection) -> list[Standing]:
         return []
     changed = sa.exists().where(before_images.c.run_id == runs.c.id)
     kept = sa.exists().where(conflicts.c.run_id == runs.c.id)
-    of_first = before_images.c.entity == current.migration().counted[0]
+    of_first = before_images.c.entity == current.migration().first
     images = _count(before_images, of_first)
     created = _count(created_rows)
     query = (

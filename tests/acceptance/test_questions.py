@@ -89,7 +89,7 @@ def test_a_question_names_what_it_is_about_and_no_changes_nothing(
     assert product.run("backup", "safe").status == 0
     tools = count(product, "SELECT count(*) FROM ai_tools")
     for arguments, words in (
-        (["rollback"], (run, "users")),
+        (["rollback"], (run, "rows")),
         (["forget", run], (run,)),
         (["restore", "safe"], ("public.users (60 rows)", "keys of Redis", "database")),
     ):

@@ -19,7 +19,6 @@ EXCEPTIONS = {
     "producer/checks/plan.py": "the option and the JSON key `users`",
     "producer/cli/checks.py": "the option --users",
     "producer/cli/repair.py": "the commands `repair tools`, `credits` and `missing-data`",
-    "producer/cli/runs.py": "the command `reconcile` says what it compares",
     "producer/cli/showing.py": "the demonstration's option --users",
     "producer/reports/terminal.py": "the JSON key `users` of a plan",
 }

@@ -29,6 +29,8 @@ def test_another_migrations_report_has_its_own_names(monkeypatch: pytest.MonkeyP
     assert found["badges"] == {"total": 0, "migrated": 0, "quarantined": 0}
     assert found["rows"] == {"awards": 0}
     assert not {"users", "credits_granted", "members"} & found.keys()
+    # Members are parents only: nothing of theirs is migrated.
+    assert (found["badges_per_second"], found["reconciliation"]["badges_checked"]) == (0, 0)
 
 
 def test_a_migration_that_cannot_be_loaded_is_reported_all_the_same(
