@@ -30,7 +30,8 @@ from models.dashboard.undo_rest import undo_rest
 from models.dashboard.users.apply import Users
 from models.dashboard.users.replay import ChangedUsers
 from models.dashboard.users.undo import UndoUsers
-from models.engine.migration import Migration, Proof, Rule, Summary
+from models.engine.checks.answers import Proof, Rule, Summary
+from models.engine.migration import Migration
 from models.engine.retry import Keys
 from models.engine.sample import Sample
 from models.engine.schema.target import Target

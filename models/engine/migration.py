@@ -8,8 +8,7 @@ verification, and the finish with the cutover.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import replace
 from typing import ClassVar
 
 import sqlalchemy as sa
@@ -19,6 +18,7 @@ from models.engine import current, retry, source
 from models.engine.authored import Authored, UndoOf
 from models.engine.checks import expects
 from models.engine.checks.accounting import Accounting, Totals
+from models.engine.checks.answers import Proof, Rule, Summary
 from models.engine.checks.judgement import LateRemoved, Removed
 from models.engine.declarations import require_declared
 from models.engine.live.capture import Capture, Release
@@ -38,44 +38,6 @@ from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION
 from models.messages import Check
 from models.preflight.obstacles import Obstacle
 from models.settings import Settings
-
-
-@dataclass(frozen=True)
-class Proof:
-    """SQL that tells whether a source row `t` is migrated, for the accounting over whole tables.
-
-    `joins` follow `FROM source t`, each with at most one row; `is_migrated` is a condition.
-    """
-
-    joins: str
-    is_migrated: str
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A table of a report: a title, the columns, and rows of text, numbers and decimals.
-
-    The last row is the sum of the others. `missing` says why there are no rows; `wrong` holds the
-    places of rows that are not as they must be.
-    """
-
-    title: str
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str | int | Decimal, ...], ...] = ()
-    missing: str = ""
-    wrong: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Why a source row is bad, said a second time, in words that no worker uses.
-
-    `rows` is a FROM item with the source row as `alias`; `reason` is SQL, null for a good row.
-    """
-
-    rows: str
-    alias: str
-    reason: str
 
 
 class Migration:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
 from models.engine import current
-from models.engine.migration import Summary
+from models.engine.checks.answers import Summary
 from models.engine.schema import target as target_tables
 from models.errors import MigrationError
 from models.ledger.relations import labels

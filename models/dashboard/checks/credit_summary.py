@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from models.engine.migration import Summary
+from models.engine.checks.answers import Summary
 from models.engine.schema.target import Target
 from models.engine.source import Sources
 

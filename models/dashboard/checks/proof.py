@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from models.dashboard import ids
 from models.engine import keys
-from models.engine.migration import Proof
+from models.engine.checks.answers import Proof
 from models.engine.step import Context
 
 # What each migrated row has, whichever run migrated it: a user the grant (or a before-image, where

@@ -8,7 +8,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from models.dashboard.legacy import EXACT, exact, word
-from models.engine.migration import Rule
+from models.engine.checks.answers import Rule
 from models.engine.source import Sources
 from models.engine.step import Context
 from models.postgres import sessions
