@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -19,7 +18,6 @@ from models.engine.copy import Copy
 from models.engine.parts import Example
 from models.engine.schema import target as target_tables
 from models.engine.step import Context, Scope
-from models.ledger.tables import runs
 from models.postgres import refusals
 from models.postgres.catalog import Table, quote
 from models.postgres.database import transaction
@@ -81,17 +79,7 @@ def _prepare(connection: Connection, settings: Settings) -> Context:
                     f"ALTER TABLE {rehearsal.COPIES}.{quote(name)}"
                     f" ALTER {quote(column.name)} DROP NOT NULL".replace("%", "%%")
                 )
-    run = connection.execute(
-        sa.insert(runs)
-        .values(
-            id=RUN,
-            state="failed",
-            grants=migration.constants(copies),
-            batch_size="auto",
-            tables=current.table_names(copies),
-        )
-        .returning(*runs.c)
-    ).one()
+    run = rehearsal.open_run(connection, copies, RUN)
     return replace(Context.read(connection, copies, run), is_repeat=False, own_run=RUN)
 
 

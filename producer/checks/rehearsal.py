@@ -96,18 +96,7 @@ def _refuse_while_open(connection: Connection) -> None:
 def _rehearse(connection: Connection, settings: Settings, most: int) -> Rehearsal:
     copies = _copy(connection, current.migration().read(connection, settings), settings, most)
     upgrade.bring_up(connection, copies)
-    run = connection.execute(
-        sa.insert(runs)
-        # Not an open state: whoever opens a run meanwhile does not wait for this transaction.
-        .values(
-            id=RUN,
-            state="failed",
-            grants=current.migration().constants(copies),
-            batch_size="auto",
-            tables=current.table_names(copies),
-        )
-        .returning(*runs.c)
-    ).one()
+    run = open_run(connection, copies, RUN)
     first = current.migration().sources[0].plural
     found = Rehearsal(_count(connection, f"{COPIES}.{quote(first)}"))
     if not found.rows:
@@ -122,6 +111,21 @@ def _rehearse(connection: Connection, settings: Settings, most: int) -> Rehearsa
                 found.costs.append(_run(context, stage, step))
     found.disk_bytes = _size(connection) - before
     return found
+
+
+def open_run(connection: Connection, settings: Settings, run_id: str) -> Any:
+    """A run to try with, in no open state: whoever opens one meanwhile does not wait for it."""
+    return connection.execute(
+        sa.insert(runs)
+        .values(
+            id=run_id,
+            state="failed",
+            grants=current.migration().constants(settings),
+            batch_size="auto",
+            tables=current.table_names(settings),
+        )
+        .returning(*runs.c)
+    ).one()
 
 
 def make_copies(connection: Connection, sources: Sources, settings: Settings) -> Settings:

@@ -14,7 +14,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
@@ -24,7 +23,7 @@ from models.engine.schema import target as target_tables
 from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Scope, Step
 from models.errors import BadRow, Incompatible, MigrationError, Misconfigured, TooBig, Transient
-from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION, runs
+from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION
 from models.postgres import refusals
 from models.postgres.catalog import Table, quote
 from models.postgres.database import classify, transaction
@@ -156,7 +155,15 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
     found.first, found.note = len(first - rows.made_up), rows.note
     found.rows = rows.rows
     try:
-        _all_stages(Context.read(connection, settings, _open(connection, settings)), rows, found)
+        _all_stages(
+            Context.read(
+                connection,
+                settings,
+                rehearsal.open_run(connection, settings, f"trial-{secrets.token_hex(4)}"),
+            ),
+            rows,
+            found,
+        )
     except _Stop:
         return
 
@@ -222,21 +229,6 @@ def _copy_triggers(connection: Connection, settings: Settings, originals: dict[s
             copied_to = f" ON {rehearsal.COPIES}.{quote(name)} "
             definition = row.definition.replace(f" ON {row.table} ", copied_to, 1)
             connection.exec_driver_sql(definition.replace("%", "%%"))
-
-
-def _open(connection: Connection, settings: Settings) -> Any:
-    """A run for the trial, in no open state: whoever opens a run does not wait for it."""
-    return connection.execute(
-        sa.insert(runs)
-        .values(
-            id=f"trial-{secrets.token_hex(4)}",
-            state="failed",
-            grants=current.migration().constants(settings),
-            batch_size="auto",
-            tables=current.table_names(settings),
-        )
-        .returning(*runs.c)
-    ).one()
 
 
 def _all_stages(context: Context, rows: Sample, found: Trial) -> None:
