@@ -154,16 +154,9 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
     first = set(rows.of(tables.first.source.entity))
     found.first, found.note = len(first - rows.made_up), rows.note
     found.rows = rows.rows
+    run = rehearsal.open_run(connection, settings, f"trial-{secrets.token_hex(4)}")
     try:
-        _all_stages(
-            Context.read(
-                connection,
-                settings,
-                rehearsal.open_run(connection, settings, f"trial-{secrets.token_hex(4)}"),
-            ),
-            rows,
-            found,
-        )
+        _all_stages(Context.read(connection, settings, run), rows, found)
     except _Stop:
         return
 
