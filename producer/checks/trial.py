@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +25,7 @@ from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Scope, Step
 from models.errors import BadRow, Incompatible, MigrationError, Misconfigured, TooBig, Transient
 from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION
-from models.postgres import refusals
+from models.postgres import refusals, sessions
 from models.postgres.catalog import Table, quote
 from models.postgres.database import classify, transaction
 from models.postgres.keys import list_cast
@@ -44,6 +45,15 @@ _PLANNING = (
     "SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off;"
     " SET LOCAL max_parallel_workers_per_gather = 0"
 )
+# More than the trial's own rows take.
+SWEPT_BYTES = 8 * 2**20
+_SWEPT = text("""
+SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE (c.oid = ANY(:oids) OR c.oid IN (to_regclass('migration.before_images'),
+    to_regclass('migration.quarantine'), to_regclass('migration.created_rows')))
+  AND pg_relation_size(c.oid) BETWEEN 1 AND :most ORDER BY c.relname
+""")
 _TRIGGERS = text("""
 SELECT pg_get_triggerdef(t.oid) AS definition, format('%I.%I', n.nspname, c.relname) AS table
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -65,6 +75,8 @@ class Trial:
     is_missing: str = ""
     # The real rows, for a trial after this one.
     picked: Sample | None = None
+    # Oids of the target tables that it wrote to.
+    written: list[int] = field(default_factory=list)
     obstacles: list[Obstacle] = field(default_factory=list)
 
     def refuse(self, what: str, *, is_fatal: bool) -> None:
@@ -103,6 +115,8 @@ def run(engine: Engine, settings: Settings, picked: Sample | None = None) -> Tri
                 _try(connection, settings, found)
                 raise _Undo
         except _Undo:
+            if found.written:
+                _sweep(engine, found.written)
             return found
         except DBAPIError as failure:
             error = classify(failure)
@@ -155,10 +169,31 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
     found.first, found.note = len(first - rows.made_up), rows.note
     found.rows = rows.rows
     run = rehearsal.open_run(connection, settings, f"trial-{secrets.token_hex(4)}")
+    context = Context.read(connection, settings, run)
+    if found.is_real:
+        found.written = [context.target.table(name).oid for name in migration.written]
     try:
-        _all_stages(Context.read(connection, settings, run), rows, found)
+        _all_stages(context, rows, found)
     except _Stop:
         return
+
+
+def _sweep(engine: Engine, written: list[int]) -> None:
+    """Vacuum the tables that are nearly empty: the trial's rows are undone, but still in the files.
+
+    Their keys are the last of each index. A run's keys would all be inserted before them, and
+    PostgreSQL would search from the root for each key and leave index pages half full.
+    """
+    with (
+        suppress(DBAPIError),
+        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        sessions.outside(connection),
+    ):
+        found = connection.execute(_SWEPT, {"oids": written, "most": SWEPT_BYTES})
+        for name in found.scalars().all():
+            # A role that does not own the table is warned, and passes it over.
+            table = name.replace("%", "%%")
+            connection.exec_driver_sql(f"VACUUM (SKIP_LOCKED, INDEX_CLEANUP) {table}")
 
 
 def _probe(connection: Connection, sources: Sources, found: Trial) -> None:

@@ -207,6 +207,18 @@ def test_a_trigger_on_what_is_made_later_is_found_after_the_schema_step(
     engine.dispose()
 
 
+def test_a_trial_leaves_no_dead_rows_before_which_a_run_would_insert_its_own(
+    world: Engine, database: str, settings: Settings
+) -> None:
+    build(world, PLAIN)
+    engine = as_operator(world, database)
+    upgrade.upgrade(engine, settings)
+    assert trial.run(engine, settings).is_real
+    for table in ("ai_tools", "tool_usage_logs", "credit_logs", "migration.before_images"):
+        assert scalar(world, f"SELECT pg_relation_size('{table}')") == 0, table
+    engine.dispose()
+
+
 def test_no_trial_is_made_while_a_run_is_open(
     world: Engine, database: str, settings: Settings
 ) -> None:
