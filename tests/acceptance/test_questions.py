@@ -21,6 +21,9 @@ from tests.wait import PATIENCE_SECONDS, until
 
 STATES = "SELECT count(*) FROM migration.runs WHERE state = '{}'"
 
+# A signal that came too early is sent so often.
+ATTEMPTS = 3
+
 
 def answered(product: Product, answer: bytes | None, *arguments: str) -> tuple[int, str]:
     """A command at a terminal whose question gets that answer; None: Ctrl-C."""
@@ -60,12 +63,15 @@ def answered(product: Product, answer: bytes | None, *arguments: str) -> tuple[i
 
 
 def _end(process: subprocess.Popen[bytes], sent: signal.Signals | None) -> bytes:
-    """What it says on stdout until it ends; the signal again where it came just before the read."""
-    for _ in range(int(PATIENCE_SECONDS)):
+    """What it says on stdout until it ends; the signal again where it came just before the read.
+
+    Not at once: a second one would kill a process that is ending because of the first.
+    """
+    for _ in range(ATTEMPTS):
         if sent:
             process.send_signal(sent)
         with suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=1)[0]
+            return process.communicate(timeout=PATIENCE_SECONDS / ATTEMPTS)[0]
     raise AssertionError("the command did not end")
 
 
