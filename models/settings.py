@@ -9,7 +9,14 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -176,8 +183,19 @@ class Settings(BaseSettings):
                 return str(getattr(self, name))
         return os.environ.get(variable, "") if variable else ""
 
-    # Other tables instead of the sources, by plural: the copies of a trial. No variable sets it.
-    copies: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict, exclude=True)
+    # A trial's copies. Private: as a field it would be read from a variable COPIES.
+    _copies: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def copies(self) -> dict[str, str]:
+        """The tables that stand in for the sources, by plural; none but in a trial."""
+        return self._copies
+
+    def with_copies(self, names: dict[str, str]) -> Settings:
+        """The same settings over these tables instead of the sources."""
+        found = self.model_copy()
+        found._copies = names
+        return found
 
     @field_validator("database_url")
     @classmethod

@@ -133,9 +133,7 @@ def make_copies(connection: Connection, sources: Sources, settings: Settings) ->
     connection.exec_driver_sql(f"CREATE SCHEMA {COPIES}")
     for name, table in sources.by_plural.items():
         copy_table(connection, table, name)
-    return settings.model_copy(
-        update={"copies": {name: f"{COPIES}.{name}" for name in sources.by_plural}}
-    )
+    return settings.with_copies({name: f"{COPIES}.{name}" for name in sources.by_plural})
 
 
 def copy_table(connection: Connection, original: Table, name: str) -> None:

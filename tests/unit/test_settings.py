@@ -162,3 +162,12 @@ def test_a_file_that_holds_no_address_is_refused_by_name(
         load()
     assert "DATABASE_URL" in refused.value.message
     assert "secret-word" not in refused.value.message + refused.value.hint
+
+
+def test_a_variable_of_somebody_elses_does_not_reach_what_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COPIES", "3")
+    found = load()
+    copied = found.with_copies({"users": "elsewhere.users"})
+    assert (found.copies, copied.copies) == ({}, {"users": "elsewhere.users"})
