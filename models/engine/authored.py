@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from models.engine.checks import expects as verifying
 from models.engine.checks.expects import Expect
 from models.engine.rollback import lock_rows, note_refused
-from models.engine.source import Source
+from models.engine.source import Source, SourceTable
 from models.engine.step import Context, Counts, Scope, Step
 
 
@@ -31,6 +31,9 @@ class Authored(Step):
         self.stage = self.stage or self.name
         self.is_verified = bool(self.expects)
 
+    def table(self, context: Context) -> SourceTable:
+        return context.sources[self.source.entity]
+
     def undo(self, context: Context, scope: Scope | None) -> Counts:
         """Take back what the run wrote of a page, or of all source rows that are gone (None).
 
@@ -50,7 +53,6 @@ class Authored(Step):
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         table = self.table(context)
-        assert table is not None
         return [
             verifying.differences(
                 context, table, each, scope, verifying.columns_of(context, table, each)
@@ -60,7 +62,6 @@ class Authored(Step):
 
     def account(self, context: Context, scope: Scope) -> str:
         table = self.table(context)
-        assert table is not None
         return _ACCOUNT.format(
             plural=table.source.plural,
             table=table.sql,
@@ -91,9 +92,7 @@ class UndoOf(Step):
         self.source, self.entity, self.queue = step.source, step.entity, step.queue
 
     def prepare(self, context: Context, scope: Scope) -> Counts:
-        table = self.table(context)
-        assert table is not None
-        lock_rows(context, table, scope)
+        lock_rows(context, self.step.table(context), scope)
         return {}
 
     def apply(self, context: Context, scope: Scope) -> Counts:

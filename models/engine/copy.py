@@ -25,7 +25,12 @@ from models.engine.parts import (
 from models.engine.rollback import NOTE
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, add
-from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, SET_ASIDE_AGAIN
+from models.ledger.quarantine import (
+    OWNER_QUARANTINED,
+    OWNER_SET_ASIDE,
+    SET_ASIDE_AGAIN,
+    is_quarantined,
+)
 from models.postgres.catalog import Table, literal, quote
 from models.postgres.keys import key_cast
 
@@ -45,7 +50,7 @@ class Copy(Authored):
         super().__init__()
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        source = self._source(context)
+        source = self.table(context)
         is_later = context.is_repeat or scope.again
         found: Counts = self._bring_in_line(context, source, scope) if is_later else {}
         row = context.connection.execute(
@@ -58,13 +63,13 @@ class Copy(Authored):
         return add(found, {source.source.plural: counted, "rows": rows})
 
     def withdraw(self, context: Context, scope: Scope) -> Counts:
-        return self._bring_in_line(context, self._source(context), scope)
+        return self._bring_in_line(context, self.table(context), scope)
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         return [*super().differences(context, scope), *self._extra(context, scope)]
 
     def undo(self, context: Context, scope: Scope | None) -> Counts:
-        source = self._source(context)
+        source = self.table(context)
         parameters = context.parameters | (scope.parameters if scope else {})
         rows: dict[str, int] = {}
         for each in reversed(self.inserts):
@@ -99,11 +104,6 @@ class Copy(Authored):
             expressions |= {f"{self.source.plural}.{n}": v for n, v in filled if isinstance(v, str)}
         return verifying.repeats(expressions, self.expects)
 
-    def _source(self, context: Context) -> SourceTable:
-        source = self.table(context)
-        assert source is not None
-        return source
-
     def _reason(self, context: Context, source: SourceTable) -> tuple[str, str]:
         """SQL for why the row `s` is bad, null for a good one; and the WHENs of the messages."""
         reasons = {each.reason: (each.when, each.message) for each in self.rejects}
@@ -111,11 +111,7 @@ class Copy(Authored):
         if parent is not None:
             key = source.parent_of("s")
             exists = f"EXISTS (SELECT FROM {parent.sql} o WHERE {parent.key_of('o')} = {key})"
-            is_aside = (
-                f"EXISTS (SELECT FROM migration.quarantine q WHERE q.entity ="
-                f" {literal(parent.source.entity)} AND q.legacy_key = {key}::text"
-                " AND q.state IN ('open', 'accepted'))"
-            )
+            is_aside = is_quarantined(literal(parent.source.entity), key)
             reasons = {
                 "owner_missing": (f"NOT {exists}", "The owner does not exist."),
                 OWNER_QUARANTINED: (is_aside, OWNER_SET_ASIDE),
@@ -246,11 +242,8 @@ class Copy(Authored):
     def _bring_in_line(self, context: Context, source: SourceTable, scope: Scope) -> Counts:
         """Remove rows that the source rows no longer make, and change those that they make anew."""
         reason, _ = self._reason(context, source)
-        is_aside = (
-            "EXISTS (SELECT FROM migration.quarantine q WHERE q.entity ="
-            f" {literal(source.source.entity)} AND q.legacy_key = {source.key_of('s')}::text"
-            " AND q.state IN ('open', 'accepted') AND q.batch_id = :batch_id)"
-        )
+        entity = literal(source.source.entity)
+        is_aside = is_quarantined(entity, source.key_of("s"), "q.batch_id = :batch_id")
         good = (
             f"(SELECT s.* FROM {source.sql} s WHERE {scope.of(source, 's')}"
             f" AND ({reason}) IS NULL AND NOT {is_aside})"
@@ -278,7 +271,7 @@ class Copy(Authored):
 
     def whole(self, context: Context) -> list[str]:
         """Rows that stand under an id of the migration's own form, and that no run created."""
-        source, found = self._source(context), []
+        source, found = self.table(context), []
         for each in self.inserts:
             made = each.columns[each.key]
             if isinstance(made, derived_id):
@@ -288,7 +281,7 @@ class Copy(Authored):
         return found
 
     def _extra(self, context: Context, scope: Scope) -> list[str]:
-        source, found = self._source(context), []
+        source, found = self.table(context), []
         for each in self.inserts:
             of_table = [expect for expect in self.expects if expect.table == each.table]
             if not of_table:

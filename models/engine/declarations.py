@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from models.engine.authored import Authored
 from models.engine.step import Step
 from models.errors import Misconfigured
 from models.ledger.tables import RECONCILIATION, VERIFICATION
@@ -21,6 +22,12 @@ def require_declared(steps: Sequence[Step], undo_steps: Sequence[Step]) -> None:
 
 
 def _problems(step: Step, undoing: set[str]) -> Iterator[str]:
+    if isinstance(step, Authored) and not step.expects:
+        yield (
+            "does not say what must be there after it: write expects = [Expect('table', 'SELECT"
+            " s.id AS source_key, ... FROM {source} s WHERE ...')]. A rule that nobody says a"
+            " second time cannot be verified"
+        )
     checks = type(step).differences is not Step.differences or (
         type(step).details is not Step.details
     )

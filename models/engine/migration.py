@@ -50,7 +50,6 @@ class Migration:
     amounts: ClassVar[tuple[str, ...]] = ()
     # SQL that statements may name as {placeholder}; may hold names of tables itself.
     fragments: ClassVar[Mapping[str, str]] = {}
-
     # The written tables that reports name, all of them where this is empty.
     reported_tables: ClassVar[tuple[str, ...]] = ()
     # Microseconds that a row takes in a stage, for the time left; 25 for a stage that is missing.
@@ -152,14 +151,6 @@ class Migration:
                 raise Misconfigured(
                     f"The migration {self.name} has two steps named {name}",
                     hint="Give one of them another name.",
-                )
-        for step in self.authored:
-            if isinstance(step, Authored) and not step.expects:
-                raise Misconfigured(
-                    f"The step {step.name} does not say what must be there after it",
-                    hint=f"Write in class {type(step).__name__}: expects = [Expect('table',"
-                    " 'SELECT s.id AS source_key, ... FROM {source} s WHERE ...')]. A rule that"
-                    " nobody says a second time cannot be verified.",
                 )
         require_declared(self.steps, self.undo_steps)
 

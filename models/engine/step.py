@@ -18,11 +18,10 @@ from models.engine import current
 from models.engine.schema import target as target_tables
 from models.engine.schema.target import Target
 from models.engine.source import Source, Sources, SourceTable
-from models.errors import Incompatible
 from models.ledger.quarantine import SET_ASIDE_AGAIN, resolve, set_aside
 from models.ledger.tables import RECONCILIATION, VERIFICATION
 from models.postgres import sessions
-from models.postgres.catalog import Table, quote_name, read_tables
+from models.postgres.catalog import Table
 from models.postgres.keys import list_cast
 from models.settings import Settings
 
@@ -141,13 +140,6 @@ class Context:
             own_run=None if run.handed_over else run.id,
             forced=run.forced,
         )
-
-    def find_table(self, name: str) -> Table:
-        """A table that is neither legacy nor target, for a step of its own."""
-        found = read_tables(self.connection, [quote_name(name)]).get(quote_name(name))
-        if found is None:
-            raise Incompatible(f"The table {name} does not exist")
-        return found
 
     def execute(self, sql: str, scope: Scope, /, **expressions: str) -> Any:
         """Run a step's statement; see `render` for its placeholders. Returns the result."""

@@ -27,6 +27,17 @@ _SET_ASIDE = (
 )
 
 
+def is_quarantined(entity: str, key: str, which: str = "true") -> str:
+    """SQL condition: the row of an entity (a literal) with this key is in the quarantine.
+
+    `which` is one more condition on its entry `q`.
+    """
+    return (
+        f"EXISTS (SELECT FROM migration.quarantine q WHERE q.entity = {entity}"
+        f" AND q.legacy_key = {key}::text AND q.state IN ('open', 'accepted') AND {which})"
+    )
+
+
 def set_aside(
     connection: Connection,
     run_id: str,

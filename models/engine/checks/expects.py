@@ -16,6 +16,7 @@ from models.engine.keys import id_of
 from models.engine.source import SourceTable
 from models.engine.step import Context, Scope
 from models.errors import Incompatible
+from models.ledger.quarantine import is_quarantined
 from models.postgres.catalog import Table, literal, quote
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -89,9 +90,7 @@ def columns_of(context: Context, source: SourceTable, expect: Expect) -> list[st
 _EXPECTED = """
 WITH e AS MATERIALIZED (
   SELECT x.*, {wanted_key} AS wanted_key FROM ({sql}) AS x
-  WHERE {scope} AND NOT EXISTS (
-    SELECT FROM migration.quarantine q WHERE q.entity = {entity}
-      AND q.legacy_key = x.source_key::text AND q.state IN ('open', 'accepted'))
+  WHERE {scope} AND NOT {is_aside}
 )
 """
 _MISSING_OR_WRONG = """
@@ -154,7 +153,7 @@ def expected(context: Context, source: SourceTable, expect: Expect, scope: Scope
         sql=fill(context, expect.sql, source),
         wanted_key=f"CAST(x.{quote(expect.key)} AS {base})",
         scope=scope.condition("x.source_key", source.key.base),
-        entity=literal(source.source.entity),
+        is_aside=is_quarantined(literal(source.source.entity), "x.source_key"),
     )
 
 

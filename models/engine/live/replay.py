@@ -6,9 +6,10 @@ that replays it, before its row is read, so whatever is written after that read 
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from sqlalchemy import text
 
@@ -40,8 +41,8 @@ class Replay(Step):
     is_verified = False
     unverified = "the rows of all pages are verified after it, late ones by recheck"
     # The entities whose changes it replays, and the column of a change that names its keys.
-    changes: ClassVar[tuple[str, ...]] = ()
-    keyed_by: ClassVar[str] = "legacy_key"
+    changes: tuple[str, ...] = ()
+    keyed_by: str = "legacy_key"
 
     def key_lists(self, context: Context, round_: int) -> list[list[str]]:
         found = self.pending(context)
@@ -74,7 +75,7 @@ class ReplayOf(Replay):
             self.undone_by, self.irreversible = steps[0].undone_by, steps[0].irreversible
         else:
             self.irreversible = "it writes nothing"
-        self.changes = (source.entity,)  # type: ignore[misc]  # One class for all sources.
+        self.changes = (source.entity,)
 
     def prepare(self, context: Context, scope: Scope) -> Counts:
         parameters = scope.parameters | {"entity": self.entity}
@@ -117,9 +118,7 @@ class ReplayOf(Replay):
 
 def late(replay: Replay) -> Replay:
     """The same after the verification: each batch verifies its own rows."""
-    found = type(f"Late{type(replay).__name__}", (type(replay),), {})
-    made: Replay = object.__new__(found)
-    vars(made).update(vars(replay))
+    made = copy.copy(replay)
     made.name = replay.name.replace("changed_", "late_")
     made.stage, made.is_late = "finish", True
     return made
