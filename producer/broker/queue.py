@@ -19,7 +19,7 @@ from producer.broker import namespace, transport
 ADVANCE = "migration.advance"
 MESSAGES_A_FLUSH = 500
 
-app = Celery("migration")
+app = Celery("migration", amqp=transport.AMQP)
 app.config_from_object("celeryconfig")
 transport.use("producer.broker.transport:Transport")
 QUEUES = tuple(queue.name for queue in app.conf.task_queues)

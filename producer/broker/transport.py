@@ -8,12 +8,33 @@ from __future__ import annotations
 
 from typing import Any
 
+import kombu
+from celery.app import amqp
 from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu.utils.url import maybe_sanitize_url
 
 from producer.broker import namespace
 
 # How long a consumer that knows no ledger yet waits for a message; kombu's own is a second.
 IDLE_SECONDS = 0.1
+
+
+class Connection(kombu.Connection):
+    """A connection that shows no password to whoever asks a worker for its statistics.
+
+    Celery takes the password out of them, but the host of a Unix socket is its whole address.
+    """
+
+    def info(self) -> dict[str, Any]:
+        """What `celery inspect stats` and Flower show of it."""
+        found: dict[str, Any] = super().info()
+        return found | {"hostname": maybe_sanitize_url(found["hostname"])}
+
+
+class AMQP(amqp.AMQP):
+    """Celery's messages, over such connections."""
+
+    Connection = Connection
 
 
 class Moved(ConnectionResetError):

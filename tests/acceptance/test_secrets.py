@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from urllib.parse import quote
 
 import psutil
@@ -156,3 +158,16 @@ def _redis(url: str) -> list[str]:
         for key in client.scan_iter():
             found += [repr(key), repr(client.dump(key))]
     return found
+
+
+def test_the_statistics_of_a_worker_hold_no_password(
+    run_alone: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Flower shows them, and `celery inspect stats`; a worker answers when it comes to it."""
+    broker = quote(PASSWORDS[1], safe="")
+    shown = run_alone(
+        "import worker; print(worker.celery.connection_for_read().info())",
+        REDIS_URL=f"unix://:{broker}@{tmp_path}/redis.sock?db=0",
+    )
+    assert "redis.sock" in shown.stdout, shown.stderr
+    assert broker not in shown.stdout and PASSWORDS[1] not in shown.stdout
