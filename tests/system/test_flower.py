@@ -8,7 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import redis
 
+from producer.broker.namespace import NO_LEDGER
 from producer.demo import sample
 from tests.acceptance.conftest import Product, count
 from tests.acceptance.test_flower import flower
@@ -40,6 +42,19 @@ def table(browser: Browser, address: str, word: str) -> list[str]:
     return found
 
 
+def listens(redis_url: str) -> bool:
+    """Whether Flower hears what workers of the ledger say, and not of no ledger, as at first."""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        channels = client.pubsub_channels("*celeryev*")
+    return any(not channel.startswith(NO_LEDGER) for channel in channels)
+
+
+def waiting(browser: Browser, broker: str, queue: str) -> str:
+    """How many messages wait in a queue, as Flower's page of the broker says."""
+    (row,) = table(browser, broker, queue)
+    return row.split()[1]
+
+
 @pytest.fixture
 def tcp_redis(tmp_path: Path) -> Iterator[str]:
     """The address of a Redis at a port: through a socket, Flower sees the database 0 only."""
@@ -69,9 +84,10 @@ def test_flower_shows_what_waits_what_was_done_by_whom_and_what_came_of_it(
     with flower(product) as (client, _), open_browser(tmp_path / "browser") as browser:
         broker, tasks = f"{client.base_url}/broker", f"{client.base_url}/tasks"
         run_id = product.run("enqueue-all", "--json").json["run_id"]
-        # Nobody works yet: the first batch waits.
-        (waits,) = table(browser, broker, "migration.control")
-        assert waits.split()[1] == "1"
+        # Nobody works yet: the first batch waits, which a Flower that was there before the ledger
+        # shows once it has looked for one again.
+        until(lambda: waiting(browser, broker, "migration.control") == "1")
+        until(lambda: listens(tcp_redis))
         assert len(table(browser, broker, "migration.")) == 5
         with product.worker("--hostname=one@here"):
             over = "SELECT count(*) FROM migration.runs WHERE state LIKE 'completed%'"
@@ -84,8 +100,7 @@ def test_flower_shows_what_waits_what_was_done_by_whom_and_what_came_of_it(
             for name in ("users", "projects", "switch", "verify", "reconcile", "advance"):
                 rows = table(browser, f"{tasks}?name=migration.{name}", f"migration.{name}")
                 assert all(run_id in row for row in rows), name
-            (waits,) = table(browser, broker, "migration.control")
-            assert waits.split()[1] == "0"
+            assert waiting(browser, broker, "migration.control") == "0"
     # A Flower that is started anew knows nothing of it, and the ledger all.
     with flower(product) as (fresh, _):
         assert fresh.get("/tasks/datatable?draw=1&start=0&length=10").text.count(run_id) == 0
