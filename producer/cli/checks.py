@@ -69,7 +69,7 @@ def health() -> Any:
 
 @command(cli, "performance", blank="Speeds")
 def performance() -> Any:
-    """Response times of MIGRATION_API_URLS, and of what the dashboard asks the new tables."""
+    """Response times of MIGRATION_API_URLS, and of what the application asks the new tables."""
     from models.messages import Speeds
     from producer import connect
     from producer.checks import performance as measuring
