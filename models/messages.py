@@ -241,6 +241,13 @@ class RollbackReport(RunReport):
     standing: list[str] = Field(default_factory=list)
 
 
+# Names that no entity and no amount may have: keys of these reports, and of a batch's counts.
+TAKEN = frozenset(RollbackReport.model_fields) - {"entities", "amounts", "per_second"} | {
+    *("database", "rows_checked", "discrepancies"),
+    *("accounted", "unaccounted", "final", "replayed", "removed", "indexes"),
+}
+
+
 class Work(BaseModel):
     """A claimed batch: who has it, and the seconds left on its lease (negative: it ran out)."""
 

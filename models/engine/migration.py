@@ -35,7 +35,7 @@ from models.engine.source import Source, Sources
 from models.engine.step import CONTROL, VERIFY, Context, Counts, Scope, Step, add
 from models.errors import MigrationError, Misconfigured
 from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION
-from models.messages import Check
+from models.messages import TAKEN, Check
 from models.preflight.obstacles import Obstacle
 from models.settings import Settings
 
@@ -152,7 +152,20 @@ class Migration:
                     f"The migration {self.name} has two steps named {name}",
                     hint="Give one of them another name.",
                 )
+        self._require_free_names()
         require_declared(self.steps, self.undo_steps)
+
+    def _require_free_names(self) -> None:
+        """Raise Misconfigured where a word of this migration would hide another one in reports."""
+        words = [*(source.plural for source in self.sources), *self.amounts]
+        for word in words:
+            if word in TAKEN or words.count(word) > 1:
+                raise Misconfigured(
+                    f"The migration {self.name} calls something {word}, and reports have that word"
+                    " for something else",
+                    hint="Choose another one, for a source: Source('stage', plural='all_stages',"
+                    " table='stages').",
+                )
 
     # The steps and their stages.
 

@@ -65,6 +65,16 @@ def test_two_steps_of_one_name_are_refused() -> None:
         Migration("badges", [Whole(), Whole()]).require_declared()
 
 
+@pytest.mark.parametrize("entity", ["row", "stage", "badge"])
+def test_two_things_of_one_name_in_a_report_are_refused(entity: str) -> None:
+    twin = Source(entity, table="badges") if entity != "badge" else Source("b", plural="badges")
+    with pytest.raises(Misconfigured, match=f"calls something {twin.plural}"):
+        Migration("twins", [Whole()], sources=[twin]).require_declared()
+    free = Source(entity, plural=f"all_{entity}s", table=f"{entity}s")
+    if entity != "badge":
+        Migration("twins", [Whole()], sources=[free]).require_declared()
+
+
 def test_a_rule_that_is_repeated_word_for_word_is_named_and_plain_columns_are_not() -> None:
     assert Repeated().repeated_rules() == ["awards.title"]
     assert Whole().repeated_rules() == []
