@@ -82,6 +82,7 @@ class Credits(Step):
     queue = "migration.credits"
     source = USERS
     entity = "user"
+    weight = 10
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         return [

@@ -50,9 +50,6 @@ class Dashboard(Migration):
     amounts = ("credits_granted",)
     fragments = FRAGMENTS
     reported_tables = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
-    # Measured (docs/performance.md, the busy time by step). What counts is how they stand to each
-    # other: a run's own pace takes their place.
-    weights: ClassVar = {"users": 24, "projects": 30, "switch": 17}
     repairs = REPAIRS
     queries = QUERIES
     checks: ClassVar = {"subscription statuses": statuses}

@@ -92,6 +92,7 @@ class Orphans(Step):
     stage = "users"
     queue = "migration.users"
     entity = "subscription"
+    weight = 24
     is_verified = True
     undone_by = "undo_rest"
     resolves = True

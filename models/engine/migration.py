@@ -52,8 +52,6 @@ class Migration:
     fragments: ClassVar[Mapping[str, str]] = {}
     # The written tables that reports name, all of them where this is empty.
     reported_tables: ClassVar[tuple[str, ...]] = ()
-    # Microseconds that a row takes in a stage, for the time left; 25 for a stage that is missing.
-    weights: ClassVar[Mapping[str, int]] = {}
     # Fixes for `producer repair`, and checks of its rows for `producer check`, by name.
     repairs: ClassVar[Mapping[str, Repair]] = {}
     checks: ClassVar[Mapping[str, Callable[[Connection, Sources], Check]]] = {}

@@ -192,6 +192,9 @@ class Step:
     part_table: str = ""
     # False: `apply` runs outside a transaction (CREATE INDEX CONCURRENTLY) and must be idempotent.
     transactional: bool = True
+    # Microseconds that a row takes, before its run has a pace of its own. What counts is how the
+    # steps of a migration stand to each other.
+    weight: int = 25
     # Takes the same time whatever the number of rows.
     is_constant: bool = False
     # Applied after the verification: each batch verifies its own rows at once (see `recheck`).

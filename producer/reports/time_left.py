@@ -7,14 +7,16 @@ batches took, not that which went by: a stage that waited for a dead worker's le
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from models.engine import current
+from models.engine.step import Step
 from models.ledger.claims import LEASE_SECONDS
-from models.ledger.tables import COMPLETED_STATES, FINISH, RECONCILIATION, VERIFICATION
+from models.ledger.tables import COMPLETED_STATES, FINISH, VERIFICATION
 from models.messages import Hand, Live, Stage, TimeLeft
 
-# Microseconds that a row of a check takes its worker; a migration has those of its own stages.
-WEIGHTS = {VERIFICATION: 10, RECONCILIATION: 10}
-_OTHER, _FINISH_A_ROW = 25, 30
+# Microseconds that a row takes in the verification, whatever the step, and in the finish.
+_VERIFIED, _FINISH_A_ROW = 10, 30
 # What a stage takes beside its rows, and the finish: publishing, waiting, small steps.
 _STAGE_SECONDS, _FINISH_SECONDS = 0.3, 1.2
 # What a dead worker's batch waits for: the end of its lease, and the reconciler's next round.
@@ -45,7 +47,7 @@ def left(found: list[Stage], first: int, live: Live) -> TimeLeft | None:
     rest = [stage for stage in found if stage.state != "done"]
     if not worked or not rest:
         return None
-    # How much slower than the table of weights this run goes.
+    # How much slower this run goes than the weights say.
     slowness = 1e6 * sum(s.busy_seconds for s in worked) / sum(_weight(s) * s.rows for s in worked)
     workers = max(1, sum(_is_at_work(hand) for hand in live.hands))
     known = unknown = fixed = 0.0
@@ -85,12 +87,16 @@ def _is_at_work(hand: Hand) -> bool:
 
 
 def _cost(stage: Stage, first: int) -> float:
-    """Microseconds that a whole stage takes, by the table of weights."""
+    """Microseconds that a whole stage takes, by the weights of its steps."""
     if stage.name == FINISH:
         return 1e6 * _FINISH_SECONDS + _FINISH_A_ROW * first
     return _weight(stage) * max(1, stage.rows_total)
 
 
 def _weight(stage: Stage) -> float:
-    weights = WEIGHTS | dict(current.migration().weights)
-    return weights.get(stage.name, _OTHER)
+    """Microseconds that a row takes in a stage: the mean of the steps that page through rows."""
+    if stage.name == VERIFICATION:
+        return _VERIFIED
+    steps = current.migration().steps_of(stage.name)
+    paged = [step.weight for step in steps if step.entity and not step.takes_lists]
+    return fmean(paged or [Step.weight])

@@ -135,6 +135,16 @@ def test_a_stage_that_works_and_has_no_rows_is_no_matter_of_pace() -> None:
     assert found and found.likely > 9
 
 
+def test_a_stage_has_the_weight_of_the_steps_that_page_through_rows() -> None:
+    def share(done: str, left: str) -> float:
+        stages = [Stage(name=done, state="done", rows_total=100), Stage(name=left, rows_total=100)]
+        return time_left.progress(stages, 0, "running")
+
+    assert share("users", "projects") == round(24 / (24 + 30), 4)
+    assert share("switch", "verification") == round(17 / (17 + 10), 4)
+    assert share("reconciliation", "undo_users") == round(10 / (10 + 25), 4)
+
+
 def test_progress_is_whole_when_the_run_is_complete_and_only_then() -> None:
     stages = [Stage(name="users", state="done", rows=10, rows_total=10), Stage(name="finish")]
     assert 0.0 < time_left.progress(stages, 10, "running") < 0.999

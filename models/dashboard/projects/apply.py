@@ -112,6 +112,7 @@ class Projects(Step):
     queue = "migration.projects"
     source = PROJECTS
     entity = "project"
+    weight = 30
     is_verified = True
     undone_by = "undo_users"
     resolves = True

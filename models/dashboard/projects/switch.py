@@ -55,6 +55,7 @@ class Switch(Step):
     queue = "migration.projects"
     source = PROJECTS
     entity = "project"
+    weight = 17
     unverified = "projects are verified after the switch, by their own step"
     undone_by = "undo_projects"
     resolves = True
