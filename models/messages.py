@@ -241,13 +241,6 @@ class RollbackReport(RunReport):
     standing: list[str] = Field(default_factory=list)
 
 
-# Names that no entity and no amount may have: keys of these reports, and of a batch's counts.
-TAKEN = frozenset(RollbackReport.model_fields) - {"entities", "amounts", "per_second"} | {
-    *("database", "rows_checked", "discrepancies"),
-    *("accounted", "unaccounted", "final", "replayed", "removed", "indexes"),
-}
-
-
 class Work(BaseModel):
     """A claimed batch: who has it, and the seconds left on its lease (negative: it ran out)."""
 
@@ -392,9 +385,12 @@ class PlannedStage(BaseModel):
 
 
 class Plan(BaseModel):
-    """What a run will take, in seconds and bytes; `sample` users were rehearsed."""
+    """What a run will take, in seconds and bytes; `sample` rows of the first source were rehearsed.
 
-    users: int = 0
+    In JSON `rows` has that source's plural for its name.
+    """
+
+    rows: int = 0
     workers: int = 0
     sample: int = 0
     seconds_at_least: float = 0.0
@@ -409,3 +405,21 @@ class Plan(BaseModel):
     gives_first: str = ""
     stages: list[PlannedStage] = Field(default_factory=list)
     error: ErrorReport | None = None
+
+    @property
+    def of(self) -> str:
+        """The word for the rows that it counts."""
+        migration = _migration()
+        return migration.sources[0].plural if migration else "rows"
+
+    @model_serializer(mode="wrap")
+    def _named(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {self.of if n == "rows" else n: v for n, v in serialize(self).items()}
+
+
+# Names that no entity and no amount may have: keys of these reports, and of a batch's counts.
+TAKEN = frozenset({*RollbackReport.model_fields, *Plan.model_fields, "database"}) - {
+    "entities",
+    "amounts",
+    "per_second",
+} | {"rows_checked", "discrepancies", "accounted", "unaccounted", "final", "replayed", "removed"}

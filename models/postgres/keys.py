@@ -20,7 +20,7 @@ def key_cast(base_type: str) -> str:
 
 
 def list_cast(base_type: str) -> str:
-    """The type to cast listed keys to: an owner's key may be larger than any user's."""
+    """The type to cast listed keys to: a child's column may be of a larger type than the key."""
     return "bigint" if base_type in INTEGER_TYPES else key_cast(base_type)
 
 

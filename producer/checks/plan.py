@@ -29,8 +29,8 @@ BYTES_A_MESSAGE = 1_300
 CONNECTIONS_A_WORKER, CONNECTIONS_BESIDE = 3, 2
 
 
-def make(engine: Engine, settings: Settings, users: int | None, workers: int) -> Plan:
-    """Rehearse, and extrapolate to `users` (those that are there by default) and `workers`.
+def make(engine: Engine, settings: Settings, rows: int | None, workers: int) -> Plan:
+    """Rehearse, and extrapolate to `rows` of the first source (those that are there by default).
 
     A worker is one process. Raises what `rehearse` raises.
     """
@@ -40,7 +40,7 @@ def make(engine: Engine, settings: Settings, users: int | None, workers: int) ->
         there = count_rows(connection, found.first)
         most = int(connection.scalar(text("SHOW max_connections")) or 0)
         taken = int(connection.scalar(text("SELECT count(*) FROM pg_stat_activity")) or 0)
-    wanted = users if users is not None else there
+    wanted = rows if rows is not None else there
     rehearsal = rehearse(engine, settings, min(SAMPLE, there))
     plan = _extrapolate(rehearsal, settings, wanted, workers)
     plan.max_connections = most
@@ -48,9 +48,9 @@ def make(engine: Engine, settings: Settings, users: int | None, workers: int) ->
     return plan
 
 
-def _extrapolate(rehearsal: Rehearsal, settings: Settings, users: int, workers: int) -> Plan:
-    factor = users / rehearsal.rows
-    plan = Plan(users=users, workers=workers, sample=rehearsal.rows)
+def _extrapolate(rehearsal: Rehearsal, settings: Settings, rows: int, workers: int) -> Plan:
+    factor = rows / rehearsal.rows
+    plan = Plan(rows=rows, workers=workers, sample=rehearsal.rows)
     stages = {name: PlannedStage(name=name) for name in current.migration().stages}
     for cost in rehearsal.costs:
         # Steps without pages work on whole tables (indexes, keys), but for those that do not.

@@ -1,4 +1,4 @@
-"""A trial: a few real rows and a made-up user go through the run's own statements; all is undone.
+"""A trial: a few rows, real and made-up, go through the run's own statements; all is undone.
 
 On the tables themselves where the target schema is there; before that on copies beside them, with
 the triggers that the originals have. A legacy table is never altered, and its rows are locked for
@@ -39,7 +39,7 @@ ROW = "trial"
 LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, ATTEMPTS = 200, 10_000, 4
 # A larger part of the real rows refused is no matter of rows: the run would set as many aside.
 SHARE = 0.1
-# Without an index on user_id each statement reads a whole table, while rows are locked.
+# Without an index on a parent's key each statement reads a whole table, while rows are locked.
 SMALL_TABLE = 200_000
 _PLANNING = (
     "SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off;"

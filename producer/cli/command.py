@@ -95,7 +95,7 @@ def schema() -> None:
 
 @cli.group()
 def repair() -> None:
-    """What was damaged after a migration: one fix each, for one user or all."""
+    """What was damaged after a migration: one fix each, for one row or all."""
 
 
 @cli.group()

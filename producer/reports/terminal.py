@@ -10,7 +10,6 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from models.engine import current
 from models.messages import Check, Diagnosis, Plan, RunReport, Speed
 from producer.reports import live_view
 
@@ -148,15 +147,14 @@ def speeds(console: Console, found: Sequence[Speed]) -> None:
 
 def plan(console: Console, found: Plan) -> None:
     """The plan by stage, then what it takes beside time."""
-    first = current.migration().sources[0].plural
     table = _table("stage", "batches", "at least", "at most")
     for stage in found.stages:
         table.add_row(
             stage.name, f"{stage.batches:,}", _duration(stage.at_least), _duration(stage.at_most)
         )
     console.print(
-        f"{found.users:,} {first} with {found.workers} workers of one process, from a rehearsal"
-        f" with {found.sample:,} {first}"
+        f"{found.rows:,} {found.of} with {found.workers} workers of one process, from a rehearsal"
+        f" with {found.sample:,} {found.of}"
     )
     console.print(table)
     console.print(

@@ -104,8 +104,8 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
             batches.c.run_id == run.id, batches.c.state == "pending"
         )
         _reopen_stages(connection, run.id, stages.c.name.in_(with_batches))
-        # Projects that pass now are switched like all others: their pages are few, and a page
-        # with nothing to do costs one index scan.
+        # Rows that pass now go through the replay's stage like all others: its pages are few, and
+        # a page with nothing to do costs one index scan.
         _restart(
             connection,
             run.id,

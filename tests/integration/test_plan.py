@@ -48,7 +48,7 @@ def test_a_plan_holds_against_a_run_and_changes_nothing(engine: Engine, settings
     print(f"planned {found.statements} statements, sent {work.statements}")
     assert 0 < sum(stage.at_most for stage in found.stages) < found.seconds_at_most
     # Twenty pieces from random places, which may overlap; the first one is always there.
-    assert found.users == 3_000 and 100 <= found.sample <= 2_000
+    assert found.rows == 3_000 and 100 <= found.sample <= 2_000
     grown = scalar(engine, "SELECT pg_total_relation_size('ai_tools')")
     assert grown < found.disk_bytes < 10 * grown
     assert {stage.name: stage.batches > 0 for stage in found.stages} == dict.fromkeys(

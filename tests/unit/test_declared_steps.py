@@ -65,7 +65,7 @@ def test_two_steps_of_one_name_are_refused() -> None:
         Migration("badges", [Whole(), Whole()]).require_declared()
 
 
-@pytest.mark.parametrize("entity", ["row", "stage", "badge"])
+@pytest.mark.parametrize("entity", ["row", "stage", "worker", "badge"])
 def test_two_things_of_one_name_in_a_report_are_refused(entity: str) -> None:
     twin = Source(entity, table="badges") if entity != "badge" else Source("b", plural="badges")
     with pytest.raises(Misconfigured, match=f"calls something {twin.plural}"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.messages import RunReport
+from models.messages import Plan, RunReport
 
 _STANDING = '{"total":0,"migrated":0,"quarantined":0}'
 DASHBOARD = (
@@ -21,6 +21,15 @@ DASHBOARD = (
 
 def test_the_dashboards_report_has_the_keys_that_it_always_had() -> None:
     assert RunReport().model_dump_json() == DASHBOARD
+
+
+def test_a_plan_names_the_rows_that_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named() -> list[str]:
+        return list(Plan(rows=7).model_dump())[:3]
+
+    assert named() == ["users", "workers", "sample"]
+    monkeypatch.setenv("MIGRATION", "tests.outside.accounts:MIGRATION")
+    assert named() == ["accounts", "workers", "sample"]
 
 
 def test_another_migrations_report_has_its_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
