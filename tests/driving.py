@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, event, text
 
 from models.ledger.tables import WORKED_ON, batches, runs
-from models.messages import RunReport
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance

@@ -25,9 +25,9 @@ from models.engine.live import replay
 from models.engine.live.cutover import Settle
 from models.ledger import identity
 from models.ledger.tables import VERIFICATION, WORKED_ON, batches, stages
-from models.messages import RunReport
 from models.postgres import database as databases
 from models.postgres.database import sqlstate
+from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.reports import status
 from producer.runs import advance

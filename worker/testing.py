@@ -23,8 +23,8 @@ from typing import Any
 import structlog
 from sqlalchemy import Engine, text
 
-from models.messages import RunReport
 from models.postgres import database
+from models.reports.run import RunReport
 from models.settings import Settings, load
 from producer import embedded
 

@@ -35,8 +35,9 @@ from models.engine.source import Source, Sources
 from models.engine.step import CONTROL, VERIFY, Context, Counts, Scope, Step, add
 from models.errors import MigrationError, Misconfigured
 from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION
-from models.messages import TAKEN, Check
 from models.preflight.obstacles import Obstacle
+from models.reports.checks import Check
+from models.reports.taken import TAKEN
 from models.settings import Settings
 
 

@@ -9,7 +9,7 @@ import redis
 
 from models import endpoints
 from models.errors import Misconfigured, NotAllowed, Unreachable
-from models.messages import Check
+from models.reports.checks import Check
 from producer import connect
 from producer.broker.refusals import of_redis
 

@@ -10,7 +10,7 @@ from typing import Any
 import redis
 from kombu.exceptions import OperationalError
 
-from models.messages import Chord, Worker
+from models.reports.diagnosis import Chord, Worker
 from producer.broker import namespace, strangers
 from producer.broker.queue import QUEUES, app
 from producer.broker.refusals import of_redis

@@ -26,13 +26,13 @@ from models.engine.live import capture
 from models.engine.source import Sources
 from models.errors import MigrationError, Misconfigured
 from models.ledger import identity, relations
-from models.messages import Check
 from models.postgres import sessions
 from models.postgres.catalog import quote_name
 from models.postgres.database import check_reachable, classify
 from models.postgres.rows import estimate
 from models.preflight import examine as preflight
 from models.preflight import taken
+from models.reports.checks import Check
 from models.settings import Settings
 from producer.broker import readiness
 from producer.checks import obstacle_rows

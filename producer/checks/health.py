@@ -14,8 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from models.errors import MigrationError
 from models.ledger.tables import SCHEMA, WORKED_ON, batches, runs, throttled_by
-from models.messages import Check
 from models.postgres.database import check_reachable, classify, transaction
+from models.reports.checks import Check
 from models.settings import DEFAULT_FLOWER_URL, Settings
 from producer.broker import readiness
 from producer.broker.queue import app

@@ -10,11 +10,11 @@ from sqlalchemy.exc import DBAPIError
 from models.engine import current
 from models.engine.copy import Copy
 from models.errors import MigrationError, TooBig, Transient
-from models.messages import Check
 from models.postgres.database import classify
 from models.postgres.rows import estimate
 from models.preflight.examine import Preflight
 from models.preflight.obstacles import CONSTRAINTS, LEGACY, PRIVILEGES, TARGET, Obstacle
+from models.reports.checks import Check
 from models.settings import Settings
 from producer.checks import examples, trial
 from producer.schema import upgrade

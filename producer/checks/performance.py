@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 
 from models.engine.step import Context
 from models.errors import Incompatible
-from models.messages import Speed
 from models.postgres.database import classify, sqlstate, transaction
+from models.reports.checks import Speed
 from models.settings import Settings
 from producer.checks.http import ask_all
 from producer.reports import status

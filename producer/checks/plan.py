@@ -10,9 +10,9 @@ from __future__ import annotations
 from sqlalchemy import Engine, text
 
 from models.engine import current
-from models.messages import Plan, PlannedStage
 from models.postgres.database import transaction
 from models.postgres.rows import count_rows
+from models.reports.plan import Plan, PlannedStage
 from models.settings import Settings
 from producer.checks import preflight
 from producer.checks.rehearsal import Rehearsal, rehearse

@@ -11,7 +11,7 @@ from models.errors import MigrationError, Misconfigured
 from producer.cli.command import console, said_databases
 
 if TYPE_CHECKING:
-    from models.messages import RunReport
+    from models.reports.run import RunReport
 
 
 class Declined(MigrationError):

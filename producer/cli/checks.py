@@ -11,13 +11,13 @@ from producer.cli.asking import RUN, open_engine
 from producer.cli.command import cli, command, console
 
 if TYPE_CHECKING:
-    from models.messages import Check, Checks, Speed, Speeds
+    from models.reports.checks import Check, Checks, Speed, Speeds
 
 
-@command(cli, "check", blank="Checks")
+@command(cli, "check", blank="checks:Checks")
 def check() -> Any:
     """Versions, disk, memory, privileges, tables, locks, bad rows, and a trial on a few rows."""
-    from models.messages import Checks
+    from models.reports.checks import Checks
     from producer import connect
     from producer.checks import check as checks
     from producer.reports import terminal as output
@@ -27,7 +27,7 @@ def check() -> Any:
     return verdict_of(Checks(checks=found), found)
 
 
-@command(cli, "plan", blank="Plan")
+@command(cli, "plan", blank="plan:Plan")
 @click.option("--users", type=click.IntRange(1), help="Plan for so many; those there by default.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
 def plan(users: int | None, workers: int) -> Any:
@@ -41,7 +41,7 @@ def plan(users: int | None, workers: int) -> Any:
     return found
 
 
-@command(cli, "doctor", blank="Diagnosis")
+@command(cli, "doctor", blank="diagnosis:Diagnosis")
 @RUN
 def doctor(run: str | None) -> Any:
     """What a run waits for, in plain words; mends lost messages, dead leases, stuck stages."""
@@ -54,10 +54,10 @@ def doctor(run: str | None) -> Any:
     return found
 
 
-@command(cli, "health", blank="Checks")
+@command(cli, "health", blank="checks:Checks")
 def health() -> Any:
     """Database, Redis, workers, queues, Flower and the endpoints of MIGRATION_API_URLS."""
-    from models.messages import Checks
+    from models.reports.checks import Checks
     from producer import connect
     from producer.checks import health as checking
     from producer.reports import terminal as output
@@ -67,10 +67,10 @@ def health() -> Any:
     return verdict_of(Checks(checks=found), found)
 
 
-@command(cli, "performance", blank="Speeds")
+@command(cli, "performance", blank="checks:Speeds")
 def performance() -> Any:
     """Response times of MIGRATION_API_URLS, and of what the application asks the new tables."""
-    from models.messages import Speeds
+    from models.reports.checks import Speeds
     from producer import connect
     from producer.checks import performance as measuring
     from producer.reports import terminal as output

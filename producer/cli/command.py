@@ -23,15 +23,15 @@ def command(
     group: click.Group,
     name: str,
     *,
-    blank: dict[str, Any] | str = "RunReport",
+    blank: dict[str, Any] | str = "run:RunReport",
     says_database: bool = True,
 ) -> Callable[[Command], Command]:
     """A command with --json and --debug, whose errors end as a message and an exit status.
 
     It says first which database it works on, unless it settles that itself.
 
-    The function returns what --json prints, or a pair of that and the exit status; after an error
-    that is `blank` (the name of a class of `models.messages`, or the values) with the error in it.
+    The function returns what --json prints, or a pair of that and the exit status. After an error
+    that is `blank` with the error in it: values, or a class of `models.reports` as `module:name`.
     """
 
     def wrap(function: Command) -> Command:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pkgutil import resolve_name
 from typing import Any
 
 import click
@@ -13,10 +14,9 @@ from pydantic import BaseModel
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
-from models import messages
 from models.errors import MigrationError
-from models.messages import ErrorReport
 from models.postgres.database import classify
+from models.reports.error import ErrorReport
 from models.settings import unknown
 from producer import logs
 from producer.cli.command import console, said_databases
@@ -48,11 +48,13 @@ def failed(
 
 
 def failed_object(
-    kind: str, message: str, hint: str, blank: dict[str, Any] | str = "RunReport"
+    kind: str, message: str, hint: str, blank: dict[str, Any] | str = "run:RunReport"
 ) -> Any:
     """What --json prints after an error."""
     error = ErrorReport(kind=kind, message=message, hint=hint)
-    values = getattr(messages, blank)().model_dump() if isinstance(blank, str) else blank
+    values = (
+        resolve_name(f"models.reports.{blank}")().model_dump() if isinstance(blank, str) else blank
+    )
     return {**values, "error": error.model_dump()}
 
 

@@ -155,7 +155,7 @@ def cancel(run: str | None, yes: bool) -> Any:
     return end(control.cancel(engine, found.run_id), False)
 
 
-@command(cli, "rollback", blank="RollbackReport")
+@command(cli, "rollback", blank="run:RollbackReport")
 @RUN
 @WAIT
 @click.option("--force", is_flag=True, help="Undo what was changed since, too.")

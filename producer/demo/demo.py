@@ -17,8 +17,8 @@ from rich.console import Console
 from sqlalchemy import text
 
 from models.errors import MigrationError
-from models.messages import RunReport
 from models.postgres import database
+from models.reports.run import RunReport
 from models.settings import load
 from producer import embedded
 from producer.demo import sample

@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 from models.errors import MigrationError
 from models.ledger import relations
 from models.ledger.tables import batches
-from models.messages import Diagnosis, Mended
 from models.postgres.database import classify, transaction
+from models.reports.diagnosis import Diagnosis, Mended
 from models.settings import Settings
 from producer.broker import snapshot
 from producer.broker.queue import publish_again

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.messages import Blocker, Finding, Mended
+from models.reports.diagnosis import Blocker, Finding, Mended
 from producer.broker import namespace
 from producer.broker.snapshot import Broker
 from producer.doctor import symptoms

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from models.engine import current
 from models.ledger.claims import is_expired
 from models.ledger.tables import UNDO_POSITION, WORKED_ON, batches, runs, stages, throttled_by
-from models.messages import Blocker, OpenStage, QueueState, Work
+from models.reports.diagnosis import Blocker, OpenStage, QueueState, Work
 from producer.broker.queue import QUEUES, Message
 from producer.broker.snapshot import Broker
 from producer.reports import status

@@ -20,9 +20,9 @@ from models.engine.schema import target as target_tables
 from models.errors import MigrationError
 from models.ledger.relations import labels
 from models.ledger.tables import audit, batches, quarantine, recoveries, runs, stages
-from models.messages import RunReport
 from models.postgres import database
 from models.postgres.database import transaction
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.reports import status as report
 

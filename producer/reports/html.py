@@ -12,7 +12,7 @@ from markupsafe import Markup
 from sqlalchemy import Engine
 
 from models.errors import Misconfigured
-from models.messages import RunReport
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.reports import history, plots
 from producer.reports.history import Record

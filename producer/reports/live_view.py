@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from models.messages import Hand, Recovery, RunReport, Stage, TimeLeft
+from models.reports.run import Hand, Recovery, RunReport, Stage, TimeLeft
 
 BAR_WIDTH, MOST_HANDS, MOST_REASONS = 10, 8, 6
 _LABEL_WIDTH = 14

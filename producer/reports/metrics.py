@@ -27,8 +27,8 @@ from sqlalchemy.exc import DBAPIError
 from models.errors import Misconfigured, UnknownRun
 from models.ledger.claims import is_expired
 from models.ledger.tables import BATCH_TRANSITIONS, RECONCILIATION, VERIFICATION, batches
-from models.messages import RunReport
 from models.postgres.database import classify, transaction
+from models.reports.run import RunReport
 from producer.broker.queue import QUEUES, Message
 from producer.reports import status
 

@@ -23,7 +23,7 @@ from models.ledger.tables import (
     runs,
     stages,
 )
-from models.messages import Batches, Stage, Standing
+from models.reports.run import Batches, Stage, Standing
 
 RECENT_SECONDS = 10.0
 # By the accounting before the cutover, and after it.

@@ -23,14 +23,9 @@ from models.ledger.tables import (
     runs,
     throttled_by,
 )
-from models.messages import (
-    ErrorReport,
-    Reconciliation,
-    RunReport,
-    Stage,
-    Verification,
-)
 from models.postgres.database import transaction
+from models.reports.error import ErrorReport
+from models.reports.run import Reconciliation, RunReport, Stage, Verification
 from producer.reports import progress, time_left, workers
 from producer.runs import budget
 

@@ -10,7 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from models.messages import Check, Diagnosis, Plan, RunReport, Speed
+from models.reports.checks import Check, Speed
+from models.reports.diagnosis import Diagnosis
+from models.reports.plan import Plan
+from models.reports.run import RunReport
 from producer.reports import live_view
 
 _NEXT = {

@@ -13,7 +13,7 @@ from models.engine import current
 from models.engine.step import Step
 from models.ledger.claims import LEASE_SECONDS
 from models.ledger.tables import COMPLETED_STATES, FINISH, VERIFICATION
-from models.messages import Hand, Live, Stage, TimeLeft
+from models.reports.run import Hand, Live, Stage, TimeLeft
 
 # Microseconds that a row takes in the verification, whatever the step, and in the finish.
 _VERIFIED, _FINISH_A_ROW = 10, 30

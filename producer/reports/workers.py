@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from models.ledger.tables import batches, recoveries
-from models.messages import Hand, Live, Recovery
+from models.reports.run import Hand, Live, Recovery
 
 # Whoever has held no batch for so long is gone, or has nothing to do here.
 GONE_SECONDS = 60

@@ -26,8 +26,8 @@ from models.ledger.tables import (
     runs,
     stages,
 )
-from models.messages import RunReport
 from models.postgres.database import transaction
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance, budget

@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError
 
 from models.errors import Transient
 from models.ledger.tables import WORKED_ON, runs
-from models.messages import RunReport
 from models.postgres.database import classify, transaction
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.broker.attendance import Attendance
 from producer.reports import live_view, status

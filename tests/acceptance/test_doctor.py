@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import text
 
 from models.ledger.tables import batches
-from models.messages import Diagnosis
+from models.reports.diagnosis import Diagnosis
 from models.settings import load
 from producer.embedded import directories, processes
 from tests import variants

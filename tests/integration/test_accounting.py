@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models.dashboard.users import apply
-from models.messages import RunReport
+from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.runs import control, partition, rollback, windows
 from producer.runs.partition import Page

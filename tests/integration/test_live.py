@@ -8,8 +8,8 @@ from sqlalchemy import Engine
 
 from models.ledger import claims
 from models.ledger.claims import LEASE_SECONDS
-from models.messages import RunReport
 from models.postgres.database import transaction
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance, reconciler

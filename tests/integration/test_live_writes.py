@@ -8,8 +8,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
-from models.messages import RunReport
 from models.postgres import database as databases
+from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.reports import status
 from producer.runs import control

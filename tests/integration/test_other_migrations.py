@@ -11,8 +11,8 @@ from sqlalchemy import Engine, text
 
 from models.engine import current
 from models.errors import Misconfigured
-from models.messages import RunReport
 from models.postgres import database as databases
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.runs import advance, control, partition, rollback
 from producer.runs.partition import Page

@@ -13,8 +13,8 @@ from sqlalchemy import Engine
 from sqlalchemy.engine import make_url
 
 from models.errors import Incompatible, MigrationError, Transient
-from models.messages import Check
 from models.postgres import database as databases
+from models.reports.checks import Check
 from models.settings import Settings
 from producer.checks import check as checks
 from producer.checks import plan, preflight, trial

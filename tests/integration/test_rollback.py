@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models.errors import NotAllowed
-from models.messages import RunReport
 from models.postgres import database as databases
+from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.reports import status
 from producer.runs import control, rollback

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from models.messages import Batches, Hand, Live, Recovery, RunReport, Stage, TimeLeft
+from models.reports.run import Batches, Hand, Live, Recovery, RunReport, Stage, TimeLeft
 from producer.reports import live_view, time_left
 
 

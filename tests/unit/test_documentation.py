@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models import errors
-from models.messages import RunReport
+from models.reports.run import RunReport
 from models.settings import SECRETS
 from tests import reference
 from tests.faults.matrix import ROWS

@@ -12,8 +12,8 @@ from models.engine.declarations import require_declared
 from models.engine.step import Context, Step, add
 from models.errors import BadRow, Incompatible, Misconfigured, TooBig, Transient
 from models.ledger.tables import FINISHED_STATES, OPEN_STATES, RUN_TRANSITIONS
-from models.messages import Reconciliation, RunReport, Verification
 from models.postgres.database import classify, require_version
+from models.reports.run import Reconciliation, RunReport, Verification
 from producer.runs.partition import (
     FIRST_ROWS,
     LARGEST_ROWS,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.messages import Plan, RunReport
+from models.reports.plan import Plan
+from models.reports.run import RunReport
 
 _STANDING = '{"total":0,"migrated":0,"quarantined":0}'
 DASHBOARD = (

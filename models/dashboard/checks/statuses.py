@@ -6,7 +6,7 @@ from sqlalchemy import Connection
 
 from models.dashboard.checks.rejects import STATUSES, unknown_statuses
 from models.engine.source import Sources
-from models.messages import Check
+from models.reports.checks import Check
 
 
 def statuses(connection: Connection, sources: Sources) -> Check:

@@ -1,9 +1,9 @@
-"""What `--json` prints about a run: one shape, whether a command succeeds or fails."""
+"""A run as `status` and `enqueue-all --wait` report it, whether they succeed or fail."""
 
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
@@ -13,11 +13,8 @@ from pydantic import (
     model_serializer,
 )
 
-from models.engine import current
-from models.errors import MigrationError
-
-if TYPE_CHECKING:
-    from models.engine.migration import Migration
+from models.reports import words
+from models.reports.error import ErrorReport
 
 Money = Annotated[Decimal, PlainSerializer(lambda value: f"{value:.2f}", return_type=str)]
 
@@ -55,8 +52,7 @@ class Reconciliation(BaseModel):
     @property
     def rows(self) -> str:
         """The word for the rows that it checks."""
-        migration = _migration()
-        return migration.plural(migration.reconciled) if migration else "rows"
+        return words.reconciled()
 
     @model_serializer(mode="wrap")
     def _named(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -129,41 +125,19 @@ class Live(BaseModel):
     recovery: Recovery | None = None
 
 
-class ErrorReport(BaseModel):
-    """What went wrong and how to mend it."""
-
-    kind: str
-    message: str
-    hint: str = ""
-
-
-def _migration() -> Migration | None:
-    """The migration of this process; None where its name is the error that is reported."""
-    try:
-        return current.migration()
-    except MigrationError:
-        return None
-
-
-def _first() -> str:
-    """The word for the rows that the figures of a run are named after."""
-    migration = _migration()
-    return migration.plural(migration.first) if migration else "rows"
-
-
 def _entities() -> dict[str, Standing]:
-    migration = _migration()
+    migration = words.migration()
     names = map(migration.plural, migration.counted) if migration else ()
     return {name: Standing() for name in names}
 
 
 def _rows() -> dict[str, int]:
-    migration = _migration()
+    migration = words.migration()
     return dict.fromkeys(migration.reported, 0) if migration else {}
 
 
 def _amounts() -> dict[str, Decimal]:
-    migration = _migration()
+    migration = words.migration()
     return dict.fromkeys(migration.amounts, Decimal("0.00")) if migration else {}
 
 
@@ -206,7 +180,7 @@ class RunReport(BaseModel):
     @property
     def first(self) -> tuple[str, Standing]:
         """The first entity, by its plural, and how its rows stand."""
-        return next(iter(self.entities.items()), (_first(), Standing()))
+        return next(iter(self.entities.items()), (words.first(), Standing()))
 
     @model_serializer(mode="wrap")
     def _flat(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -215,7 +189,7 @@ class RunReport(BaseModel):
             if name in ("entities", "amounts"):
                 flat |= value
             else:
-                flat[f"{_first()}_{name}" if name == "per_second" else name] = value
+                flat[f"{words.first()}_{name}" if name == "per_second" else name] = value
         return flat
 
     @property
@@ -239,187 +213,3 @@ class RollbackReport(RunReport):
 
     rolled_back: list[str] = Field(default_factory=list)
     standing: list[str] = Field(default_factory=list)
-
-
-class Work(BaseModel):
-    """A claimed batch: who has it, and the seconds left on its lease (negative: it ran out)."""
-
-    batch_id: int
-    worker: str | None
-    attempt: int
-    lease_seconds: float
-
-
-class OpenStage(BaseModel):
-    """A stage that is not done; every batch of it that is not done counts in one of the six."""
-
-    name: str
-    state: str
-    waiting: int = 0
-    unpublished: int = 0
-    handed_back: int = 0
-    running: int = 0
-    expired: int = 0
-    failed: int = 0
-    oldest_waiting_seconds: float | None = None
-    errors: list[str] = Field(default_factory=list)
-    work: list[Work] = Field(default_factory=list)
-
-
-class QueueState(BaseModel):
-    """A queue: batches that wait for it in the ledger, messages in it (null: unknown), servants."""
-
-    batches: int = 0
-    messages: int | None = None
-    workers: int = 0
-
-
-class Chord(BaseModel):
-    """A window under way in the result backend: tasks it counts on, tasks that came back."""
-
-    id: str
-    size: int
-    returned: int
-
-
-class Worker(BaseModel):
-    """A worker that answers, its processes and the queues it serves."""
-
-    name: str
-    processes: list[int]
-    queues: list[str]
-
-
-class Blocker(BaseModel):
-    """A session that holds what sessions of the migration wait for; `command` is one word."""
-
-    pid: int
-    application: str | None
-    state: str | None
-    command: str | None
-    seconds: float
-    waiting: int
-
-
-class Finding(BaseModel):
-    """What something means in plain words, and what to do about it where there is anything."""
-
-    kind: str
-    message: str
-    hint: str = ""
-
-
-class Mended(BaseModel):
-    """What `doctor` set right: batches by their ids, or stages by their names."""
-
-    kind: str
-    batches: list[int] = Field(default_factory=list)
-    stages: list[str] = Field(default_factory=list)
-
-
-class Diagnosis(BaseModel):
-    """What a run waits for. `state` is as mended, everything else as it was found."""
-
-    run_id: str | None = None
-    state: str | None = None
-    redis: str | None = None
-    stages: list[OpenStage] = Field(default_factory=list)
-    queues: dict[str, QueueState] = Field(default_factory=dict)
-    unacknowledged: dict[str, int] = Field(default_factory=dict)
-    chords: list[Chord] = Field(default_factory=list)
-    workers: list[Worker] = Field(default_factory=list)
-    blockers: list[Blocker] = Field(default_factory=list)
-    findings: list[Finding] = Field(default_factory=list)
-    mended: list[Mended] = Field(default_factory=list)
-    error: ErrorReport | None = None
-
-
-class Check(BaseModel):
-    """One thing that was looked at: `ok`, `failed`, or `unknown`, and what to do about it."""
-
-    name: str = ""
-    verdict: str
-    found: str
-    hint: str = ""
-    seconds: float = 0.0
-
-
-class Checks(BaseModel):
-    """A list of verdicts; `passed` while none of them is `failed`."""
-
-    passed: bool = False
-    checks: list[Check] = Field(default_factory=list)
-    error: ErrorReport | None = None
-
-
-class Speed(BaseModel):
-    """Seconds that an endpoint or a query takes, over its repetitions, against its limit."""
-
-    kind: str
-    name: str
-    verdict: str
-    repetitions: int
-    median: float
-    p95: float
-    maximum: float
-    limit: float
-    trouble: str = ""
-    plan: list[str] = Field(default_factory=list)
-
-
-class Speeds(BaseModel):
-    """What was measured; `passed` while nothing is beyond its limit."""
-
-    passed: bool = False
-    speeds: list[Speed] = Field(default_factory=list)
-    error: ErrorReport | None = None
-
-
-class PlannedStage(BaseModel):
-    """One stage of a plan: batches, and seconds at least and at most."""
-
-    name: str
-    batches: int = 0
-    at_least: float = 0.0
-    at_most: float = 0.0
-
-
-class Plan(BaseModel):
-    """What a run will take, in seconds and bytes; `sample` rows of the first source were rehearsed.
-
-    In JSON `rows` has that source's plural for its name.
-    """
-
-    rows: int = 0
-    workers: int = 0
-    sample: int = 0
-    seconds_at_least: float = 0.0
-    seconds_at_most: float = 0.0
-    wal_bytes: int = 0
-    disk_bytes: int = 0
-    redis_bytes: int = 0
-    statements: int = 0
-    batches: int = 0
-    connections: int = 0
-    max_connections: int = 0
-    gives_first: str = ""
-    stages: list[PlannedStage] = Field(default_factory=list)
-    error: ErrorReport | None = None
-
-    @property
-    def of(self) -> str:
-        """The word for the rows that it counts."""
-        migration = _migration()
-        return migration.sources[0].plural if migration else "rows"
-
-    @model_serializer(mode="wrap")
-    def _named(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {self.of if n == "rows" else n: v for n, v in serialize(self).items()}
-
-
-# Names that no entity and no amount may have: keys of these reports, and of a batch's counts.
-TAKEN = frozenset({*RollbackReport.model_fields, *Plan.model_fields, "database"}) - {
-    "entities",
-    "amounts",
-    "per_second",
-} | {"rows_checked", "discrepancies", "accounted", "unaccounted", "final", "replayed", "removed"}

@@ -1,0 +1,1 @@
+"""What commands report and `--json` prints, whether they succeed or fail."""

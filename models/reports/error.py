@@ -1,0 +1,13 @@
+"""What every report says after an error."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+
+class ErrorReport(BaseModel):
+    """What went wrong and how to mend it."""
+
+    kind: str
+    message: str
+    hint: str = ""

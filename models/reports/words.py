@@ -1,0 +1,40 @@
+"""The words of a report, which the migration of this process gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from models.engine import current
+from models.errors import MigrationError
+
+if TYPE_CHECKING:
+    from models.engine.migration import Migration
+
+# Where there is no migration to ask.
+ROWS = "rows"
+
+
+def migration() -> Migration | None:
+    """The migration of this process; None where its name is the error that is reported."""
+    try:
+        return current.migration()
+    except MigrationError:
+        return None
+
+
+def first() -> str:
+    """The word for the rows that the figures of a run are named after."""
+    found = migration()
+    return found.plural(found.first) if found else ROWS
+
+
+def reconciled() -> str:
+    """The word for the rows that the reconciliation checks."""
+    found = migration()
+    return found.plural(found.reconciled) if found else ROWS
+
+
+def planned() -> str:
+    """The word for the rows that a plan counts: those of the first source."""
+    found = migration()
+    return found.sources[0].plural if found else ROWS
