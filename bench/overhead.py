@@ -90,7 +90,7 @@ def _once(engine: Engine, *, bare: bool) -> float:
 
 
 def _bare(engine: Engine, run_id: str, scope: Scope) -> None:
-    """The statement alone, without the parts of it that set rows aside or close their entries."""
+    """The statement alone, without the parts of it that quarantine rows or close their entries."""
     start_of, end_of = apply._MIGRATE.index("bad AS ("), apply._MIGRATE.rindex("SELECT\n  (SELECT")
     statement = apply._MIGRATE[:start_of].rstrip().removesuffix(",") + apply._MIGRATE[end_of:]
     with transaction(engine) as connection, mock.patch.object(apply, "_MIGRATE", statement):

@@ -4,7 +4,7 @@
 
 Starts embedded servers of its own and two worker processes, loads the dump (turned into each
 variant), runs the real command, and compares every target row with the naive oracle and the counts
-with the file. Then it mends, accepts or deletes what was set aside and retries to a clean end.
+with the file. Then it mends, accepts or deletes what was quarantined and retries to a clean end.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Place:
         )
 
     def finish(self) -> None:
-        """Bring the newest run to its end, and set aside nothing but what is bad."""
+        """Bring the newest run to its end, and quarantined nothing but what is bad."""
         self._change(sa.update(quarantine).where(quarantine.c.state == "accepted").values(
             state="open"))  # fmt: skip
         retries = itertools.count()

@@ -282,7 +282,7 @@ def _expect_credits(
 def _owner_reasons(result: Expectation, row: Row) -> list[str]:
     owner = str(row["user_id"])
     if owner in result.quarantined["users"]:
-        return ["owner_set_aside"]
+        return ["owner_quarantined"]
     return [] if owner in result.users else ["owner_missing"]
 
 

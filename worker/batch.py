@@ -1,7 +1,7 @@
 """One batch, top to bottom. START HERE for the engine.
 
 Claim it; do it in one transaction together with its state in the ledger; retry what is
-transient; leave what is bad to `bisect`, which finds the row and sets it aside.
+transient; leave what is bad to `bisect`, which finds the row and quarantines it.
 """
 
 from __future__ import annotations

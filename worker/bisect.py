@@ -1,6 +1,6 @@
 """Halving a batch that fails, down to the row, inside the batch's own transaction.
 
-Bad rows are set aside one by one, in O(bad · log n) statements; what is too big runs in halves.
+Bad rows are quarantined one by one, in O(bad · log n) statements; what is too big runs in halves.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from models.engine.step import Context, Counts, Scope, Step, add
 from models.errors import BadRow, MigrationError, Misconfigured, TooBig
-from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, are_rejected
+from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_IS_QUARANTINED, are_rejected
 from models.postgres.catalog import name_triggers
 from models.postgres.database import STATEMENT_TIMEOUT_MS, as_ours
 from models.postgres.deferred import CHECK_NOW, DEFER_AGAIN
@@ -36,7 +36,7 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
         trial.keys = keys
         # No key: the application deleted the row meanwhile.
         counts = trial.halve(scope, keys, error) if keys else {}
-    if trial.set_aside():
+    if trial.quarantine():
         counts = add(counts, step.withdraw(context, scope))
     return add(prepared, counts) | {"bisected": {"statements": trial.statements}}
 
@@ -243,7 +243,7 @@ class _Trial:
                 return False
         return is_refused
 
-    def set_aside(self) -> bool:
+    def quarantine(self) -> bool:
         """Quarantine what was refused, and say whether anything was.
 
         The database's own words stay out, they may quote data.
@@ -252,12 +252,12 @@ class _Trial:
         context = self._context
         for entity, keys, reason, error in self._rejected:
             refused = f"The database refuses the row: {error.message}"
-            self._step.set_aside(
+            self._step.quarantine(
                 context,
                 entity,
                 keys,
                 reason=reason,
-                message=OWNER_SET_ASIDE if reason == OWNER_QUARANTINED else refused,
+                message=OWNER_IS_QUARANTINED if reason == OWNER_QUARANTINED else refused,
             )
         self.statements += len(self._rejected)
         return bool(self._rejected)

@@ -55,7 +55,7 @@ def run(
         except Transient:
             pass
         except TooBig:
-            # What takes so long (a row to be set aside, perhaps) is taken up without the lock.
+            # What takes so long (a row to be quarantined, perhaps) is taken up without the lock.
             at_most = 0
         watch.sleep(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
     raise Transient("The legacy tables stayed locked by another session", hint=LOCKED)

@@ -1,4 +1,4 @@
-"""A database that refuses all rows of a batch alike: the batch fails, and nobody is set aside.
+"""A database that refuses all rows of a batch alike: the batch fails, and nobody is quarantined.
 
 Whether it does is asked once 20 rows of a kind were refused alone for one cause, while none of that
 kind was written: a sample of the rows not tried yet, spread over the batch, has the last word.

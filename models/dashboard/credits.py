@@ -7,7 +7,7 @@ from models.dashboard.sources import USERS
 from models.engine.checks.verification import Check, images_of, with_checks, wrong_values
 from models.engine.step import Context, Scope, Step
 
-_STANDS, _IS_ASIDE = "q.legacy_key IS NULL", "q.legacy_key IS NOT NULL"
+_STANDS, _IN_QUARANTINE = "q.legacy_key IS NULL", "q.legacy_key IS NOT NULL"
 _CHECKS = (
     Check(
         "balance",
@@ -18,7 +18,7 @@ _CHECKS = (
     Check("missing", "credit_logs", "grant", f"{_STANDS} AND coalesce(log.grants, 0) = 0"),
     Check("extra", "credit_logs", "grant", "log.grants > 1"),
     Check("extra", "credit_logs", "opening", "log.openings > 1"),
-    Check("extra", "credit_logs", "set aside", f"{_IS_ASIDE} AND log.given_now > 0"),
+    Check("extra", "credit_logs", "quarantined", f"{_IN_QUARANTINE} AND log.given_now > 0"),
     Check(
         "wrong_value",
         "credit_logs",

@@ -1,4 +1,4 @@
-"""Which users, orphans and projects a retry tries: those set aside, those that differ, owners."""
+"""Which users, orphans and projects a retry tries: those quarantined, those that differ, owners."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def retried(context: Context, *, quarantined: bool) -> list[Keys]:
     def read_keys(sql: str) -> list[str]:
         return list(context.connection.scalars(text(sql), {"run_id": context.run_id}))
 
-    def set_aside(entity: str, condition: str = "true") -> str:
+    def in_quarantine(entity: str, condition: str = "true") -> str:
         # The plan may cast before it filters, so the entity guards the cast.
         key = f"CASE WHEN q.entity = '{entity}' THEN CAST(q.legacy_key AS {kinds[entity]}) END"
         return (
@@ -42,7 +42,7 @@ def retried(context: Context, *, quarantined: bool) -> list[Keys]:
 
     def standing(entity: str, table: str) -> str:
         return (
-            f"({set_aside(entity)} UNION SELECT t.id FROM {table} t"
+            f"({in_quarantine(entity)} UNION SELECT t.id FROM {table} t"
             " JOIN migration.differences d ON d.legacy_key = t.id::text"
             f" WHERE d.entity = '{entity}' AND d.run_id = :run_id)"
         )
@@ -57,7 +57,7 @@ def retried(context: Context, *, quarantined: bool) -> list[Keys]:
     tables = {entity: table.sql for entity, table in sources.items()}
     users, subscriptions, projects = tables.values()
     tried = {entity: standing(entity, table) for entity, table in tables.items()}
-    died = {entity: set_aside(entity, f"q.reason = '{WORKER_DIED}'") for entity in tables}
+    died = {entity: in_quarantine(entity, f"q.reason = '{WORKER_DIED}'") for entity in tables}
     named = _TOOL_OWNERS.format(**{name: table.sql for name, table in target.tables.items()})
     return [
         Keys(

@@ -33,13 +33,13 @@ WHERE {scope} AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = s.user_id OFFSE
 
 _SET_ASIDE = """
 WITH orphan AS MATERIALIZED ({orphans}),
-set_aside AS (
+new_quarantine AS (
   INSERT INTO migration.quarantine AS q
     (entity, legacy_key, run_id, batch_id, reason, message, row_hash)
   SELECT 'subscription', o.id::text, :run_id, :batch_id, 'owner_missing',
     'The owner does not exist.', {row_hash}
   FROM orphan o
-  {set_aside_again}
+  {quarantine_again}
 )
 SELECT count(*) AS subscriptions, count(*) AS subscriptions_quarantined FROM orphan
 """
@@ -69,7 +69,7 @@ WHERE q.legacy_key IS NULL
 """
 
 _EXTRA = """
-SELECT 'extra', 'subscription', s.id::text, 'tool_usage_logs', 'set aside'
+SELECT 'extra', 'subscription', s.id::text, 'tool_usage_logs', 'quarantined'
 FROM migration.quarantine q
 JOIN {subscriptions} s ON s.id::text = q.legacy_key
 JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :own_run
@@ -86,7 +86,7 @@ LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key =
 
 
 class Orphans(Step):
-    """Sets subscriptions without an owner aside."""
+    """Quarantines subscriptions without an owner."""
 
     name = "orphans"
     stage = "users"

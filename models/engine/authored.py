@@ -98,5 +98,5 @@ class UndoOf(Step):
     def apply(self, context: Context, scope: Scope) -> Counts:
         return self.step.undo(context, scope)
 
-    def set_aside(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
+    def quarantine(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
         note_refused(context, self.step.source.plural, keys)

@@ -27,8 +27,8 @@ from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, add
 from models.ledger.quarantine import (
     OWNER_QUARANTINED,
-    OWNER_SET_ASIDE,
-    SET_ASIDE_AGAIN,
+    OWNER_IS_QUARANTINED,
+    QUARANTINE_AGAIN,
     is_quarantined,
 )
 from models.postgres.catalog import Table, literal, quote
@@ -111,10 +111,10 @@ class Copy(Authored):
         if parent is not None:
             key = source.parent_of("s")
             exists = f"EXISTS (SELECT FROM {parent.sql} o WHERE {parent.key_of('o')} = {key})"
-            is_aside = is_quarantined(literal(parent.source.entity), key)
+            in_quarantine = is_quarantined(literal(parent.source.entity), key)
             reasons = {
                 "owner_missing": (f"NOT {exists}", "The owner does not exist."),
-                OWNER_QUARANTINED: (is_aside, OWNER_SET_ASIDE),
+                OWNER_QUARANTINED: (in_quarantine, OWNER_IS_QUARANTINED),
             } | reasons
         whens = [
             f"WHEN {verifying.fill(context, when)} THEN {literal(reason)}"
@@ -149,7 +149,7 @@ class Copy(Authored):
             key=source.key_of("s"),
             messages=messages,
             row_hash=context.sources.hash_of(source.source.entity, "s"),
-            set_aside_again=SET_ASIDE_AGAIN,
+            quarantine_again=QUARANTINE_AGAIN,
             counts=counts,
         )
 
@@ -243,10 +243,10 @@ class Copy(Authored):
         """Remove rows that the source rows no longer make, and change those that they make anew."""
         reason, _ = self._reason(context, source)
         entity = literal(source.source.entity)
-        is_aside = is_quarantined(entity, source.key_of("s"), "q.batch_id = :batch_id")
+        in_quarantine = is_quarantined(entity, source.key_of("s"), "q.batch_id = :batch_id")
         good = (
             f"(SELECT s.* FROM {source.sql} s WHERE {scope.of(source, 's')}"
-            f" AND ({reason}) IS NULL AND NOT {is_aside})"
+            f" AND ({reason}) IS NULL AND NOT {in_quarantine})"
         )
         parameters = context.parameters | scope.parameters
         counts: dict[str, int] = {}

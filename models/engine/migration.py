@@ -269,7 +269,7 @@ class Migration:
         return []
 
     def forecast(self, connection: Connection, sources: Sources) -> tuple[dict[str, int], str]:
-        """Rows that will be set aside, by reason; and what cannot be told before the run."""
+        """Rows that will be quarantined, by reason; and what cannot be told before the run."""
         return {}, "this migration does not forecast it"
 
     def sample(self, connection: Connection, sources: Sources) -> Sample:

@@ -1,4 +1,4 @@
-"""Which rows a retry tries: those set aside, those that differ, and those that were lost."""
+"""Which rows a retry tries: those quarantined, those that differ, and those that were lost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Keys:
 
 
 def of_step(context: Context, step: Step, table: SourceTable, *, quarantined: bool) -> Keys:
-    """The step's rows that are set aside (where `quarantined`), or differ, and still exist."""
+    """The step's rows that are quarantined (where `quarantined`), or differ, and still exist."""
     statement = _KEYS.format(table=table.sql, key=table.key_of("t"))
     values = {"run_id": context.run_id, "entity": step.entity, "quarantined": quarantined}
     found = context.connection.execute(text(statement), values).all()

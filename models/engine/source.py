@@ -139,7 +139,7 @@ class Sources(Mapping[str, SourceTable]):
     def hash_of(self, entity: str, alias: str) -> str:
         """SQL for a hash of what the rules read in the row under this alias, byte for byte.
 
-        It is noted when the row is set aside: another hash later says that the row, or the parent
+        It is noted when the row is quarantined: another hash later says that the row, or the parent
         that it was judged by, has changed since.
         """
         table = self[entity]

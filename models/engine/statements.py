@@ -11,7 +11,7 @@ bad AS (
   SELECT {entity}, {key}::text, :run_id, :batch_id, s.migration_reason,
     CASE s.migration_reason {messages} END, {row_hash}
   FROM read s WHERE s.migration_reason IS NOT NULL
-  {set_aside_again}
+  {quarantine_again}
 ),
 resolved AS (
   UPDATE migration.quarantine q SET state = 'resolved', changed_at = clock_timestamp()

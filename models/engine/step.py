@@ -18,7 +18,7 @@ from models.engine import current
 from models.engine.schema import target as target_tables
 from models.engine.schema.target import Target
 from models.engine.source import Source, Sources, SourceTable
-from models.ledger.quarantine import SET_ASIDE_AGAIN, resolve, set_aside
+from models.ledger.quarantine import QUARANTINE_AGAIN, quarantine_rows, resolve
 from models.ledger.tables import RECONCILIATION, VERIFICATION
 from models.postgres import sessions
 from models.postgres.catalog import Table
@@ -163,7 +163,7 @@ class Context:
         names = {name: table.sql for name, table in self.target.tables.items()}
         names |= {name: table.sql for name, table in self.sources.by_plural.items()}
         names |= {name: sql.format(**names) for name, sql in self.migration.fragments.items()}
-        return sql.format(**names, set_aside_again=SET_ASIDE_AGAIN, **expressions)
+        return sql.format(**names, quarantine_again=QUARANTINE_AGAIN, **expressions)
 
     def hash_by_text(self, entity: str, text: str) -> str:
         """SQL for the hash of the source row that a text names; null for other tables' rows."""
@@ -252,20 +252,20 @@ class Step:
         return {}
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        """Write what the scope's rows must become; counts what was seen, written, set aside.
+        """Write what the scope's rows must become; counts what was seen, written, quarantined.
 
         Safe to repeat: what is there already is left as it is. Bad rows that the statement can
         name go to the quarantine; anything else raises, and the engine bisects.
         """
         raise TypeError(f"The step {self.name} only checks")
 
-    def set_aside(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
+    def quarantine(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
         """Note rows that cannot be done: `reason`, `message` and `attempts`, as in a quarantine."""
         why["row_hash"] = context.hash_by_text(entity, "key")
-        set_aside(context.connection, context.run_id, context.batch_id, entity, keys, **why)
+        quarantine_rows(context.connection, context.run_id, context.batch_id, entity, keys, **why)
 
     def resolve(self, context: Context, scope: Scope) -> None:
-        """Close what was set aside earlier of rows that `apply` has just migrated."""
+        """Close what was quarantined earlier of rows that `apply` has just migrated."""
         table = None if self.resolves or not self.entity else self.table(context)
         if table is None:
             return
@@ -280,7 +280,7 @@ class Step:
         )
 
     def withdraw(self, context: Context, scope: Scope) -> Counts:
-        """Take away what earlier batches of the run made of rows that were just set aside."""
+        """Take away what earlier batches of the run made of rows that were just quarantined."""
         return {}
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
@@ -342,7 +342,7 @@ def default_of(table: Table, column: str) -> str:
 
 
 def entities(row: Any) -> Counts:
-    """Totals and rows set aside, from columns `badges` and `badges_quarantined`."""
+    """Totals and quarantined rows, from columns `badges` and `badges_quarantined`."""
     found = row._mapping
     return {
         name: {"total": found[name], "quarantined": found[f"{name}_quarantined"]}

@@ -1,4 +1,4 @@
-"""Setting rows aside: how a row enters the quarantine, first or again."""
+"""Quarantining rows: how a row enters the quarantine, first or again."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sqlalchemy import Connection, text
 OWNER_QUARANTINED, REJECTED, WORKER_DIED = "owner_quarantined", "rejected", "worker_died"
 # No rule says that these rows are bad: the database refused them, or they killed their workers.
 REFUSED = (REJECTED, WORKER_DIED)
-OWNER_SET_ASIDE = "The owner is set aside."
+OWNER_IS_QUARANTINED = "The owner is quarantined."
 
-# How a row that is set aside (again) enters the quarantine; an operator's acceptance stands.
-SET_ASIDE_AGAIN = """ON CONFLICT (entity, legacy_key) DO UPDATE SET
+# How a row that is quarantined (again) enters the quarantine; an operator's acceptance stands.
+QUARANTINE_AGAIN = """ON CONFLICT (entity, legacy_key) DO UPDATE SET
     run_id = excluded.run_id, batch_id = excluded.batch_id, reason = excluded.reason,
     message = excluded.message, row_hash = excluded.row_hash, changed_at = clock_timestamp(),
     attempts = CASE WHEN q.state IN ('open', 'accepted') THEN q.attempts + 1 ELSE 1 END,
@@ -23,7 +23,7 @@ _SET_ASIDE = (
     "INSERT INTO migration.quarantine AS q"
     " (entity, legacy_key, run_id, batch_id, reason, message, attempts, row_hash)"
     " SELECT :entity, key, :run_id, :batch_id, :reason, :message, :attempts, {row_hash}"
-    f" FROM unnest(CAST(:keys AS text[])) AS key {SET_ASIDE_AGAIN}"
+    f" FROM unnest(CAST(:keys AS text[])) AS key {QUARANTINE_AGAIN}"
 )
 
 
@@ -38,7 +38,7 @@ def is_quarantined(entity: str, key: str, which: str = "true") -> str:
     )
 
 
-def set_aside(
+def quarantine_rows(
     connection: Connection,
     run_id: str,
     batch_id: int,
@@ -69,7 +69,7 @@ def set_aside(
 
 
 def are_rejected(connection: Connection, entity: str, keys: Sequence[str]) -> bool:
-    """Whether all these rows were refused by the database before, and are set aside for it."""
+    """Whether all these rows were refused by the database before, and are quarantined for it."""
     found = connection.scalar(
         text(
             "SELECT count(*) FROM migration.quarantine q WHERE q.entity = :entity"
@@ -98,7 +98,7 @@ def resolve(
     parameters: Mapping[str, Any],
     **of: Any,
 ) -> None:
-    """Mark the rows of a batch as resolved that its step migrated: it did not set them aside again.
+    """Mark the rows of a batch as resolved that its step migrated: it did not quarantine them again.
 
     `key` and `scope` are the key and a condition of the rows `t` of the table; `of` names entity,
     step and batch.

@@ -24,8 +24,8 @@ RUN_TRANSITIONS = {
     ("preparing", "failed"): "a batch failed for good",
     ("running", "paused"): "an operator pauses it, or its error budget is spent",
     ("paused", "running"): "an operator resumes it, or retries what spent its error budget",
-    ("running", "completed"): "the last stage closed, nothing set aside, nothing different",
-    ("running", "completed_with_quarantine"): "the same, but rows are set aside",
+    ("running", "completed"): "the last stage closed, nothing quarantined, nothing different",
+    ("running", "completed_with_quarantine"): "the same, but rows are quarantined",
     ("running", "failed"): "a batch failed for good, or a difference was found",
     ("running", "cancelled"): "an operator cancels it",
     ("paused", "cancelled"): "an operator cancels it",
@@ -57,7 +57,7 @@ BATCH_TRANSITIONS = {
     ("running", "pending"): "its lease expired, or its worker hands it back for now",
     ("running", "failed"): "it cannot be done, not even row by row",
     ("running", "split"): "it took its worker down too often: smaller batches stand for it",
-    ("running", "quarantined"): "the same, and it was one row: that is set aside",
+    ("running", "quarantined"): "the same, and it was one row: that is quarantined",
     ("failed", "pending"): "an operator retries it, or resumes its run",
 }
 

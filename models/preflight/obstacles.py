@@ -247,6 +247,6 @@ def _may_refuse(table: Table, shape: Any) -> Iterator[Obstacle]:
         yield Obstacle(
             CONSTRAINTS,
             f"{table.label} has constraints of its own: {'; '.join(what)}",
-            "A row that they refuse is set aside. The trial has tried a few rows only.",
+            "A row that they refuse is quarantined. The trial has tried a few rows only.",
             is_fatal=False,
         )

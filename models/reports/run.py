@@ -194,7 +194,7 @@ class RunReport(BaseModel):
 
     @property
     def exit_status(self) -> int:
-        """What a command ends with: 0 done or open, 3 rows set aside, 4 differences, 1 failed.
+        """What a command ends with: 0 done or open, 3 quarantined rows, 4 differences, 1 failed.
 
         A run that its error budget has paused waits for somebody to mend what it names.
         """

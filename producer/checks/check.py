@@ -148,7 +148,7 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
     standing, rows = _standing(engine, settings)
     found += rows
     on_legacy("ledger", lambda connection, sources: _ledger(connection, settings, sources))
-    on_legacy("rows set aside", _forecast)
+    on_legacy("quarantined rows", _forecast)
     for name, check in current.migration().checks.items():
         on_legacy(name, check)
     # By name alone: reading more of a table's catalog would wait for the lock itself.
@@ -184,7 +184,7 @@ def _encoding(connection: Connection) -> Check:
     return Check(
         verdict="warning",
         found=encoding,
-        hint="JSON escapes that it has no letter for are set aside with their rows.",
+        hint="JSON escapes that it has no letter for are quarantined with their rows.",
     )
 
 
@@ -232,7 +232,7 @@ def _forecast(connection: Connection, sources: Sources) -> Check:
     return Check(
         verdict="warning",
         found=said + rest,
-        hint="They are set aside, the rest goes through; mend them before, or retry them after.",
+        hint="They are quarantined, the rest goes through; mend them before, or retry them after.",
     )
 
 

@@ -233,7 +233,7 @@ def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
         find_differences(context, stage, step, scope)
         return
     # As a run does it: hopefully, then with care; a row that the database refuses even so would be
-    # set aside, and a rehearsal goes on.
+    # quarantined, and a rehearsal goes on.
     for attempt in (replace(scope, is_hopeful=True), scope):
         try:
             with context.connection.begin_nested():

@@ -37,7 +37,7 @@ from producer.schema import upgrade
 
 ROW = "trial"
 LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, ATTEMPTS = 200, 10_000, 4
-# A larger part of the real rows refused is no matter of rows: the run would set as many aside.
+# A larger part of the real rows refused is no matter of rows: the run would quarantine as many.
 SHARE = 0.1
 # Without an index on a parent's key each statement reads a whole table, while rows are locked.
 SMALL_TABLE = 200_000
@@ -84,7 +84,7 @@ class Trial:
         hint = (
             "Change or drop what refuses the rows; then: producer check"
             if is_fatal
-            else "Such rows are set aside, the rest goes through."
+            else "Such rows are quarantined, the rest goes through."
         )
         where = "" if self.is_real else " (on a copy)"
         self.obstacles.append(Obstacle(ROW, f"{what}{where}", hint, is_fatal=is_fatal))

@@ -58,7 +58,7 @@ def enqueue_all(wait: bool) -> Any:
 @click.option("--watch", is_flag=True, help="Follow the run until its end.")
 @click.option("--history", is_flag=True, help="All runs, and what operators did, newest first.")
 def status(run: str | None, watch: bool, history: bool) -> Any:
-    """Progress by stage, rate, time left, what is set aside and what differs."""
+    """Progress by stage, rate, time left, what is quarantined and what differs."""
     from producer.reports import status as report
     from producer.reports import terminal as output
 
@@ -83,7 +83,7 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
 @RUN
 @WAIT
 def retry(run: str | None, wait: bool) -> Any:
-    """Try failed batches and the rows set aside again, and only those."""
+    """Try failed batches and the quarantined rows again, and only those."""
     from producer import connect
     from producer.runs import control
 
@@ -217,7 +217,7 @@ def forget(run: str, yes: bool) -> Any:
 @click.option("--accept", "keys", multiple=True, metavar="KEY", help="Accept a row that stays out.")
 @click.argument("more", nargs=-1, metavar="[KEY]...")
 def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) -> Any:
-    """The rows set aside, with their reasons; accepts those that stay out (--accept KEY …)."""
+    """The quarantined rows, with their reasons; accepts those that stay out (--accept KEY …)."""
     from producer import connect
     from producer.reports import status as report
     from producer.reports import terminal as output
@@ -236,5 +236,5 @@ def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) ->
         run = named
         console.print(f"{accepted} accepted. Close the run: producer retry --wait")
     rows = report.quarantined(engine, run)
-    output.rows(console, rows, "Nothing is set aside.")
+    output.rows(console, rows, "Nothing is quarantined.")
     return {"rows": rows, "accepted": accepted, "error": None}

@@ -20,7 +20,7 @@ from producer.cli.command import cli, command, console, say_database, servers
     help="Where to write it; below MIGRATION_HOME by default.",
 )
 def write_report(run: str | None, output: Path | None) -> Any:
-    """A run as one HTML file: outcome, plots, rows set aside, what happened."""
+    """A run as one HTML file: outcome, plots, quarantined rows, what happened."""
     from producer import connect
     from producer.reports import html
     from producer.reports import status as report
@@ -67,7 +67,7 @@ def demo(users: int) -> Any:
 
     found = show.run(users, console)
     say_database()
-    # A demonstration has dirty rows on purpose: rows set aside are its right end.
+    # A demonstration has dirty rows on purpose: quarantined rows are its right end.
     return found, 0 if found.exit_status == 3 else found.exit_status
 
 

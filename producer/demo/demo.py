@@ -67,7 +67,7 @@ def run(users: int, console: Console) -> RunReport:
     for what, where in (
         ("the report", f"{os.path.relpath(report)}"),
         ("the console in a browser", f"MIGRATION_HOME={shown} {producer} serve"),
-        ("the rows set aside", f"MIGRATION_HOME={shown} {producer} quarantine"),
+        ("the quarantined rows", f"MIGRATION_HOME={shown} {producer} quarantine"),
         ("the ledger and the tables", f"MIGRATION_HOME={shown} {producer} status"),
         ("the workers' logs", f"{os.path.relpath(home / 'logs')}"),
         ("when you are done", f"MIGRATION_HOME={shown} {producer} servers stop"),

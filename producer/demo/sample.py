@@ -118,7 +118,7 @@ def load(
 ) -> None:
     """Create the three legacy tables and fill them, in the caller's transaction.
 
-    The same arguments give the same rows. `dirty` adds rows that a migration must set aside,
+    The same arguments give the same rows. `dirty` adds rows that a migration must quarantine,
     a few in a thousand, each kind at least once from 100 users on. Memory does not grow with
     `users`. Raises Incompatible when one of the tables is there already.
     """

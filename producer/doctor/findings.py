@@ -104,7 +104,7 @@ def _run(seen: Seen) -> Iterator[Finding]:
         "failed": (f"failed: {run.error}", "Mend what it names, then: producer retry --wait"),
         "completed": ("is completed: it waits for nothing", ""),
         "completed_with_quarantine": (
-            "is completed: it waits for nothing. Some rows are set aside",
+            "is completed: it waits for nothing. Some rows are quarantined",
             "See them: producer quarantine",
         ),
         "rolling_back": ("is being rolled back", "Watch it: producer status --watch"),

@@ -60,7 +60,7 @@ class Durations:
 
 @dataclass(frozen=True)
 class Reason:
-    """Rows set aside for one reason, and the first of their keys as `entity:key`."""
+    """Quarantined rows for one reason, and the first of their keys as `entity:key`."""
 
     name: str
     message: str

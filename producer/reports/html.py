@@ -22,7 +22,7 @@ STATES = {
     "running": "is under way",
     "paused": "is paused",
     "completed": "is complete",
-    "completed_with_quarantine": "is complete, with rows set aside",
+    "completed_with_quarantine": "is complete, with quarantined rows",
     "failed": "failed",
     "cancelled": "was cancelled",
     "rolling_back": "is being rolled back",
@@ -69,9 +69,9 @@ def sentence(found: RunReport) -> str:
     (name, first), error = found.first, found.error
     said = f"The run {STATES.get(found.state or '', 'is unknown')}: {first.migrated:,} of"
     said += f" {first.total:,} {name} are migrated after {duration(found.seconds)}"
-    aside = sum(found.quarantine.values())
-    if aside:
-        said += f", {aside:,} rows stand aside"
+    quarantined = sum(found.quarantine.values())
+    if quarantined:
+        said += f", {quarantined:,} rows are quarantined"
     checked, reconciled = found.verification, found.reconciliation
     if checked.state == "done" and reconciled.state in ("done", "none"):
         said += "; every row was compared"

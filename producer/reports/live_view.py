@@ -20,7 +20,7 @@ _STATES = {
     "pending": "waiting",
     "failed": "failed",
     "split": "split",
-    "quarantined": "set aside",
+    "quarantined": "quarantined",
 }
 _RECOVERIES = {
     "expired": "{} whose worker died or froze given to others",
@@ -128,7 +128,7 @@ def _facts(found: RunReport) -> Iterator[tuple[str, str]]:
     if reasons:
         more = sum(count for _, count in reasons[MOST_REASONS:])
         parts = [f"{count:,} {reason}" for reason, count in reasons[:MOST_REASONS]]
-        yield "set aside", ", ".join([*parts, *([f"{more:,} more"] if more else [])])
+        yield "quarantined", ", ".join([*parts, *([f"{more:,} more"] if more else [])])
     for number, hand in enumerate(found.live.hands[:MOST_HANDS]):
         yield "" if number else "workers", doing(hand)
     if len(found.live.hands) > MOST_HANDS:

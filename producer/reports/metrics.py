@@ -130,7 +130,7 @@ def _of_report(found: RunReport) -> Iterator[Metric]:
     ]
     yield _gauge("discrepancies", "What the two checks found", ["stage"], discrepancies)
     reasons = [((reason,), count) for reason, count in found.quarantine.items()]
-    yield _gauge("quarantined_rows", "Rows set aside and open", ["reason"], reasons)
+    yield _gauge("quarantined_rows", "Quarantined rows and open", ["reason"], reasons)
 
 
 def _groups(engine: Engine, found: RunReport) -> Sequence[Any]:
@@ -208,7 +208,7 @@ def _reconciler(groups: Sequence[Any]) -> Metric:
         "migration_reconciler_actions", "What was set right", labels=["action"]
     )
     counter.add_metric(["published_again"], sum(group.republished for group in groups))
-    for action, state in (("split", "split"), ("set_aside", "quarantined")):
+    for action, state in (("split", "split"), ("quarantine", "quarantined")):
         counter.add_metric([action], sum(g.batches for g in groups if g.state == state))
     return counter
 

@@ -191,17 +191,17 @@ def standing_of(
     if "migrated" in found:
         return Standing(**found)
     if counted_by == FINISH:
-        total, aside = found.get("total", 0), found.get("quarantined", 0)
-        return Standing(total=total, migrated=total - aside, quarantined=aside)
+        total, quarantined = found.get("total", 0), found.get("quarantined", 0)
+        return Standing(total=total, migrated=total - quarantined, quarantined=quarantined)
     if counted_by is None:
         seen = counts["written", f"{name}.total"]
-        aside = connection.scalar(
+        quarantined = connection.scalar(
             sa.select(sa.func.count())
             .select_from(quarantine)
             .where(quarantine.c.entity == entity, quarantine.c.state.in_(("open", "accepted")))
         )
         total = max(seen, run.totals.get(entity, 0))
-        return Standing(total=total, migrated=max(0, seen - aside), quarantined=aside)
+        return Standing(total=total, migrated=max(0, seen - quarantined), quarantined=quarantined)
     missing = connection.scalar(
         sa.select(sa.func.count(sa.distinct(differences.c.legacy_key))).where(
             differences.c.run_id == run.id,
@@ -210,8 +210,8 @@ def standing_of(
             differences.c.stage == VERIFICATION,
         )
     )
-    total, aside = (counts[VERIFICATION, f"{name}.{what}"] for what in ("total", "quarantined"))
-    return Standing(total=total, migrated=total - aside - (missing or 0), quarantined=aside)
+    total, quarantined = (counts[VERIFICATION, f"{name}.{what}"] for what in ("total", "quarantined"))
+    return Standing(total=total, migrated=total - quarantined - (missing or 0), quarantined=quarantined)
 
 
 def undo_seconds(connection: Connection, run_id: str) -> float:

@@ -95,7 +95,7 @@ def actions(engine: Engine) -> list[dict[str, Any]]:
 
 
 def quarantined(engine: Engine, run_id: str | None) -> list[dict[str, Any]]:
-    """The rows that a run set aside and that stand so still, by entity and key."""
+    """The rows that a run quarantined and that stand so still, by entity and key."""
     with transaction(engine) as connection:
         run = find_run(connection, run_id)
         columns = quarantine.c

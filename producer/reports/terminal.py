@@ -21,7 +21,7 @@ _NEXT = {
     "running": "Watch it: producer status --watch",
     "completed": "Nothing is left to do.",
     "completed_with_quarantine": (
-        "See the rows set aside: producer quarantine. Mend them in the legacy tables, or accept"
+        "See the quarantined rows: producer quarantine. Mend them in the legacy tables, or accept"
         " them with --accept KEY; then: producer retry --wait"
     ),
     "failed": "See what differs or failed above. Mend it, then: producer retry --wait",
@@ -47,7 +47,7 @@ def summary(console: Console, found: RunReport) -> None:
     )
     if found.throttled_by:
         console.print(f"[yellow]Throttled:[/] {found.throttled_by}; it goes on by itself")
-    standings = _table("legacy rows", "total", "migrated", "set aside")
+    standings = _table("legacy rows", "total", "migrated", "quarantined")
     for name, row in found.entities.items():
         standings.add_row(name, f"{row.total:,}", f"{row.migrated:,}", f"{row.quarantined:,}")
     console.print(standings)
@@ -67,7 +67,7 @@ def summary(console: Console, found: RunReport) -> None:
         + (reconciled if found.reconciliation.state != "none" else "")
     )
     for title, groups in (
-        ("Set aside", found.quarantine),
+        ("Quarantined", found.quarantine),
         ("Differences", found.differences),
         ("Kept, since somebody changed or uses it", found.conflicts),
     ):
@@ -249,7 +249,7 @@ def _table(*columns: str) -> Table:
         number = column in (
             "total",
             "migrated",
-            "set aside",
+            "quarantined",
             "batches",
             "failed",
             "rows",

@@ -283,9 +283,9 @@ def _fail_on_differences(connection: Connection, run_id: str) -> bool:
 
 
 def _complete(connection: Connection, run_id: str, *, was: str) -> None:
-    set_aside = connection.scalar(
+    any_quarantined = connection.scalar(
         sa.select(sa.func.count()).select_from(quarantine).where(quarantine.c.state == "open")
     )
     if was == "preparing":
         move_run(connection, run_id, "running")
-    move_run(connection, run_id, "completed_with_quarantine" if set_aside else "completed")
+    move_run(connection, run_id, "completed_with_quarantine" if any_quarantined else "completed")

@@ -79,7 +79,7 @@ def require_move(found: RunReport, to: str) -> None:
 def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
     """Try failed batches and open quarantine rows again, then verify, reconcile and finish.
 
-    Only those: a row set aside because of its owner comes with the owner. A run that its error
+    Only those: a quarantined row because of its owner comes with the owner. A run that its error
     budget has paused goes on with its failed batches from where it is. Raises NotAllowed for any
     other that is not over.
     """
@@ -152,7 +152,7 @@ def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: s
 def accept(engine: Engine, settings: Settings, run_id: str | None, keys: Iterable[str]) -> int:
     """Accept rows that stay out, each given as `key` or `entity:key`; returns how many.
 
-    What was set aside because of an accepted owner is accepted with it. Raises Misconfigured, and
+    What was quarantined because of an accepted owner is accepted with it. Raises Misconfigured, and
     accepts none, when a key is not in the quarantine, or stands there for several entities.
     """
     with transaction(engine) as connection:

@@ -2,7 +2,7 @@
 
 A row that kills its process leaves no error behind, only leases that run out. Each further death
 costs a lease, so a suspect batch is cut into a hundred parts and not into halves, and each part
-is split at its next death. In the end one row is set aside.
+is split at its next death. In the end one row is quarantined.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, RowMapping
 from models.engine import current
 from models.engine.step import Context, Counts, Scope, Step, add
 from models.ledger.claims import MAX_LAPSES, Claim, scope_of
-from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_SET_ASIDE, WORKER_DIED
+from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_IS_QUARANTINED, WORKER_DIED
 from models.ledger.tables import RECONCILIATION, VERIFICATION, batches, move_batches, runs
 from models.settings import Settings
 
@@ -25,7 +25,7 @@ log = structlog.get_logger("migration.poison")
 
 
 def split(connection: Connection, settings: Settings, batch: RowMapping) -> None:
-    """Split a batch (a row of the ledger) whose lease ran out too often, or set its row aside.
+    """Split a batch (a row of the ledger) whose lease ran out too often, or quarantine its row.
 
     In the caller's transaction, with the batch's row locked.
     """
@@ -49,7 +49,7 @@ def split(connection: Connection, settings: Settings, batch: RowMapping) -> None
         parts = [scope.with_parts(part) for part in _parts(scope.parts)]
         _replace(connection, batch, parts)
     else:
-        _set_aside(context, step, batch, keys, hanging, scope)
+        _quarantine(context, step, batch, keys, hanging, scope)
         counts: Counts = {}
         if scope.again:
             # Its change is not to be taken up again, nor is what it had to stay.
@@ -67,7 +67,7 @@ def follow(connection: Connection, context: Context, claim: Claim) -> None:
     _insert(connection, batch.mappings().one(), scopes)
 
 
-def _set_aside(
+def _quarantine(
     context: Context,
     step: Step,
     batch: RowMapping,
@@ -77,7 +77,7 @@ def _set_aside(
 ) -> None:
     """The row that is left, which is a part of one row, or that row with all its parts."""
     culprit, its_keys = (step.part_entity, scope.parts) if scope.parts else (step.entity, keys)
-    step.set_aside(
+    step.quarantine(
         context,
         culprit,
         its_keys,
@@ -86,12 +86,12 @@ def _set_aside(
         attempts=batch["lapses"] + 1,
     )
     if culprit == step.entity and hanging:
-        step.set_aside(
+        step.quarantine(
             context,
             step.part_entity,
             hanging,
             reason=OWNER_QUARANTINED,
-            message=OWNER_SET_ASIDE,
+            message=OWNER_IS_QUARANTINED,
         )
 
 

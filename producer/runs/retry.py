@@ -1,4 +1,4 @@
-"""Which rows a retry tries: those set aside, those that differ or are lost, and their owners."""
+"""Which rows a retry tries: those quarantined, those that differ or are lost, and their owners."""
 
 from __future__ import annotations
 

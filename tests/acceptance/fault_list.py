@@ -10,7 +10,7 @@ from tests.acceptance.faults import (
     on_suite,
     on_tool,
     on_users,
-    set_aside,
+    quarantine,
     user,
 )
 
@@ -187,20 +187,20 @@ FAULTS = (
     user("UPDATE credit_logs SET operation = 'gift' WHERE id = :grant", BALANCE,
            ("wrong_value", "credit_logs", "operation")),
     # The quarantine forgets a row, or a row that it holds was migrated all the same.
-    set_aside("subscription", "bad subscription",
+    quarantine("subscription", "bad subscription",
               ("missing", "subscription", "subscription", "ai_tools", None),
               ("missing", "subscription", "subscription", "tool_assignments", None),
               ("missing", "subscription", "subscription", "tool_usage_logs", None)),
-    set_aside("subscription", "orphan",
+    quarantine("subscription", "orphan",
               ("missing", "subscription", "subscription", "quarantine", "no owner")),
-    set_aside("user", "bad user",
+    quarantine("user", "bad user",
               *(("wrong_value", "user", "user", "users", name) for name in
                 ("user_type", "billing_tier", "is_active", "organization_id", "credits_balance")),
               ("missing", "user", "user", "ai_suites", None),
               ("missing", "user", "user", "credit_logs", "grant"),
               ("balance", "user", "user", "users", "credits_balance")),
     user("INSERT INTO ai_suites (id, user_id, name) VALUES (:suite, :user, 'x')",
-         ("extra", "ai_suites", "set aside"), pool="bad user"),
+         ("extra", "ai_suites", "quarantined"), pool="bad user"),
     Fault(("INSERT INTO ai_tools (id, name, tool_type, pricing_tier, suite_id)"
            " VALUES (:tool, 'x', 'gpt', 'free', :suite)",),
           (("extra", "subscription", "tool", "ai_tools", None),), "bad subscription"),

@@ -81,7 +81,7 @@ def lost(entity: str, *tables: str) -> Fault:
     )
 
 
-def set_aside(entity: str, pool: str, *finds: Difference) -> Fault:
+def quarantine(entity: str, pool: str, *finds: Difference) -> Fault:
     """The quarantine forgets a row."""
     return Fault(
         (f"DELETE FROM migration.quarantine WHERE entity = '{entity}' AND legacy_key = :{entity}",),

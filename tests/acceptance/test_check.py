@@ -67,13 +67,13 @@ def test_a_sound_database_passes_and_nothing_is_written(school: Product) -> None
 
 
 @pytest.mark.parametrize("variant", variants.EACH)
-def test_the_rows_that_would_be_set_aside_are_those_that_the_run_sets_aside(
+def test_the_rows_that_would_be_quarantined_are_those_that_the_run_quarantines(
     product: Product, variant: variants.Variant
 ) -> None:
     product.environment |= variant.environment
     with product.engine.begin() as connection:
         variant.build(connection, 100)
-    said = verdicts(product)["rows set aside"]["found"]
+    said = verdicts(product)["quarantined rows"]["found"]
     with product.worker():
         ended = product.run("enqueue-all", "--wait", "--json")
     wanted = ", ".join(f"{n} {reason}" for reason, n in sorted(ended.json["quarantine"].items()))
@@ -107,7 +107,7 @@ def test_a_lock_in_the_way_is_named_and_does_not_hold_the_check_up(school: Produ
         found = verdicts(school)
     assert found["locks"]["verdict"] == "failed"
     assert "1 sessions hold locks" in found["locks"]["found"]
-    assert found["rows set aside"]["verdict"] == "unknown"
+    assert found["quarantined rows"]["verdict"] == "unknown"
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_missing_privileges_are_listed(school: Product, guest: str) -> None:
     found = verdicts(school, DATABASE_URL=guest)
     assert found["privileges"]["verdict"] == "failed"
     assert "ownership of public.users" in found["privileges"]["found"]
-    assert found["rows set aside"]["verdict"] == "warning"
+    assert found["quarantined rows"]["verdict"] == "warning"
 
 
 def test_sessions_that_the_role_cannot_look_into_are_not_taken_for_none(

@@ -69,5 +69,5 @@ def test_at_a_terminal_it_shows_stages_and_workers_in_80_columns(opened: Product
     # An address is never cut.
     lines = [line for line in re.split(r"[\r\n]+", plain) if not line.startswith("Database: ")]
     assert max(map(len, lines)) <= 80
-    for part in ("reconciliation", "workers", "batches", "set aside", "/s"):
+    for part in ("reconciliation", "workers", "batches", "quarantined", "/s"):
         assert part in plain, part

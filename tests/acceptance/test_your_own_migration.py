@@ -78,7 +78,7 @@ def test_every_command_works_for_the_step_of_the_page_with_live_writes_a_kill_an
     change(
         product,
         "INSERT INTO badges SELECT n, 'name ' || n FROM generate_series(1001, 5000) AS n",
-        # A row that the database refuses: bisected, and set aside alone.
+        # A row that the database refuses: bisected, and quarantined alone.
         "ALTER TABLE new_badges ADD CHECK (title <> 'NAME 777')",
     )
     commands = [line.split()[1:] for line in RUN.splitlines() if line.startswith("producer")]

@@ -107,7 +107,7 @@ def _compare(site: Site, verdict: Verdict) -> None:
     before, expectation = site.before, site.expectation
     with site.engine.connect() as connection:
         differences = oracle.compare(connection, before, expectation)
-        set_aside = {
+        in_quarantine = {
             (row.entity, row.legacy_key)
             for row in connection.execute(
                 sa.select(quarantine.c.entity, quarantine.c.legacy_key).where(
@@ -119,8 +119,8 @@ def _compare(site: Site, verdict: Verdict) -> None:
     wanted = {
         (_ENTITIES[name], key) for name, rows in expectation.quarantined.items() for key in rows
     }
-    differences += [f"quarantine: missing {row}" for row in sorted(wanted - set_aside)]
-    differences += [f"quarantine: not expected {row}" for row in sorted(set_aside - wanted)]
+    differences += [f"quarantine: missing {row}" for row in sorted(wanted - in_quarantine)]
+    differences += [f"quarantine: not expected {row}" for row in sorted(in_quarantine - wanted)]
     differences += [f"balance: missing in the log of user {key}" for key in unbalanced]
     differences += _reported(site, oracle.counts(before, expectation))
     for difference in differences:

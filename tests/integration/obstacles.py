@@ -1,7 +1,7 @@
 """What real databases put in the way of a run: SQL, and what `check` must say about it.
 
 `refused`: a row of `check` fails, naming `word`, and a run is refused with nothing changed.
-`warned`: a warning names `word`, the run ends, and sets rows aside at most.
+`warned`: a warning names `word`, the run ends, and quarantines rows at most.
 `fine`: no row fails, and the run ends as the oracle says.
 """
 

@@ -1,4 +1,4 @@
-"""A run that says it is complete has accounted for every row, and judged every row set aside."""
+"""A run that says it is complete has accounted for every row, and judged every quarantined row."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_second_run_accounts_for_what_the_first_one_migrated(
     assert second.entities == first.entities
 
 
-def test_rows_that_a_faulty_worker_set_aside_are_a_difference_and_a_retry_migrates_them(
+def test_rows_that_a_faulty_worker_quarantined_are_a_difference_and_a_retry_migrates_them(
     engine: Engine, settings: Settings
 ) -> None:
     before = snapshot(engine)
@@ -173,7 +173,7 @@ BY_HAND = (
         ("project", "projects", "owner_quarantined"),
     ],
 )
-def test_good_rows_that_were_set_aside_by_hand_are_a_difference(
+def test_good_rows_that_were_quarantined_by_hand_are_a_difference(
     engine: Engine, settings: Settings, entity: str, table: str, reason: str
 ) -> None:
     before = snapshot(engine)

@@ -102,7 +102,7 @@ def test_a_burst_before_the_last_lock_is_taken_up_without_it(
     assert limits and max(limits) <= HELD_MS
 
 
-def test_a_row_that_is_refused_under_the_last_lock_is_set_aside_without_it(
+def test_a_row_that_is_refused_under_the_last_lock_is_quarantined_without_it(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = (
@@ -243,7 +243,7 @@ def test_a_subscription_that_moves_between_two_batches_keeps_its_tool(
         ("project", "finish"),
     ),
 )
-def test_a_migrated_row_that_the_database_refuses_later_is_set_aside_with_what_it_had(
+def test_a_migrated_row_that_the_database_refuses_later_is_quarantined_with_what_it_had(
     engine: Engine, settings: Settings, stage: str, what: str
 ) -> None:
     checks = [

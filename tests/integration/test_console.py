@@ -149,7 +149,7 @@ def test_what_a_state_does_not_allow_has_no_button_and_changes_nothing(
     assert state(engine) == "preparing"
 
 
-def test_a_finished_run_shows_its_rows_set_aside_and_offers_a_retry(
+def test_a_finished_run_shows_its_quarantined_rows_and_offers_a_retry(
     ada: FlaskClient, engine: Engine, settings: Settings
 ) -> None:
     found = whole_run(engine, settings)

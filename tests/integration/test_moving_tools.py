@@ -31,7 +31,7 @@ def _a_batch_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("order", ["min", "max"])
-def test_a_subscription_that_is_set_aside_with_its_new_owner_leaves_nothing_behind(
+def test_a_subscription_that_is_quarantined_with_its_new_owner_leaves_nothing_behind(
     engine: Engine, settings: Settings, order: str
 ) -> None:
     # The batch of the new owner comes before that of the old one, or after it.

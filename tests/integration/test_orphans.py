@@ -32,7 +32,7 @@ def orphan(engine: Engine, owner: str) -> None:
     )
 
 
-def set_aside(engine: Engine) -> list[str]:
+def quarantined(engine: Engine) -> list[str]:
     query = (
         "SELECT array_agg(legacy_key ORDER BY legacy_key) FROM migration.quarantine"
         " WHERE entity = 'subscription' AND reason = 'owner_missing' AND state = 'open'"
@@ -45,7 +45,7 @@ def test_orphans_are_found_wherever_they_sort(engine: Engine, settings: Settings
     for owner in _OWNERS:
         orphan(engine, owner)
     report = whole_run(engine, settings)
-    assert set_aside(engine) == [f"orphan-{number}" for number in range(len(_OWNERS))]
+    assert quarantined(engine) == [f"orphan-{number}" for number in range(len(_OWNERS))]
     assert report.state == "completed_with_quarantine"
     assert (report.verification.differences, report.entities["subscriptions"].quarantined) == (
         0,
@@ -58,7 +58,7 @@ def test_orphans_are_found_where_there_are_no_users(engine: Engine, settings: Se
     for owner in ("'a'", "'zzz'", "NULL"):
         orphan(engine, owner)
     report = whole_run(engine, settings)
-    assert set_aside(engine) == ["orphan-0", "orphan-1", "orphan-2"]
+    assert quarantined(engine) == ["orphan-0", "orphan-1", "orphan-2"]
     assert (report.entities["users"].total, report.entities["subscriptions"].total) == (0, 3)
 
 
@@ -69,10 +69,10 @@ def test_orphans_are_found_where_their_owners_sort_otherwise(
     for owner in ("'a'", "'zzz'", "NULL"):
         orphan(engine, owner)
     whole_run(engine, settings)
-    assert set_aside(engine) == ["orphan-0", "orphan-1", "orphan-2"]
+    assert quarantined(engine) == ["orphan-0", "orphan-1", "orphan-2"]
 
 
-def test_the_verification_finds_an_orphan_that_nobody_set_aside(
+def test_the_verification_finds_an_orphan_that_nobody_quarantined(
     engine: Engine, settings: Settings
 ) -> None:
     change(engine, *_SHAPE)

@@ -41,7 +41,7 @@ class Other:
     wrong: str
     # What the tables hold besides the source rows.
     made: str
-    # A good row that is set aside by hand.
+    # A good row that is quarantined by hand.
     good_key: str
     entity: str
 
@@ -218,7 +218,7 @@ def test_what_is_forged_missing_or_too_much_is_found_and_a_retry_mends_what_it_c
 
 
 @EACH
-def test_a_row_that_is_set_aside_wrongly_is_found(
+def test_a_row_that_is_quarantined_wrongly_is_found(
     engine: Engine, site: Callable[[Other], Settings], other: Other
 ) -> None:
     settings = site(other)

@@ -1,4 +1,4 @@
-"""Rows that kill whoever touches them: found by splitting, set aside one by one."""
+"""Rows that kill whoever touches them: found by splitting, quarantined one by one."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def good_rows(engine: Engine) -> tuple[str, str]:
     return found[0].user_id, found[-1].id
 
 
-def test_a_row_that_kills_its_worker_is_set_aside_and_nothing_else(
+def test_a_row_that_kills_its_worker_is_quarantined_and_nothing_else(
     engine: Engine, settings: Settings
 ) -> None:
     user, subscription = good_rows(engine)
@@ -141,7 +141,7 @@ def test_a_mended_killer_comes_with_a_retry_that_touches_only_it(
 @pytest.mark.parametrize(
     ("step", "when"), [("changed_users", "projects"), ("late_users", "verification")]
 )
-def test_a_row_that_kills_once_it_has_changed_is_set_aside_with_what_it_had(
+def test_a_row_that_kills_once_it_has_changed_is_quarantined_with_what_it_had(
     engine: Engine, settings: Settings, step: str, when: str
 ) -> None:
     user, subscription = good_rows(engine)
@@ -162,7 +162,7 @@ def test_a_row_that_kills_once_it_has_changed_is_set_aside_with_what_it_had(
     assert scalar(engine, tool) == 0
 
 
-def test_many_changed_rows_that_are_refused_are_set_aside_where_others_pass(
+def test_many_changed_rows_that_are_refused_are_quarantined_where_others_pass(
     engine: Engine, settings: Settings
 ) -> None:
     written: list[str] = []

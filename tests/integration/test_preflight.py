@@ -105,7 +105,7 @@ def traces(engine: Engine, settings: Settings) -> str:
 
 def looked(engine: Engine, settings: Settings) -> dict[str, Check]:
     found = {check.name: check for check in checks._database(engine, settings)}
-    for name in ("disk of the database", "clock", "long transactions", "locks", "rows set aside"):
+    for name in ("disk of the database", "clock", "long transactions", "locks", "quarantined rows"):
         found.pop(name, None)
     return found
 

@@ -78,7 +78,7 @@ def test_a_tool_that_is_lost_is_made_again_and_never_of_a_tool(
     assert scalar(engine, "SELECT count(*) FROM ai_tools WHERE name LIKE 'p-%'") == 0
 
 
-def test_a_step_without_rows_of_its_own_fails_instead_of_being_set_aside(
+def test_a_step_without_rows_of_its_own_fails_instead_of_being_quarantine(
     engine: Engine, settings: Settings
 ) -> None:
     upgrade.upgrade(engine, settings)
@@ -120,7 +120,7 @@ def test_an_adopted_column_that_takes_no_null_is_refused_by_name(
 def test_a_retry_takes_the_owner_before_its_project_in_whatever_order_they_come(
     engine: Engine, settings: Settings
 ) -> None:
-    # A user with a project, set aside with it.
+    # A user with a project, quarantined with it.
     change(
         engine,
         "UPDATE users SET email = repeat(' ', 9) WHERE id ="

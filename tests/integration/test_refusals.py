@@ -134,7 +134,7 @@ def test_what_is_deferred_stays_so_between_the_parts_of_a_batch(
     assert not scalar(engine, "SELECT count(*) FROM noted WHERE at_once")
 
 
-def test_a_row_that_is_refused_at_commit_under_the_last_lock_is_set_aside(
+def test_a_row_that_is_refused_at_commit_under_the_last_lock_is_quarantine(
     engine: Engine, settings: Settings
 ) -> None:
     changed: list[str] = []
@@ -187,7 +187,7 @@ ALL_REFUSED = {
         ALL_REFUSED, "a trigger on the users", "a deferred key", "a check of the projects' tools"
     ),
 )
-def test_a_table_that_refuses_all_rows_fails_the_batch_and_sets_nobody_aside(
+def test_a_table_that_refuses_all_rows_fails_the_batch_and_quarantines_nobody(
     engine: Engine, settings: Settings, kind: str
 ) -> None:
     before = snapshot(engine)
@@ -252,7 +252,7 @@ def test_a_first_part_that_is_all_bad_costs_that_part_only(
     assert scalar(engine, f"SELECT count(*) FROM {table}") > 100
 
 
-def test_twenty_bad_rows_among_good_ones_are_set_aside(engine: Engine, settings: Settings) -> None:
+def test_twenty_bad_rows_among_good_ones_are_quarantine(engine: Engine, settings: Settings) -> None:
     bad = "(SELECT id FROM users WHERE email LIKE '%@%' ORDER BY md5(id) LIMIT 60)"
     late = LATE.format(when=f"NEW.user_id IN {bad}")
     run_id = prepare(

@@ -20,7 +20,7 @@ USERS = 120
 
 @pytest.fixture
 def run_id(engine: Engine, settings: Settings) -> str:
-    """A run that was paused and resumed, lost a lease, and ended with rows set aside."""
+    """A run that was paused and resumed, lost a lease, and ended with quarantined rows."""
     run_id = start(engine, settings)
     control.pause(engine, run_id)
     control.resume(engine, settings, run_id)

@@ -173,7 +173,7 @@ def test_a_run_ends_right_in_a_database_of_any_encoding(
         engine = databases.create(url)
         with engine.begin() as connection:
             variants.PLAIN.build(connection, USERS)
-        # Escapes that the encoding has no letter for are set aside, as the check says.
+        # Escapes that the encoding has no letter for are quarantined, as the check says.
         change(
             engine,
             """UPDATE gpt_subscriptions SET preferences = '{"plain": true}'

@@ -24,7 +24,7 @@ def run(site: Site, users: int) -> dict[str, Any]:
         started = time.monotonic()
         first = finish(site.producer("enqueue-all", "--wait", "--json"))
         seconds = time.monotonic() - started
-        aside = rows(
+        quarantined = rows(
             engine, "SELECT entity, legacy_key, reason, attempts, message FROM migration.quarantine"
         )
         sent = rows(
@@ -43,13 +43,13 @@ def run(site: Site, users: int) -> dict[str, Any]:
     )[0][0]
     wrong = verdict(engine, before)
     engine.dispose()
-    named = {row.legacy_key: row for row in aside if row.entity == "user"}
+    named = {row.legacy_key: row for row in quarantined if row.entity == "user"}
     return {
         "users": users,
         "exit_status": first["exit_status"],
         "seconds": round(seconds, 1),
         "migrated": first["users"]["migrated"],
-        "quarantined": len(aside),
+        "quarantined": len(quarantined),
         "quarantined_as_planted": sum(
             key in named and named[key].reason == REASONS.get(kind, "rejected")
             and named[key].attempts >= 1 and bool(named[key].message)

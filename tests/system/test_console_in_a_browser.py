@@ -72,7 +72,7 @@ def test_from_a_failed_batch_over_the_retry_to_the_green_end(
         assert "organization" in failed and "CheckViolation (23514)" in failed
         assert look_at(browser) == []
         change(product, "ALTER TABLE organizations DROP CONSTRAINT mine")
-        browser.press("Retry what failed or is set aside")
+        browser.press("Retry what failed or is quarantined")
         browser.until("document.querySelector('#state').textContent !== 'failed'")
         assert "Done: retry." in browser.text
         assert look_at(browser) == []

@@ -21,7 +21,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(product: Product) -> str:
-    """The address of the report of a run with rows set aside."""
+    """The address of the report of a run with quarantined rows."""
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, 600)
     with product.worker():

@@ -145,17 +145,17 @@ def after_run() -> Snapshot:
     return Snapshot(tables=tables)
 
 
-def test_bad_rows_are_set_aside_with_every_reason_that_holds() -> None:
+def test_bad_rows_are_quarantined_with_every_reason_that_holds() -> None:
     assert expected(BEFORE, GRANTS).quarantined == {
         "users": {"cyd": {"no_email"}, "dan": {"no_email"}},
         "subscriptions": {
             "s05": {"bad_preferences"},
             "s06": {"no_gpt_id"},
-            "s07": {"owner_set_aside", "bad_preferences"},
+            "s07": {"owner_quarantined", "bad_preferences"},
             "s08": {"owner_missing"},
             "s09": {"bad_preferences"},
         },
-        "projects": {"p4": {"owner_set_aside"}, "p5": {"owner_missing"}},
+        "projects": {"p4": {"owner_quarantined"}, "p5": {"owner_missing"}},
     }
 
 

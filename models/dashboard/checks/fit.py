@@ -134,6 +134,6 @@ def _refused(
             f"{table.label}.{found.name} is {found.type}: too small for what {refused:,} of"
             f" {total:,} rows of {source.label} bring",
             f"ALTER TABLE {table.label} ALTER {found.name} TYPE a wider type; rows that do not fit"
-            " are set aside.",
+            " are quarantined.",
             is_fatal=refused > SHARE * total,
         )

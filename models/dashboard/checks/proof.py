@@ -16,7 +16,7 @@ _JOINS = {
     "project": """
 LEFT JOIN {ai_tools} m ON m.id COLLATE "C" = t.active_gpt_id COLLATE "C"
 LEFT JOIN {users} o ON o.id = t.user_id
-LEFT JOIN aside oa ON oa.entity = 'user' AND oa.legacy_key = t.user_id::text COLLATE "C"
+LEFT JOIN quarantined_rows oa ON oa.entity = 'user' AND oa.legacy_key = t.user_id::text COLLATE "C"
 """,
 }
 _IS_MIGRATED = {

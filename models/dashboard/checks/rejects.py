@@ -1,6 +1,6 @@
 """Rule 9 in words of its own: which rows are bad, and for which reason. Shared by no worker.
 
-`check` counts them before a run; the verification judges with them what the run set aside.
+`check` counts them before a run; the verification judges with them what the run quarantined.
 """
 
 from __future__ import annotations

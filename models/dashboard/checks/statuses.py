@@ -1,4 +1,4 @@
-"""What `check` says of this migration's rows: those that will be set aside, unknown statuses."""
+"""What `check` says of this migration's rows: those that will be quarantined, unknown statuses."""
 
 from __future__ import annotations
 

@@ -76,14 +76,14 @@ usage_log AS (
   {unless_there_is_id}
   RETURNING 1
 ),
-set_aside AS (
+new_quarantine AS (
   INSERT INTO migration.quarantine AS q
     (entity, legacy_key, run_id, batch_id, reason, message, row_hash)
   SELECT 'project', p.legacy_key, :run_id, :batch_id, p.reason, CASE p.reason
-    WHEN 'owner_missing' THEN 'The owner does not exist.' ELSE 'The owner is set aside.' END,
+    WHEN 'owner_missing' THEN 'The owner does not exist.' ELSE 'The owner is quarantined.' END,
     {row_hash}
   FROM project p WHERE p.reason IS NOT NULL
-  {set_aside_again}
+  {quarantine_again}
 ),
 resolved AS (
   UPDATE migration.quarantine q SET state = 'resolved', changed_at = clock_timestamp()

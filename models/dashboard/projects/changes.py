@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from models.dashboard.tools import is_untouched, remove_tools
 from models.engine.step import Context, Counts, Scope
 
-# A project that is gone, has no GPT any more, or whose owner is missing or set aside. Or a tool
+# A project that is gone, has no GPT any more, or whose owner is missing or quarantined. Or a tool
 # without its suite: it was written while the owner's batch took away all that it could see.
 _SURPLUS = """
   SELECT t.id, t.suite_id
@@ -25,7 +25,7 @@ _SURPLUS = """
        OR q.legacy_key IS NOT NULL)
 """
 
-# A project that is set aside points at its GPT again; one without a GPT has none to go back to.
+# A project that is quarantined points at its GPT again; one without a GPT has none to go back to.
 _RESTORE = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id,

@@ -90,7 +90,7 @@ class UndoProjects(Step):
         ).scalar()
         return {"restored": {"projects": restored}}
 
-    def set_aside(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
+    def quarantine(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
         note_refused(context, "projects", keys)
 
 

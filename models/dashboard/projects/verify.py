@@ -106,13 +106,13 @@ WHERE ({differs}) AND found.differs
 
 # A project that the database refuses in the switch keeps the tool that was made for it before.
 _SET_ASIDE = """
-SELECT 'extra', 'project', p.id::text, 'tool_usage_logs', 'set aside'
+SELECT 'extra', 'project', p.id::text, 'tool_usage_logs', 'quarantined'
 FROM migration.quarantine q
 JOIN {projects} p ON p.id::text = q.legacy_key
 JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :own_run
 WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> 'rejected'
   AND {scope}
-UNION ALL SELECT 'extra', 'project', p.id::text, 'ai_tools', 'set aside'
+UNION ALL SELECT 'extra', 'project', p.id::text, 'ai_tools', 'quarantined'
 FROM migration.quarantine q
 JOIN {projects} p ON p.id::text = q.legacy_key
 JOIN {ai_tools} t ON t.id = {tool_id}

@@ -1,7 +1,6 @@
 """Rules 1 and 3 to 9 for users and their subscriptions: one statement a batch, one snapshot.
 
-START HERE for the rules. A bad user or subscription is named by the statement itself and set
-aside; everything else of the batch goes through. `users_verification.py` has the other opinion.
+START HERE for the rules. A bad user or subscription is named by the statement itself and quarantined; everything else of the batch goes through. `users_verification.py` has the other opinion.
 """
 
 from __future__ import annotations
@@ -205,17 +204,17 @@ bad AS (
   FROM legacy l WHERE l.is_bad
   UNION ALL
   SELECT 'subscription', s.legacy_key, s.reason, CASE s.reason
-    WHEN 'owner_quarantined' THEN 'The owner is set aside.'
+    WHEN 'owner_quarantined' THEN 'The owner is quarantined.'
     WHEN 'gpt_id_blank' THEN 'The gpt_id is null or blank.'
     WHEN 'preferences_malformed' THEN 'The preferences are not JSON that jsonb takes.'
     ELSE 'The preferences are JSON, but not an object.' END, {subscription_hash}
   FROM subscription s WHERE s.reason IS NOT NULL
 ),
-set_aside AS (
+new_quarantine AS (
   INSERT INTO migration.quarantine AS q
     (entity, legacy_key, run_id, batch_id, reason, message, row_hash)
   SELECT b.entity, b.legacy_key, :run_id, :batch_id, b.reason, b.message, b.row_hash FROM bad b
-  {set_aside_again}
+  {quarantine_again}
   RETURNING entity
 ),
 resolved AS (

@@ -49,7 +49,7 @@ OWN_IMAGE = """
   WHERE i.entity = 'user' AND i.legacy_key = u.id::text AND i.run_id = :own_run OFFSET 0
 """
 
-# Users whom this run migrated, and who are bad now: a fresh migration would set them aside.
+# Users whom this run migrated, and who are bad now: a fresh migration would quarantine them.
 _TURNED_BAD = """
 SELECT u.id::text FROM {users} u
 CROSS JOIN LATERAL ({own_image}) AS b
@@ -119,7 +119,7 @@ SELECT -(SELECT count(*) FROM suite) AS ai_suites,
 """
 
 # After `users.py` has written what is missing: suites exist, tools and assignments too. What a
-# subscription that is set aside had elsewhere is left whole, for the old owner's batch to remove.
+# subscription that is quarantined had elsewhere is left whole, for the old owner's batch to remove.
 _REFRESH = """
 WITH expected AS MATERIALIZED (
   SELECT * FROM (
@@ -201,7 +201,7 @@ retyped AS (
 SELECT coalesce(sum(after - before), 0) AS credits_granted FROM stale
 """
 
-# Tools whose subscription or project is gone, has another owner or was set aside in this run.
+# Tools whose subscription or project is gone, has another owner or was quarantined in this run.
 _SURPLUS = """
   SELECT t.id, t.suite_id FROM {users} u
   JOIN {ai_suites} o ON o.user_id = u.id AND {suites_scope}
@@ -300,7 +300,7 @@ def after(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Cou
 
 
 def withdraw(context: Context, scope: Scope, names: dict[str, str]) -> Iterator[Counts]:
-    """What is set aside since it was refused keeps nothing that this run made of it."""
+    """What is quarantined since it was refused keeps nothing that this run made of it."""
     yield from _withdraw(context, scope, names, _REFUSED)
     yield remove_tools(context, _SURPLUS, scope, **_tools(context, names), **names)
 

@@ -30,7 +30,7 @@ their_projects AS (
 SELECT DISTINCT t.owner_key FROM taken t WHERE t.entity = 'user' AND t.operation = 'DELETE'
 """
 
-# A subscription without an owner, and those of a user who is gone, are set aside.
+# A subscription without an owner, and those of a user who is gone, are quarantined.
 _ORPHANS = """
 SELECT s.id::text FROM {subscriptions} s
 WHERE {scope} AND NOT EXISTS (SELECT FROM {users} u WHERE u.id = s.user_id)

@@ -247,7 +247,7 @@ class UndoUsers(Step):
             found = add(found, remove_tools(context, _IN_DOOMED_SUITES, scope, **names))
         return add(found, counts(context.execute(_UNDO_USERS, scope, **names).one()))
 
-    def set_aside(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
+    def quarantine(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
         note_refused(context, "users", keys)
 
 

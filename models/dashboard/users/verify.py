@@ -1,6 +1,6 @@
 """The second opinion on users and subscriptions: what must be there, compared with what is.
 
-Shares no statement with `users.py`. Every legacy row that is not set aside is held against each
+Shares no statement with `users.py`. Every legacy row that is not quarantined is held against each
 target row it must have produced, and every row that the migration made against the legacy rows.
 """
 
@@ -122,12 +122,12 @@ WHERE ({differs}) AND found.differs
 
 # What an earlier run migrated and is bad now stays as it was until it is mended.
 _SET_ASIDE_USERS = """
-SELECT 'extra', 'user', u.id::text, 'credit_logs', 'set aside'
+SELECT 'extra', 'user', u.id::text, 'credit_logs', 'quarantined'
 FROM migration.quarantine q
 JOIN {users} u ON u.id::text = q.legacy_key
 JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :own_run
 WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
-UNION ALL SELECT 'extra', 'user', u.id::text, 'ai_suites', 'set aside'
+UNION ALL SELECT 'extra', 'user', u.id::text, 'ai_suites', 'quarantined'
 FROM migration.quarantine q
 JOIN {users} u ON u.id::text = q.legacy_key
 JOIN {ai_suites} s ON s.id = {suite_id}
@@ -175,7 +175,7 @@ WHERE ({differs}) AND found.differs
 
 # Rows that the migration made (their ids say so) and that no standing legacy row asks for, and
 # twins: rows made during the run that repeat a migrated one under another id. What an earlier run
-# made may stay while its legacy row is set aside, or since the new application uses it.
+# made may stay while its legacy row is quarantined, or since the new application uses it.
 _EXTRA = """
 WITH page AS MATERIALIZED (SELECT u.id FROM {users} u WHERE {scope}),
 legacy AS MATERIALIZED (
@@ -239,7 +239,7 @@ WHERE e.usage_id IS NULL AND l.action = 'migration' AND ({is_usage} OR {is_used_
 
 
 def differences(context: Context, scope: Scope) -> list[str]:
-    """The statements over what is set aside in one page of users."""
+    """The statements over what is quarantined in one page of users."""
     return [context.render(_SET_ASIDE_USERS, **_expressions(context, scope))]
 
 

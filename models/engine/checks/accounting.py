@@ -38,7 +38,7 @@ WITH since AS MATERIALIZED (
 moved AS MATERIALIZED (
   SELECT DISTINCT c.entity, c.owner_key FROM migration.changes c
 ),
-aside AS MATERIALIZED (
+quarantined_rows AS MATERIALIZED (
   SELECT q.entity, q.legacy_key FROM migration.quarantine q
   WHERE q.state IN ('open', 'accepted')
 ),
@@ -57,18 +57,18 @@ FROM (
   SELECT count(*) FILTER (WHERE NOT r.is_new) AS total,
     count(*) FILTER (WHERE NOT r.is_new AND r.is_migrated AND r.is_missing IS NOT TRUE)
       AS migrated,
-    count(*) FILTER (WHERE NOT r.is_new AND r.is_aside) AS quarantined,
+    count(*) FILTER (WHERE NOT r.is_new AND r.in_quarantine) AS quarantined,
     count(*) FILTER (WHERE r.is_lost) AS lost,
     (array_agg(r.legacy_key) FILTER (WHERE r.is_lost))[1:{most}] AS lost_keys
   FROM (
-    SELECT r.*, NOT (r.is_aside OR r.is_migrated OR r.is_pending OR r.is_named) AS is_lost
+    SELECT r.*, NOT (r.in_quarantine OR r.is_migrated OR r.is_pending OR r.is_named) AS is_lost
     FROM ({rows}) AS r
   ) AS r
 ) AS here,
 (
   SELECT count(*) AS total, count(*) FILTER (WHERE a.legacy_key IS NULL) AS migrated,
     count(a.legacy_key) AS quarantined
-  FROM since s LEFT JOIN aside a ON a.entity = s.entity AND a.legacy_key = s.legacy_key
+  FROM since s LEFT JOIN quarantined_rows a ON a.entity = s.entity AND a.legacy_key = s.legacy_key
   WHERE s.entity = '{entity}' AND s.operation <> 'INSERT'
     AND NOT EXISTS (SELECT FROM {table} t WHERE {key}::text COLLATE "C" = s.legacy_key)
 ) AS gone
@@ -80,17 +80,17 @@ SELECT '{entity}' AS entity, count(*) AS total,
   count(a.legacy_key) AS quarantined
 FROM {table} t
 {joins}
-LEFT JOIN aside a ON a.entity = '{entity}' AND a.legacy_key = {key}::text COLLATE "C"
+LEFT JOIN quarantined_rows a ON a.entity = '{entity}' AND a.legacy_key = {key}::text COLLATE "C"
 WHERE NOT EXISTS (SELECT FROM migration.changes) AND NOT EXISTS (SELECT FROM named)
 """
 _ROWS = """
 SELECT {key}::text AS legacy_key, s.operation IS NOT DISTINCT FROM 'INSERT' AS is_new,
-  a.legacy_key IS NOT NULL AS is_aside, a.legacy_key IS NULL AND {is_migrated} AS is_migrated,
+  a.legacy_key IS NOT NULL AS in_quarantine, a.legacy_key IS NULL AND {is_migrated} AS is_migrated,
   s.legacy_key IS NOT NULL OR w.owner_key IS NOT NULL AS is_pending,
   n.legacy_key IS NOT NULL AS is_named, n.is_missing
 FROM {table} t
 {joins}
-LEFT JOIN aside a ON a.entity = '{entity}' AND a.legacy_key = {key}::text COLLATE "C"
+LEFT JOIN quarantined_rows a ON a.entity = '{entity}' AND a.legacy_key = {key}::text COLLATE "C"
 LEFT JOIN since s ON s.entity = '{entity}' AND s.legacy_key = {key}::text COLLATE "C"
 LEFT JOIN moved w ON w.entity = '{root}' AND w.owner_key = {owner}::text COLLATE "C"
 LEFT JOIN named n ON n.entity = '{entity}' AND n.legacy_key = {key}::text COLLATE "C"
@@ -105,7 +105,7 @@ _STORE = text(
 
 
 class Accounting(Step):
-    """Ends the verification: accounts for each legacy row, and judges each that was set aside."""
+    """Ends the verification: accounts for each legacy row, and judges each that was quarantined."""
 
     name = "accounting"
     stage = VERIFICATION
@@ -128,7 +128,7 @@ def account(
 ) -> tuple[Counts, int]:
     """How the rows of these sources stand (of all, for none), and how many are lost.
 
-    A lost row is neither migrated nor set aside.
+    A lost row is neither migrated nor quarantined.
     Those are stored as differences, at most MOST_KEYS of a table where not all are asked for.
     """
     counted: Counts = {}

@@ -90,7 +90,7 @@ def columns_of(context: Context, source: SourceTable, expect: Expect) -> list[st
 _EXPECTED = """
 WITH e AS MATERIALIZED (
   SELECT x.*, {wanted_key} AS wanted_key FROM ({sql}) AS x
-  WHERE {scope} AND NOT {is_aside}
+  WHERE {scope} AND NOT {in_quarantine}
 )
 """
 _MISSING_OR_WRONG = """
@@ -153,7 +153,7 @@ def expected(context: Context, source: SourceTable, expect: Expect, scope: Scope
         sql=fill(context, expect.sql, source),
         wanted_key=f"CAST(x.{quote(expect.key)} AS {base})",
         scope=scope.condition("x.source_key", source.key.base),
-        is_aside=is_quarantined(literal(source.source.entity), "x.source_key"),
+        in_quarantine=is_quarantined(literal(source.source.entity), "x.source_key"),
     )
 
 

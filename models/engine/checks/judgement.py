@@ -1,4 +1,4 @@
-"""The quarantine judged again: is each row that was set aside by a rule bad by that rule?
+"""The quarantine judged again: is each row that was quarantined by a rule bad by that rule?
 
 The migration says the rule a second time (`Migration.rule`), in words that no worker uses. Not
 judged are rows that the database refused, rows that an operator accepted, and rows that changed
@@ -17,8 +17,8 @@ from models.ledger.tables import VERIFICATION
 
 CHUNK_KEYS = 50_000
 
-# Good rows: no rule says that they are bad, their owner is not set aside either, and no change of
-# theirs waits to be replayed. A row without a hash was set aside by hand or by an older version.
+# Good rows: no rule says that they are bad, their owner is not quarantined either, and no change of
+# theirs waits to be replayed. A row without a hash was quarantined by hand or by an older version.
 _GOOD = """
 SELECT q.legacy_key, coalesce(q.row_hash = {row_hash}, true) AS is_as_judged
 FROM (
@@ -91,7 +91,7 @@ def judge(context: Context) -> Counts:
 
 
 def of_rows(context: Context, entity: str, scope: Scope) -> list[str]:
-    """Statements that select the good rows that are set aside among these and their children.
+    """Statements that select the good rows that are quarantined among these and their children.
 
     For lists of keys only.
     """

@@ -160,10 +160,10 @@ def _set_defaults(context: Context) -> None:
 
 
 def _require_values(context: Context) -> None:
-    """NOT NULL for columns with a default, where no row of the table is set aside."""
+    """NOT NULL for columns with a default, where no row of the table is quarantined."""
     for name, defaults in context.migration.schema.defaults.items():
         table = context.sources.by_plural[name]
-        any_set_aside = context.connection.scalar(
+        any_quarantined = context.connection.scalar(
             text(
                 "SELECT true FROM migration.quarantine"
                 " WHERE entity = :entity AND state IN ('open', 'accepted') LIMIT 1"
@@ -171,7 +171,7 @@ def _require_values(context: Context) -> None:
             {"entity": table.source.entity},
         )
         nullable = [column for column in defaults if not table.columns[column].not_null]
-        if nullable and not any_set_aside:
+        if nullable and not any_quarantined:
             _set_not_null(context.connection, table, nullable)
 
 
