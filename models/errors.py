@@ -1,4 +1,4 @@
-"""One tree of errors. The branch says what to do next, and every error can say how to mend it."""
+"""One tree of errors. The branch says what to do next, and every error can say how to fix it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 class MigrationError(Exception):
     """Root of all errors that a user may see.
 
-    `kind` is the stable word of the JSON output, `hint` says how to mend it, `exit_status` is
+    `kind` is the stable word of the JSON output, `hint` says how to fix it, `exit_status` is
     what the command ends with.
     """
 

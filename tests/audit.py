@@ -52,7 +52,7 @@ def judge(service: str, found: dict[str, Any] | None) -> tuple[str, bool | None]
         return f"{service} does not answer", None
     flaws = [
         f"{package['name']} {package['version']}: {flaw['id']},"
-        f" mended in {', '.join(flaw['fix_versions']) or 'no version yet'}"
+        f" fixed in {', '.join(flaw['fix_versions']) or 'no version yet'}"
         for package in known
         for flaw in package["vulns"]
     ]

@@ -4,7 +4,7 @@
 
 Starts embedded servers of its own and two worker processes, loads the dump (turned into each
 variant), runs the real command, and compares every target row with the naive oracle and the counts
-with the file. Then it mends, accepts or deletes what was quarantined and retries to a clean end.
+with the file. Then it fixes, accepts or deletes what was quarantined and retries to a clean end.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _check(
         right = oracle.counts(before, expectation)
         # Twice: a subscription that came with its owner may turn out to be bad itself.
         for _ in range(2):
-            _mend(product, variant)
+            _fix(product, variant)
             clean = product.run("retry", "--wait", "--json")
     engine.dispose()
     checks = {
@@ -102,7 +102,7 @@ def _check(
         "0 discrepancies": ended.json["reconciliation"]["discrepancies"] == 0,
         "every row as the oracle says": not differences,
         "counts as the oracle says": all(found[name] == right[name] for name in found),
-        "exit status 0 after mending": (clean.status, clean.json["state"]) == (0, "completed"),
+        "exit status 0 after fixing": (clean.status, clean.json["state"]) == (0, "completed"),
     }
     if wanted and variant is variants.PLAIN:
         checks["counts as expected"] = found == wanted
@@ -162,13 +162,13 @@ def _counts(product: Product, report: dict[str, Any], listings: int) -> dict[str
         }
 
 
-def _mend(product: Product, variant: variants.Variant) -> None:
-    """Mend users, delete subscriptions that cannot be mended, accept the rest."""
+def _fix(product: Product, variant: variants.Variant) -> None:
+    """Fix users, delete subscriptions that cannot be fixed, accept the rest."""
     names = variant.names
     with product.engine.begin() as connection:
         keys = "SELECT legacy_key FROM migration.quarantine WHERE entity = '{}' AND reason {}"
         for table, change, entity, reason in (
-            (names.users, "UPDATE {} SET email = id::text || '@mended.example'", "user", "<> ''"),
+            (names.users, "UPDATE {} SET email = id::text || '@fixed.example'", "user", "<> ''"),
             (names.subscriptions, "DELETE FROM {}", "subscription", "<> 'owner_quarantined'"),
         ):
             condition = keys.format(entity, reason)

@@ -188,7 +188,7 @@ def _defaults(connection: Connection, users: str) -> Row:
 def refreshed(before: Snapshot, now: Snapshot) -> Snapshot:
     """The legacy rows as they are now, over the target as it was before the first run.
 
-    For a migrated database whose legacy data were mended since: `expected` of the result is what
+    For a migrated database whose legacy data were fixed since: `expected` of the result is what
     a retry, or one more run, ends with.
     """
     tools = {row["id"]: _load(row["configuration"]) for row in now.rows("ai_tools")}

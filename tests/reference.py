@@ -82,8 +82,8 @@ EXIT_STATUS = {
     0: "done; `status`: also while the run is open; `demo`: also with quarantined rows",
     1: "it failed: it could not end; `status` of a run that failed or was cancelled",
     2: "wrong usage or settings",
-    3: "done, but rows are quarantined; a rollback: a run with rows is left, or conflicts were kept;"
-    " `repair credits`: users were left alone",
+    3: "done, but rows are quarantined; a rollback: a run with rows is left, or conflicts were"
+    " kept; `repair credits`: users were left alone",
     4: "verification or reconciliation found differences: the run is `failed`; 4 goes before 3",
     5: "a check did not pass: `check`, `health`, `performance`",
     130: "Ctrl-C: the command stopped; an open run continues",

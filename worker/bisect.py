@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from models.engine.step import Context, Counts, Scope, Step, add
 from models.errors import BadRow, MigrationError, Misconfigured, TooBig
-from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_IS_QUARANTINED, are_rejected
+from models.ledger.quarantine import OWNER_IS_QUARANTINED, OWNER_QUARANTINED, are_rejected
 from models.postgres.catalog import name_triggers
 from models.postgres.database import STATEMENT_TIMEOUT_MS, as_ours
 from models.postgres.deferred import CHECK_NOW, DEFER_AGAIN

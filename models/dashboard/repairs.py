@@ -1,8 +1,8 @@
 """The guide's three fixes for what was damaged after a migration, as statements over a page.
 
-Each touches only what is wrong, of users who were migrated: they have a suite, and are not quarantined.
-Each returns its changes, one row a column or a created row: (table, key, column, before, after),
-and changes nothing when it comes again.
+Each touches only what is wrong, of users who were migrated: they have a suite, and are not
+quarantined. Each returns its changes, one row a column or a created row: (table, key, column,
+before, after), and changes nothing when it is repeated.
 """
 
 from __future__ import annotations

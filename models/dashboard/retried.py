@@ -23,7 +23,7 @@ _TOOL_OWNERS = (
 def retried(context: Context, *, quarantined: bool) -> list[Keys]:
     """Users, orphans and projects to try again, or those that differ only.
 
-    An owner that exists now is migrated with all that hangs on it, new or mended.
+    An owner that exists now is migrated with all that hangs on it, new or fixed.
     """
     sources, target = context.sources, context.target
     kinds = {entity: key_cast(table.key.base) for entity, table in sources.items()}

@@ -26,8 +26,8 @@ from models.engine.rollback import NOTE
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, add
 from models.ledger.quarantine import (
-    OWNER_QUARANTINED,
     OWNER_IS_QUARANTINED,
+    OWNER_QUARANTINED,
     QUARANTINE_AGAIN,
     is_quarantined,
 )

@@ -233,7 +233,7 @@ def _check(connection: Connection, table: SourceTable) -> Iterator[MigrationErro
     if key and (not key.not_null or not table.is_unique(source.key)):
         yield Incompatible(
             f"{label} must be unique and not null",
-            hint=f"ALTER TABLE {table.label} ADD PRIMARY KEY ({source.key}), after mending its"
+            hint=f"ALTER TABLE {table.label} ADD PRIMARY KEY ({source.key}), after fixing its"
             " duplicates.",
         )
     for name in dict.fromkeys((source.key, source.parent_column)):

@@ -169,7 +169,9 @@ def require_own_ledger(connection: Connection, settings: Settings) -> None:
     Quarantine and before-images are kept by entity and key: one ledger holds one set of tables.
     """
     here = read(connection, settings)
-    in_quarantine = sa.select(quarantine.c.run_id).where(quarantine.c.state.in_(("open", "accepted")))
+    in_quarantine = sa.select(quarantine.c.run_id).where(
+        quarantine.c.state.in_(("open", "accepted"))
+    )
     standing = connection.execute(
         sa.select(runs)
         .where(sa.or_(runs.c.state != "rolled_back", runs.c.id.in_(in_quarantine)))

@@ -75,7 +75,7 @@ class Finding(BaseModel):
     hint: str = ""
 
 
-class Mended(BaseModel):
+class Fixed(BaseModel):
     """What `doctor` set right: batches by their ids, or stages by their names."""
 
     kind: str
@@ -84,7 +84,7 @@ class Mended(BaseModel):
 
 
 class Diagnosis(BaseModel):
-    """What a run waits for. `state` is as mended, everything else as it was found."""
+    """What a run waits for. `state` is as fixed, everything else as it was found."""
 
     run_id: str | None = None
     state: str | None = None
@@ -96,5 +96,5 @@ class Diagnosis(BaseModel):
     workers: list[Worker] = Field(default_factory=list)
     blockers: list[Blocker] = Field(default_factory=list)
     findings: list[Finding] = Field(default_factory=list)
-    mended: list[Mended] = Field(default_factory=list)
+    fixed: list[Fixed] = Field(default_factory=list)
     error: ErrorReport | None = None

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 
 class ErrorReport(BaseModel):
-    """What went wrong and how to mend it."""
+    """What went wrong and how to fix it."""
 
     kind: str
     message: str

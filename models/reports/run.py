@@ -196,7 +196,7 @@ class RunReport(BaseModel):
     def exit_status(self) -> int:
         """What a command ends with: 0 done or open, 3 quarantined rows, 4 differences, 1 failed.
 
-        A run that its error budget has paused waits for somebody to mend what it names.
+        A run that its error budget has paused waits for somebody to fix what it names.
         """
         if self.state == "paused" and self.error:
             return 1

@@ -232,7 +232,7 @@ def _forecast(connection: Connection, sources: Sources) -> Check:
     return Check(
         verdict="warning",
         found=said + rest,
-        hint="They are quarantined, the rest goes through; mend them before, or retry them after.",
+        hint="They are quarantined, the rest goes through; fix them before, or retry them after.",
     )
 
 

@@ -44,7 +44,7 @@ def plan(users: int | None, workers: int) -> Any:
 @command(cli, "doctor", blank="diagnosis:Diagnosis")
 @RUN
 def doctor(run: str | None) -> Any:
-    """What a run waits for, in plain words; mends lost messages, dead leases, stuck stages."""
+    """What a run waits for, in plain words; fixes lost messages, dead leases, stuck stages."""
     from producer import connect
     from producer.doctor import examine as diagnosis
     from producer.reports import terminal as output

@@ -16,7 +16,7 @@ from models.errors import MigrationError
 from models.ledger import relations
 from models.ledger.tables import batches
 from models.postgres.database import classify, transaction
-from models.reports.diagnosis import Diagnosis, Mended
+from models.reports.diagnosis import Diagnosis, Fixed
 from models.settings import Settings
 from producer.broker import snapshot
 from producer.broker.queue import publish_again
@@ -29,7 +29,7 @@ from producer.runs import advance, reconciler
 
 
 def examine(engine: Engine, settings: Settings, run_id: str | None) -> Diagnosis:
-    """Look at a run, mend what can be mended, and say both; raises UnknownRun."""
+    """Look at a run, fix what can be fixed, and say both; raises UnknownRun."""
     # The sessions first: whoever waits for a lock gives up after some seconds, and tries again.
     with transaction(engine) as connection:
         before = symptoms.ledger(connection, run_id)
@@ -37,10 +37,10 @@ def examine(engine: Engine, settings: Settings, run_id: str | None) -> Diagnosis
     redis = snapshot.look()
     trouble = ""
     if before.is_moving and not redis.down and not redis.refuses:
-        trouble = _mend(engine, settings, before, redis)
+        trouble = _fix(engine, settings, before, redis)
     with transaction(engine) as connection:
         after = symptoms.ledger(connection, before.run.id)
-    mended = _mended(before, after)
+    fixed = _fixed(before, after)
     return Diagnosis(
         run_id=before.run.id,
         state=after.run.state,
@@ -51,12 +51,12 @@ def examine(engine: Engine, settings: Settings, run_id: str | None) -> Diagnosis
         chords=redis.chords,
         workers=redis.workers,
         blockers=blockers,
-        findings=findings.of(Seen(before, after, redis, blockers, trouble, mended)),
-        mended=list(mended.values()),
+        findings=findings.of(Seen(before, after, redis, blockers, trouble, fixed)),
+        fixed=list(fixed.values()),
     )
 
 
-def _mend(engine: Engine, settings: Settings, before: Ledger, redis: Broker) -> str:
+def _fix(engine: Engine, settings: Settings, before: Ledger, redis: Broker) -> str:
     """The reconciler's round without its patience; returns why it stopped, if it did."""
     try:
         # Before anything is touched: the tick would find it out halfway.
@@ -96,7 +96,7 @@ def _publish_lost(engine: Engine, before: Ledger, redis: Broker) -> None:
     publish_again([lost[batch_id] for batch_id in sorted(taken)])
 
 
-def _mended(before: Ledger, after: Ledger) -> dict[str, Mended]:
+def _fixed(before: Ledger, after: Ledger) -> dict[str, Fixed]:
     """What stood still before and goes on now, by kind."""
     if not before.is_moving:
         return {}
@@ -115,11 +115,11 @@ def _mended(before: Ledger, after: Ledger) -> dict[str, Mended]:
     window = {stage.name: stage.window for stage in before.stages}
     opened = [stage.name for stage in after.stages if stage.window > window[stage.name]]
     kinds = [
-        Mended(kind="reopened", batches=[batch.id for batch in newer if batch.expired]),
-        Mended(kind="given_up", batches=given_up),
-        Mended(kind="published_again", batches=[b.id for b in waited if b.published_at]),
-        Mended(kind="published", batches=[b.id for b in waited if not b.published_at]),
+        Fixed(kind="reopened", batches=[batch.id for batch in newer if batch.expired]),
+        Fixed(kind="given_up", batches=given_up),
+        Fixed(kind="published_again", batches=[b.id for b in waited if b.published_at]),
+        Fixed(kind="published", batches=[b.id for b in waited if not b.published_at]),
         # Where batches were under way, a chord's body opened the next ones, and not this.
-        Mended(kind="opened", stages=opened if before.due else []),
+        Fixed(kind="opened", stages=opened if before.due else []),
     ]
     return {entry.kind: entry for entry in kinds if entry.batches or entry.stages}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.reports.diagnosis import Blocker, Finding, Mended
+from models.reports.diagnosis import Blocker, Finding, Fixed
 from producer.broker import namespace
 from producer.broker.snapshot import Broker
 from producer.doctor import symptoms
@@ -20,14 +20,14 @@ AGAIN = "Look again in some seconds: producer doctor"
 
 @dataclass(frozen=True)
 class Seen:
-    """What findings are made of; `trouble` is why mending stopped, or nothing."""
+    """What findings are made of; `trouble` is why fixing stopped, or nothing."""
 
     before: Ledger
     after: Ledger
     redis: Broker
     blockers: list[Blocker]
     trouble: str
-    mended: dict[str, Mended]
+    fixed: dict[str, Fixed]
 
 
 def of(seen: Seen) -> list[Finding]:
@@ -59,8 +59,8 @@ def _servers(seen: Seen) -> Iterator[Finding]:
             " producer doctor",
         )
     if seen.trouble:
-        message = f"Not everything could be mended. {seen.trouble}"
-        yield Finding(kind="not_mended", message=message, hint=AGAIN)
+        message = f"Not everything could be fixed. {seen.trouble}"
+        yield Finding(kind="not_fixed", message=message, hint=AGAIN)
 
 
 def _strangers(seen: Seen) -> Iterator[Finding]:
@@ -96,12 +96,12 @@ def _run(seen: Seen) -> Iterator[Finding]:
         "paused": (
             f"is paused by {run.paused_by or 'an operator'}: no further batch starts"
             + (f". {run.error}" if run.error else ""),
-            "Mend what the message names, then: producer resume"
+            "Fix what the message names, then: producer resume"
             if run.error
             else "Go on with it: producer resume",
         ),
         "cancelled": ("is cancelled", "Go on with it: producer resume"),
-        "failed": (f"failed: {run.error}", "Mend what it names, then: producer retry --wait"),
+        "failed": (f"failed: {run.error}", "Fix what it names, then: producer retry --wait"),
         "completed": ("is completed: it waits for nothing", ""),
         "completed_with_quarantine": (
             "is completed: it waits for nothing. Some rows are quarantined",
@@ -207,7 +207,7 @@ def _fate(seen: Seen, batch: Any) -> str:
 
 def _unpublished(seen: Seen) -> Iterator[Finding]:
     again, first = (
-        seen.mended[kind].batches if kind in seen.mended else []
+        seen.fixed[kind].batches if kind in seen.fixed else []
         for kind in ("published_again", "published")
     )
     if again:
@@ -220,7 +220,7 @@ def _unpublished(seen: Seen) -> Iterator[Finding]:
         message = f"{_batches(first).capitalize()} had no message yet: published"
         yield Finding(kind="unpublished", message=message)
     for stage in seen.before.due:
-        opened = seen.mended.get("opened", Mended(kind="opened")).stages
+        opened = seen.fixed.get("opened", Fixed(kind="opened")).stages
         moved = ", ".join(opened) if opened else ""
         still = stage in seen.after.due and seen.after.is_moving
         yield Finding(

@@ -210,8 +210,12 @@ def standing_of(
             differences.c.stage == VERIFICATION,
         )
     )
-    total, quarantined = (counts[VERIFICATION, f"{name}.{what}"] for what in ("total", "quarantined"))
-    return Standing(total=total, migrated=total - quarantined - (missing or 0), quarantined=quarantined)
+    total, quarantined = (
+        counts[VERIFICATION, f"{name}.{what}"] for what in ("total", "quarantined")
+    )
+    return Standing(
+        total=total, migrated=total - quarantined - (missing or 0), quarantined=quarantined
+    )
 
 
 def undo_seconds(connection: Connection, run_id: str) -> float:

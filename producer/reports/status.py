@@ -206,13 +206,13 @@ def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunRe
         report.error = ErrorReport(
             kind="error_budget",
             message=str(run.error),
-            hint="Mend what the message names, then: producer retry --wait (or: producer resume)",
+            hint="Fix what the message names, then: producer retry --wait (or: producer resume)",
         )
     if run.state == "failed":
         report.error = ErrorReport(
             kind="differences" if report.exit_status == 4 else "batch_failed",
             message=str(run.error),
-            hint="Mend what the message names, then: producer "
+            hint="Fix what the message names, then: producer "
             + ("rollback --wait" if is_undone else "retry --wait"),
         )
     return report

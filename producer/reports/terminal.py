@@ -21,10 +21,10 @@ _NEXT = {
     "running": "Watch it: producer status --watch",
     "completed": "Nothing is left to do.",
     "completed_with_quarantine": (
-        "See the quarantined rows: producer quarantine. Mend them in the legacy tables, or accept"
+        "See the quarantined rows: producer quarantine. Fix them in the legacy tables, or accept"
         " them with --accept KEY; then: producer retry --wait"
     ),
-    "failed": "See what differs or failed above. Mend it, then: producer retry --wait",
+    "failed": "See what differs or failed above. Fix it, then: producer retry --wait",
     "cancelled": "Go on with it: producer resume",
     "rolling_back": "Watch it: producer status --watch",
     "rolled_back": "Migrate again whenever you like: producer enqueue-all --wait",

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, RowMapping
 from models.engine import current
 from models.engine.step import Context, Counts, Scope, Step, add
 from models.ledger.claims import MAX_LAPSES, Claim, scope_of
-from models.ledger.quarantine import OWNER_QUARANTINED, OWNER_IS_QUARANTINED, WORKER_DIED
+from models.ledger.quarantine import OWNER_IS_QUARANTINED, OWNER_QUARANTINED, WORKER_DIED
 from models.ledger.tables import RECONCILIATION, VERIFICATION, batches, move_batches, runs
 from models.settings import Settings
 

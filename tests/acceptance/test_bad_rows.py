@@ -109,6 +109,6 @@ def test_a_table_that_refuses_all_rows_pauses_the_run_and_says_so_as_it_happens(
         assert (again.status, again.json["error"]) == (1, ended.json["error"])
         with product.engine.begin() as connection:
             connection.exec_driver_sql("DROP FUNCTION refuse() CASCADE")
-        mended = product.run("retry", "--wait", "--json")
-    assert mended.status == 3, mended.err
-    assert "rejected" not in mended.json["quarantine"]
+        fixed = product.run("retry", "--wait", "--json")
+    assert fixed.status == 3, fixed.err
+    assert "rejected" not in fixed.json["quarantine"]

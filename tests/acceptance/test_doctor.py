@@ -1,4 +1,4 @@
-"""Every cause of a standstill, provoked for real: the doctor names it, and mends what it can."""
+"""Every cause of a standstill, provoked for real: the doctor names it, and fixes what it can."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def ends_well(product: Product) -> None:
     assert watched.status == 3, watched.err
     assert watched.json["differences"] == {}
     log = (product.folder / f"celery-{len(product.workers) - 1}.log").read_text()
-    # The doctor had mended it: the workers' own reconciler found nothing to publish.
+    # The doctor had fixed it: the workers' own reconciler found nothing to publish.
     assert "published again" not in log
 
 
@@ -96,7 +96,7 @@ def test_without_a_worker_it_says_how_to_start_one(opened: Product) -> None:
     found = examined(opened)
     assert kinds(found) == ["no_worker"]
     assert "celery -A worker worker" in said(found, "no_worker")
-    assert (found["state"], found["redis"], found["mended"]) == ("running", "answers", [])
+    assert (found["state"], found["redis"], found["fixed"]) == ("running", "answers", [])
     waiting = sum(stage["waiting"] for stage in found["stages"])
     assert waiting == sum(queue["messages"] for queue in found["queues"].values()) > 0
     assert [chord["returned"] for chord in found["chords"]] == [0]
@@ -107,7 +107,7 @@ def test_a_paused_run_waits_for_resume(opened: Product) -> None:
     found = examined(opened)
     assert kinds(found) == ["paused"]
     assert "producer resume" in said(found, "paused")
-    assert found["mended"] == []
+    assert found["fixed"] == []
 
 
 def test_lost_messages_are_published_again_once(opened: Product, redis_url: str) -> None:
@@ -117,8 +117,8 @@ def test_lost_messages_are_published_again_once(opened: Product, redis_url: str)
         client.delete(f"{opened.prefix}migration.users")
         found = examined(opened)
         assert "published again" in said(found, "lost_messages")
-        (mended,) = found["mended"]
-        assert (mended["kind"], len(mended["batches"])) == ("published_again", lost)
+        (fixed,) = found["fixed"]
+        assert (fixed["kind"], len(fixed["batches"])) == ("published_again", lost)
         assert kinds(examined(opened)) == ["no_worker"]
         assert client.llen(f"{opened.prefix}migration.users") == lost
     ends_well(opened)
@@ -139,7 +139,7 @@ def test_a_lease_that_ran_out_is_reopened_and_its_worker_named(opened: Product) 
     (work,) = (work for stage in found["stages"] for work in stage["work"])
     assert (work["worker"], work["attempt"]) == ("elsewhere/123", 1)
     assert -60 < work["lease_seconds"] < -40
-    assert found["mended"] == [{"kind": "reopened", "batches": [work["batch_id"]], "stages": []}]
+    assert found["fixed"] == [{"kind": "reopened", "batches": [work["batch_id"]], "stages": []}]
     ends_well(opened)
 
 
@@ -152,7 +152,7 @@ def test_a_lease_that_still_runs_is_left_to_its_worker(opened: Product) -> None:
     )
     found = examined(opened)
     assert set(kinds(found)) == {"silent_worker"}
-    assert found["mended"] == []
+    assert found["fixed"] == []
     assert count(opened, "SELECT count(*) FROM migration.batches WHERE state = 'running'") > 1
 
 
@@ -161,7 +161,7 @@ def test_a_stage_that_nobody_closed_gives_way_to_the_next(opened: Product) -> No
     work_in_this_process(opened, run_id)
     found = examined(opened)
     assert "the stage users" in said(found, "not_opened")
-    assert "opened" in [mended["kind"] for mended in found["mended"]]
+    assert "opened" in [fixed["kind"] for fixed in found["fixed"]]
     assert kinds(examined(opened)) == ["no_worker"]
     ends_well(opened)
 
@@ -172,18 +172,18 @@ def test_batches_that_were_never_published_are(opened: Product, redis_url: str) 
     with closing(redis.Redis.from_url(redis_url)) as client:
         client.delete(f"{opened.prefix}migration.users")
     found = examined(opened)
-    assert [mended["kind"] for mended in found["mended"]] == ["published"]
+    assert [fixed["kind"] for fixed in found["fixed"]] == ["published"]
     assert "unpublished" in kinds(found)
     ends_well(opened)
 
 
-def test_settings_of_another_run_mend_nothing(opened: Product, redis_url: str) -> None:
+def test_settings_of_another_run_fix_nothing(opened: Product, redis_url: str) -> None:
     change(opened, "CREATE TABLE others (LIKE users INCLUDING ALL)")
     with closing(redis.Redis.from_url(redis_url)) as client:
         client.delete(f"{opened.prefix}migration.control")
     found = examined(opened, MIGRATION_USERS_TABLE="others")
-    assert "others" in said(found, "not_mended")
-    assert found["mended"] == []
+    assert "others" in said(found, "not_fixed")
+    assert found["fixed"] == []
 
 
 def test_a_queue_that_nobody_serves_is_named(opened: Product) -> None:
@@ -248,7 +248,7 @@ def test_without_redis_it_still_shows_the_ledger(
     found = examined(opened, REDIS_URL=address(own_redis))
     assert kinds(found) == ["redis_down"]
     assert "REDIS_URL" in said(found, "redis_down")
-    assert (found["redis"], found["workers"], found["mended"]) == ("down", [], [])
+    assert (found["redis"], found["workers"], found["fixed"]) == ("down", [], [])
     assert sum(stage["waiting"] for stage in found["stages"]) > 0
     assert {queue["messages"] for queue in found["queues"].values()} == {None}
 
@@ -280,7 +280,7 @@ def test_a_finished_run_waits_for_nothing(opened: Product) -> None:
     found = examined(opened)
     assert kinds(found) == ["completed_with_quarantine"]
     assert "waits for nothing" in said(found, "completed_with_quarantine")
-    assert (found["stages"], found["mended"]) == ([], [])
+    assert (found["stages"], found["fixed"]) == ([], [])
 
 
 def test_without_a_run_the_shape_is_kept(product: Product) -> None:

@@ -1,4 +1,4 @@
-"""The main job under what an ordinary night brings: repetition, kills, mended data, no worker."""
+"""The main job under what an ordinary night brings: repetition, kills, fixed data, no worker."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def test_chords_move_a_run_from_window_to_window(product: Product, before: oracl
     assert_right(product, before)
 
 
-def mend(product: Product) -> None:
-    """Mend what can be mended in the legacy tables, by the reasons in the quarantine."""
+def fix(product: Product) -> None:
+    """Fix what can be fixed in the legacy tables, by the reasons in the quarantine."""
     with product.engine.begin() as connection:
         for reason, statement in (
-            ("email_blank", "UPDATE users SET email = id || '@mended.example'"),
-            ("gpt_id_blank", "UPDATE gpt_subscriptions SET gpt_id = 'mended'"),
+            ("email_blank", "UPDATE users SET email = id || '@fixed.example'"),
+            ("gpt_id_blank", "UPDATE gpt_subscriptions SET gpt_id = 'fixed'"),
             ("preferences%", "UPDATE gpt_subscriptions SET preferences = '{}'"),
             ("owner_missing", "DELETE FROM gpt_subscriptions"),
         ):
@@ -127,16 +127,16 @@ def mend(product: Product) -> None:
             )
 
 
-def test_mended_rows_and_only_those_migrate_with_a_retry(
+def test_fixed_rows_and_only_those_migrate_with_a_retry(
     product: Product, before: oracle.Snapshot
 ) -> None:
     with product.worker():
         assert product.run("enqueue-all", "--wait", "--json").status == 3
         rows = product.run("quarantine", "--json").json["rows"]
-        mend(product)
+        fix(product)
         product.run("retry", "--wait", "--json")
         # A subscription that came back with its owner may be bad itself: once more.
-        mend(product)
+        fix(product)
         still = product.run("retry", "--wait", "--json")
         # What is left are the projects whose owner never comes back: accept them.
         left = product.run("quarantine", "--json").json["rows"]

@@ -122,8 +122,8 @@ def test_every_command_works_for_the_step_of_the_page_with_live_writes_a_kill_an
             4,
             {"badge wrong_value new_badges.title": 1},
         )
-        mended = product.run("retry", "--wait", "--json")
-        assert (mended.status, mended.json["differences"]) == (0, {}), mended.err
+        fixed = product.run("retry", "--wait", "--json")
+        assert (fixed.status, fixed.json["differences"]) == (0, {}), fixed.err
         assert product.run("report").status == 0
         undone = product.run("rollback", "--wait", "--yes", "--json")
     assert (undone.status, undone.json["state"], undone.json["conflicts"]) == (0, "rolled_back", {})

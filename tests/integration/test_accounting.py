@@ -188,7 +188,7 @@ def test_good_rows_that_were_quarantined_by_hand_are_a_difference(
     assert wrong_rows(engine, before) == []
 
 
-def test_rows_that_were_mended_since_wait_for_a_retry_and_are_no_difference(
+def test_rows_that_were_fixed_since_wait_for_a_retry_and_are_no_difference(
     engine: Engine, settings: Settings
 ) -> None:
     before = snapshot(engine)
@@ -196,7 +196,7 @@ def test_rows_that_were_mended_since_wait_for_a_retry_and_are_no_difference(
     change(
         engine,
         "UPDATE users SET email = id || '@example.org' WHERE btrim(coalesce(email, '')) = ''",
-        "UPDATE gpt_subscriptions SET gpt_id = 'mended' WHERE btrim(coalesce(gpt_id, '')) = ''",
+        "UPDATE gpt_subscriptions SET gpt_id = 'fixed' WHERE btrim(coalesce(gpt_id, '')) = ''",
         "INSERT INTO users (id, email, hashed_password, full_name)"
         " SELECT DISTINCT s.user_id, s.user_id || '@example.org', 'x', 'x'"
         " FROM gpt_subscriptions s WHERE s.user_id IS NOT NULL"

@@ -129,7 +129,7 @@ def test_a_run_does_not_end_when_somebody_took_the_triggers_away(
     failed = whole_run(engine, settings, before=planted(engine))
     assert failed.exit_status == 1 and failed.run_id
     assert failed.error and "trigger" in failed.error.message
-    # Now the verification sees the difference, and the next retry mends it.
+    # Now the verification sees the difference, and the next retry fixes it.
     control.retry(engine, settings, failed.run_id)
     assert go_on(engine, settings, failed.run_id).exit_status == 4
     control.retry(engine, settings, failed.run_id)

@@ -56,7 +56,7 @@ def test_five_batches_with_one_error_pause_the_run_and_it_goes_on_from_there(
         assert again(engine, settings, run_id) == run_id
         assert status.read(engine, run_id).paused_by is None
 
-    # Not mended yet: it pauses again.
+    # Not fixed yet: it pauses again.
     try_again()
     assert go_on(engine, settings, run_id).error == found.error
     change(engine, "DROP FUNCTION refuse() CASCADE")

@@ -256,7 +256,7 @@ def test_a_retry_of_a_complete_run_takes_up_what_was_written_since(
     application.spare()
     for _ in range(100):
         application.write()
-    change(engine, "UPDATE users SET email = id || '@mended.example' WHERE btrim(email) = ''")
+    change(engine, "UPDATE users SET email = id || '@fixed.example' WHERE btrim(email) = ''")
     control.retry(engine, settings, first.run_id)
     ended = go_on(engine, settings, first.run_id)
     assert (ended.state.split("_")[0], ended.differences) == ("completed", {}), ended.error
@@ -279,7 +279,7 @@ def test_a_retry_of_a_complete_run_leaves_the_new_applications_changes_alone(
         "INSERT INTO credit_logs (id, user_id, operation, amount, balance_after)"
         f" SELECT 'used', id, 'deduct', (SELECT sum(amount) FROM credit_logs WHERE user_id = u.id)"
         f" - 7, 7 FROM users u WHERE id = {owner}",
-        "UPDATE users SET email = id || '@mended.example' WHERE btrim(email) = ''",
+        "UPDATE users SET email = id || '@fixed.example' WHERE btrim(email) = ''",
     )
     control.retry(engine, settings, first.run_id)
     ended = go_on(engine, settings, first.run_id)
@@ -290,7 +290,7 @@ def test_a_retry_of_a_complete_run_leaves_the_new_applications_changes_alone(
     assert scalar(engine, f"SELECT credits_balance FROM users WHERE id = {owner}") == 7
 
 
-def test_a_retry_does_not_hide_what_it_cannot_mend(engine: Engine, settings: Settings) -> None:
+def test_a_retry_does_not_hide_what_it_cannot_fix(engine: Engine, settings: Settings) -> None:
     first = whole_run(engine, settings)
     assert first.run_id
     change(

@@ -32,8 +32,8 @@ class Other:
     forge: str
     take: str
     add: str
-    # Row 100 is bad: mended, and deleted.
-    mend: str
+    # Row 100 is bad: fixed, and deleted.
+    fix: str
     delete: str
     # What the application does while the run is on, to rows 7, 8, 9 and a new one.
     writes: tuple[str, ...]
@@ -59,7 +59,7 @@ BADGES = Other(
     forge="UPDATE awards SET title = 'forged' WHERE title = 'BADGE 7'",
     take="DELETE FROM awards WHERE title = 'BADGE 7'",
     add="INSERT INTO awards VALUES ('a-0000000000000000200', 'm1', 'NOBODY')",
-    mend="UPDATE badges SET name = 'mended' WHERE nr = 100",
+    fix="UPDATE badges SET name = 'fixed' WHERE nr = 100",
     delete="DELETE FROM badges WHERE nr = 100",
     writes=(
         "UPDATE badges SET name = 'other' WHERE nr = 7",
@@ -92,7 +92,7 @@ LABELS = Other(
     take="DELETE FROM labels WHERE label = 'a7'",
     add="INSERT INTO labels SELECT 'l_' || replace(doc::text, '-', '') || '.9', doc, 'more'"
     " FROM documents WHERE no = 7",
-    mend="""UPDATE documents SET labels = '["MENDED"]' WHERE no = 100""",
+    fix="""UPDATE documents SET labels = '["FIXED"]' WHERE no = 100""",
     delete="DELETE FROM documents WHERE no = 100",
     writes=(
         """UPDATE documents SET labels = '["A7", "NEW", "More"]' WHERE no = 7""",
@@ -122,7 +122,7 @@ ACCOUNTS = Other(
     forge="UPDATE accounts SET plan = 'forged' WHERE number = 7",
     take="UPDATE accounts SET is_open = NULL WHERE number = 7",
     add="",
-    mend="UPDATE accounts SET seats = 12 WHERE number = 100",
+    fix="UPDATE accounts SET seats = 12 WHERE number = 100",
     delete="DELETE FROM accounts WHERE number = 100",
     writes=(
         "UPDATE accounts SET seats = 19 WHERE number = 7",
@@ -200,7 +200,7 @@ def test_a_run_ends_right_and_again_and_a_rollback_leaves_nothing(
 
 
 @EACH
-def test_what_is_forged_missing_or_too_much_is_found_and_a_retry_mends_what_it_can(
+def test_what_is_forged_missing_or_too_much_is_found_and_a_retry_fixes_what_it_can(
     engine: Engine, site: Callable[[Other], Settings], other: Other
 ) -> None:
     settings = site(other)
@@ -257,7 +257,7 @@ def test_a_page_that_is_never_cut_is_found_and_a_retry_migrates_it(
 
 
 @EACH
-def test_a_mended_row_is_migrated_by_a_retry_and_a_deleted_one_is_closed(
+def test_a_fixed_row_is_migrated_by_a_retry_and_a_deleted_one_is_closed(
     engine: Engine, site: Callable[[Other], Settings], other: Other
 ) -> None:
     settings = site(other)
@@ -270,7 +270,7 @@ def test_a_mended_row_is_migrated_by_a_retry_and_a_deleted_one_is_closed(
         f" ON t.{table.key}::text = q.legacy_key ORDER BY"
         f" t.{'no' if other is LABELS else table.key} LIMIT 1",
     )
-    change(engine, other.mend)
+    change(engine, other.fix)
     ended = retried(engine, settings, run_id)
     assert (ended.differences, state_of(engine, key)) == ({}, "resolved"), ended.error
     assert scalar(engine, other.wrong) == 0

@@ -116,7 +116,7 @@ def test_a_row_that_kills_its_worker_is_quarantined_and_nothing_else(
     assert scalar(engine, f"SELECT count(*) FROM ai_suites WHERE user_id = '{user}'") == 0
 
 
-def test_a_mended_killer_comes_with_a_retry_that_touches_only_it(
+def test_a_fixed_killer_comes_with_a_retry_that_touches_only_it(
     engine: Engine, settings: Settings
 ) -> None:
     user, subscription = good_rows(engine)

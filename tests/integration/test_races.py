@@ -130,7 +130,7 @@ def test_a_retry_takes_the_owner_before_its_project_in_whatever_order_they_come(
     assert first.exit_status == 3 and first.run_id
     change(
         engine,
-        "UPDATE users SET email = id || '@mended.example'"
+        "UPDATE users SET email = id || '@fixed.example'"
         " WHERE id IN (SELECT legacy_key FROM migration.quarantine)",
     )
     control.retry(engine, settings, first.run_id)

@@ -30,7 +30,7 @@ def shot(engine: Engine) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def mend(engine: Engine, settings: Settings, what: str, **options: Any) -> dict[str, Any]:
+def fix(engine: Engine, settings: Settings, what: str, **options: Any) -> dict[str, Any]:
     given: dict[str, Any] = {"key": None, "dry_run": False, "force": False}
     return repair.run(engine, settings, what, **given | options)
 
@@ -90,16 +90,16 @@ def test_planted_damage_is_repaired_exactly_and_a_second_repair_finds_nothing(
     before = shot(engine)
     PLANTS[what](engine)
     damaged = shot(engine)
-    rehearsed = mend(engine, settings, what, dry_run=True)
+    rehearsed = fix(engine, settings, what, dry_run=True)
     assert shot(engine) == damaged != before
-    found = mend(engine, settings, what)
+    found = fix(engine, settings, what)
     after = shot(engine)
     gone = [str(row) for name in before for row in before[name] if row not in after[name]]
     assert gone == []
     assert after == before
     assert found["changed"] == rehearsed["changed"] == CHANGES[what]
     assert sorted(map(str, found["changes"])) == sorted(map(str, rehearsed["changes"]))
-    assert mend(engine, settings, what)["changed"] == 0
+    assert fix(engine, settings, what)["changed"] == 0
     noted = [e for e in status.actions(engine) if e["action"] == f"repair {what}"]
     assert len(noted) == (PLANTED if what == "credits" else 1)
 
@@ -107,10 +107,10 @@ def test_planted_damage_is_repaired_exactly_and_a_second_repair_finds_nothing(
 def test_one_user_is_repaired_alone(engine: Engine, settings: Settings) -> None:
     whole_run(engine, settings)
     plant_credits(engine)
-    wrong = mend(engine, settings, "credits", dry_run=True)["changes"]
-    found = mend(engine, settings, "credits", key=wrong[0]["key"])
+    wrong = fix(engine, settings, "credits", dry_run=True)["changes"]
+    found = fix(engine, settings, "credits", key=wrong[0]["key"])
     assert found["changes"] == wrong[:1]
-    assert mend(engine, settings, "credits", dry_run=True)["changed"] == PLANTED - 1
+    assert fix(engine, settings, "credits", dry_run=True)["changed"] == PLANTED - 1
     (entry,) = (e for e in status.actions(engine) if e["action"] == "repair credits")
     assert entry["before"]["credits_balance"] == wrong[0]["before"]
     assert entry["after"] == {"user": wrong[0]["key"], "credits_balance": wrong[0]["after"]}
@@ -129,10 +129,10 @@ def test_a_charge_without_a_log_row_is_left_alone_unless_forced(
         f"UPDATE users SET credits_balance = credits_balance - 3 WHERE id = '{user}'",
     )
     before = shot(engine)
-    found = mend(engine, settings, "credits")
+    found = fix(engine, settings, "credits")
     assert (found["changed"], [row["key"] for row in found["left_alone"]]) == (0, [user])
     assert shot(engine) == before
-    forced = mend(engine, settings, "credits", force=True)
+    forced = fix(engine, settings, "credits", force=True)
     assert (forced["changed"], forced["left_alone"]) == (1, [])
 
 
@@ -141,7 +141,7 @@ def test_a_repair_is_refused_while_a_run_is_open_and_for_a_user_that_is_not_ther
 ) -> None:
     whole_run(engine, settings)
     with pytest.raises(Misconfigured, match="There is no user nobody"):
-        mend(engine, settings, "tools", key="nobody")
+        fix(engine, settings, "tools", key="nobody")
     start(engine, settings)
     with pytest.raises(NotAllowed, match="would be in its way"):
-        mend(engine, settings, "tools")
+        fix(engine, settings, "tools")

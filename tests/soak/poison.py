@@ -16,7 +16,7 @@ REASONS = {"blank": "email_blank", "deadly": "worker_died"}
 
 
 def run(site: Site, users: int) -> dict[str, Any]:
-    """Migrate `users` users of whom a hundred are poison; then mend them, and retry."""
+    """Migrate `users` users of whom a hundred are poison; then fix them, and retry."""
     engine = site.fresh("poison")
     before = load(engine, users, dirty=False)
     poison = _plant(engine, users)
@@ -34,7 +34,7 @@ def run(site: Site, users: int) -> dict[str, Any]:
             " FROM migration.batches",
         )[0]
         last = rows(engine, "SELECT max(id) FROM migration.batches")[0][0]
-        _mend(engine)
+        _fix(engine)
         second = finish(site.producer("retry", "--wait", "--json"))
     retried = rows(
         engine,
@@ -115,9 +115,9 @@ CREATE TRIGGER bite BEFORE INSERT ON ai_suites FOR EACH ROW EXECUTE FUNCTION bit
 """
 
 
-def _mend(engine: Engine) -> None:
+def _fix(engine: Engine) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql(
-            "UPDATE users SET email = id || '@mended.example' WHERE email !~ '@';"
+            "UPDATE users SET email = id || '@fixed.example' WHERE email !~ '@';"
             "DROP TRIGGER bite ON ai_suites; DELETE FROM poison"
         )

@@ -1,4 +1,4 @@
-"""An operator's night in a real browser: a batch fails, is mended and retried, the end is green."""
+"""An operator's night in a real browser: a batch fails, is fixed and retried, the end is green."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ SKIPPED = {"name": "celery", "skip_reason": "not found"}
     ("packages", "passes", "said"),
     [
         ([FINE, FINE], True, "2 packages audited by pypi, 0 known"),
-        ([FINE, FLAWED], False, "celery 5.7.0: CVE-1, mended in 5.7.1"),
+        ([FINE, FLAWED], False, "celery 5.7.0: CVE-1, fixed in 5.7.1"),
         ([FINE, SKIPPED], True, "Not known there: celery"),
         # pip-audit says "No known vulnerabilities found" here.
         ([SKIPPED, SKIPPED], None, "does not answer"),

@@ -444,12 +444,12 @@ def test_nobody_is_the_assigner_where_that_is_a_foreign_key() -> None:
     assert differences(BEFORE, after, expected(BEFORE, GRANTS)) == []
 
 
-def test_mended_rows_are_expected_on_top_of_the_target_before_the_first_run() -> None:
+def test_fixed_rows_are_expected_on_top_of_the_target_before_the_first_run() -> None:
     now = after_run()
     assert expected(refreshed(BEFORE, now), GRANTS) == expected(BEFORE, GRANTS)
     now.tables["users"][2]["email"] = "cyd@x.example"
     now.tables["subscriptions"][4]["preferences"] = "{}"
-    mended = expected(refreshed(BEFORE, now), GRANTS)
-    assert mended.users["cyd"].user_type == "admin"
-    assert "s05" not in mended.quarantined["subscriptions"]
-    assert mended.quarantined["subscriptions"]["s07"] == {"bad_preferences"}
+    fixed = expected(refreshed(BEFORE, now), GRANTS)
+    assert fixed.users["cyd"].user_type == "admin"
+    assert "s05" not in fixed.quarantined["subscriptions"]
+    assert fixed.quarantined["subscriptions"]["s07"] == {"bad_preferences"}

@@ -1,6 +1,7 @@
 """Rules 1 and 3 to 9 for users and their subscriptions: one statement a batch, one snapshot.
 
-START HERE for the rules. A bad user or subscription is named by the statement itself and quarantined; everything else of the batch goes through. `users_verification.py` has the other opinion.
+START HERE for the rules. The statement itself finds a bad user or subscription and quarantines it;
+the other rows of the batch go through. `users/verify.py` states the rules a second time.
 """
 
 from __future__ import annotations

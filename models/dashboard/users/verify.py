@@ -120,7 +120,7 @@ CROSS JOIN LATERAL (VALUES
 WHERE ({differs}) AND found.differs
 """
 
-# What an earlier run migrated and is bad now stays as it was until it is mended.
+# What an earlier run migrated and is bad now stays as it was until it is fixed.
 _SET_ASIDE_USERS = """
 SELECT 'extra', 'user', u.id::text, 'credit_logs', 'quarantined'
 FROM migration.quarantine q
