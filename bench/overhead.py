@@ -76,7 +76,7 @@ def _once(engine: Engine, *, bare: bool) -> float:
         started = time.monotonic()
         for row in pages:
             if bare:
-                _bare(engine, run_id, Scope(row.low, row.high, is_hopeful=True))
+                _bare(engine, run_id, Scope(row.low, row.high, is_optimistic=True))
             else:
                 batch.run(engine, settings, run_id, row.id, "bench")
         took += time.monotonic() - started

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, text
 
 from models.engine import current
 from models.engine.step import Context
-from models.ledger.claims import MAX_LAPSES, scope_of
+from models.ledger.claims import MAX_LEASE_EXPIRIES, scope_of
 from models.ledger.tables import BATCH_TRANSITIONS, RECONCILIATION, RUN_TRANSITIONS, VERIFICATION
 from models.settings import Settings
 
@@ -161,7 +161,7 @@ class Watch:
         """What was split is covered by what came for it: no key lost, and none twice."""
         wanted, found = Counter[Covered](), Counter[Covered]()
         for id_, row in self._batches.items():
-            if id_ not in before and row["lapses"] == MAX_LAPSES - 1:
+            if id_ not in before and row["lapses"] == MAX_LEASE_EXPIRIES - 1:
                 found.update(_covers(row, row["key_list"]))
             if id_ in before and before[id_]["state"] == row["state"]:
                 continue

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from models.errors import LeaseLost
 from models.ledger import claims
-from models.ledger.claims import MAX_LAPSES, Claim
+from models.ledger.claims import MAX_LEASE_EXPIRIES, Claim
 from models.ledger.tables import batches, runs
 from models.postgres import database as databases
 from producer.runs import reconciler
@@ -73,7 +73,7 @@ class Workers(RuleBasedStateMachine):
     @rule(pick=ANY)
     def kill(self, pick: int) -> None:
         """A batch takes down all that come to it, until it is split."""
-        self.die(pick, MAX_LAPSES)
+        self.die(pick, MAX_LEASE_EXPIRIES)
 
     @rule()
     def tick(self) -> None:
@@ -158,7 +158,7 @@ class Workers(RuleBasedStateMachine):
                 sa.select(runs.c.id).where(runs.c.state.in_(("preparing", "running")))
             ),
             (batches.c.state == "pending")
-            | (claims.is_expired() & sa.not_(claims.lapses_too_often())),
+            | (claims.is_expired() & sa.not_(claims.expires_too_often())),
         )
         with self.engine.connect() as connection:
             found = connection.execute(query).one_or_none()

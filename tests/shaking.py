@@ -147,7 +147,7 @@ def shake(
     """What is wrong after a run with pauses up to `longest`; [] when all is right.
 
     With an even seed the applications stop before the last lock. With an odd one they write on, and
-    through a second run, which takes up what came after the lock of the first.
+    through a second run, which replays what came after the lock of the first.
     """
     with _few_keys_a_batch(), ExitStack() as stack:
         made: list[Engine] = []

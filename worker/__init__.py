@@ -15,7 +15,7 @@ def __getattr__(name: str) -> Any:
     try:
         from worker.app import app
     except MigrationError as error:
-        # A wrong setting: whoever starts a worker needs its name, and no traceback.
+        # A wrong setting: the operator needs its name, and no traceback.
         print(f"Error: {error.message}\n{error.hint}", file=sys.stderr)
         sys.exit(error.exit_status)
     return app

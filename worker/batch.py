@@ -40,8 +40,9 @@ PLANNING = """
 SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off;
 SET LOCAL max_parallel_workers_per_gather = 0
 """
-# Nobody waits for the disk: a crash of the server loses the last commits whole, rows and ledger
-# alike, and what is lost is claimed again. Closing a stage waits, and so for all that is before it.
+# Commits do not wait for the disk: a crash of the server loses the last commits whole, rows and
+# ledger alike, and their batches are claimed again. Closing a stage waits for the disk, and so for
+# all commits before it.
 UNHURRIED = "SET LOCAL synchronous_commit = off"
 # A worker that sees other tables is not to go through the queue meanwhile.
 STRANGER_SECONDS = 1.0
@@ -52,7 +53,7 @@ _catalogs: dict[tuple[object, ...], Context] = {}
 def run(
     engine: Engine, settings: Settings, run_id: str, batch_id: int, worker: str
 ) -> dict[str, str]:
-    """Do one batch, if it is to be had; returns {"outcome": …}, one of skipped, done, lost, failed.
+    """Do one batch, if it can be claimed; returns {"outcome": …}: skipped, done, lost or failed.
 
     Safe to call for any id, any number of times, at the same time: the claim decides.
     """
@@ -80,10 +81,10 @@ def run(
         time.sleep(STRANGER_SECONDS)
         return ended
     except Stopped as error:
-        logger.warning("batch handed back", error=error.message)
+        logger.warning("batch released", error=error.message)
         return _give_up(engine, claim, claims.release, error.message)
     except Transient as error:
-        logger.warning("batch handed back", error=error.message)
+        logger.warning("batch released", error=error.message)
         return _give_up(engine, claim, claims.hand_back, error.message)
     except MigrationError as error:
         logger.error("batch failed", error=error.message)
@@ -107,7 +108,7 @@ def _give_up(
     except LeaseLost:
         return {"outcome": "lost"}
     except DBAPIError as failure:
-        # Nobody can be told now: the lease runs out.
+        # The ledger cannot be reached: the lease will expire.
         log.warning("batch left alone", batch=claim.batch_id, error=classify(failure).message)
         return {"outcome": "lost"}
     return {"outcome": "failed"}

@@ -42,10 +42,10 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
 
 
 def _first(trial: _Trial, context: Context, scope: Scope) -> Counts:
-    """The whole scope: hopefully, and where that was in vain, with care."""
+    """The whole scope: optimistically, and where that fails, with all guards."""
     if not (context.is_repeat or scope.again):
         try:
-            return trial.run(replace(scope, is_hopeful=True))
+            return trial.run(replace(scope, is_optimistic=True))
         except BadRow:
             trial.undo()
     return trial.run(scope)
@@ -149,9 +149,9 @@ class _Trial:
         was_tried = self._has_failed
         if was_tried:
             self.undo()
-        hanging = step.part_keys_in(context, scope)
+        dependents = step.part_keys_in(context, scope)
         self.statements += 1
-        self._dependents = parts = hanging if scope.parts is None else scope.parts
+        self._dependents = parts = dependents if scope.parts is None else scope.parts
         if parts:
             try:
                 counts = self.run(scope.with_parts([]), 1)
@@ -167,9 +167,9 @@ class _Trial:
                 error = alone
         self._refuse(step.entity, scope.keys or (), error, lambda: self._rows_after(scope))
         counts = {self._plural: {"total": 1, "quarantined": 1}}
-        if hanging:
-            self._rejected.append((step.part_entity, hanging, OWNER_QUARANTINED, error))
-            counts[self._part_plural] = {"total": len(hanging), "quarantined": len(hanging)}
+        if dependents:
+            self._rejected.append((step.part_entity, dependents, OWNER_QUARANTINED, error))
+            counts[self._part_plural] = {"total": len(dependents), "quarantined": len(dependents)}
         return counts
 
     def _parts(self, scope: Scope, parts: Sequence[str], error: MigrationError) -> Counts:

@@ -10,7 +10,7 @@ from producer.broker.transport import Moved
 
 
 class Consumer(CelerysConsumer):
-    """Connects anew where the process works for another ledger now; tasks under way go on."""
+    """Connects anew where the process works for another ledger now; running tasks continue."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         # At each connection, mingling waits a second for what other workers know of revoked

@@ -1,8 +1,8 @@
-"""Settling a run: what the application wrote last is taken up, verified, and the run may end.
+"""The cutover: replays and verifies what the application wrote last, so that the run may end.
 
 Rounds without a lock bring the number of captured changes down to a few; then, in one short
-transaction in which nobody writes to the legacy tables, the rest. What comes after belongs to the
-next run.
+transaction in which no other session writes to the legacy tables, the rest. What comes after
+belongs to the next run.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ ROUNDS = 50
 def run(
     engine: Engine, read: Callable[[Connection], Context], claim: Claim, watch: Watch
 ) -> Counts:
-    """Take up all captured changes, the last ones under the lock; `read` gives the context.
+    """Replay all captured changes, the last ones under the lock; `read` gives the context.
 
-    Raises Transient when the lock was not to be had: some session writes without an end.
+    Raises Transient when the lock was not granted: some session writes without a pause.
     """
     at_most = KEYS_A_BATCH // 2
     for attempt in range(ATTEMPTS):
@@ -55,7 +55,7 @@ def run(
         except Transient:
             pass
         except TooBig:
-            # What takes so long (a row to be quarantined, perhaps) is taken up without the lock.
+            # What takes so long (a row to be quarantined, perhaps) is replayed without the lock.
             at_most = 0
         watch.sleep(min(2.0, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
     raise Transient("The legacy tables stayed locked by another session", hint=LOCKED)
@@ -72,7 +72,7 @@ def _time_limit(connection: Connection, end: float) -> Iterator[None]:
         left = int(1000 * (end - time.monotonic()))
         if left <= 0:
             raise TooBig("The time for which the tables may be locked is over")
-        # In vain before a rollback to a savepoint; a lost connection shows in the statement itself.
+        # It fails before a rollback to a savepoint; a lost connection shows in the statement.
         with suppress(psycopg2.Error):
             cursor.execute(f"SET LOCAL statement_timeout = {left}")
 

@@ -1,7 +1,7 @@
-"""A worker that is told to stop: what it has not finished after a while, it hands back.
+"""A worker that is told to stop: what it has not finished after a while, it releases.
 
-Celery's warm shutdown waits for the tasks under way, however long they take, and whoever sent the
-SIGTERM kills the worker when its patience ends: after 10 seconds in Docker, 30 in Kubernetes.
+Celery's warm shutdown waits for running tasks, however long they take. Docker kills the worker
+10 seconds after its SIGTERM, Kubernetes 30.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from celery.signals import worker_shutting_down
 
 from models.errors import Stopped
 
-# Most batches take two; what is handed back has the rest of Docker's ten to be undone.
+# Most batches take two; what is released has the rest of Docker's ten to be undone.
 GRACE_SECONDS = 5.0
 
 # A child whose task had not been noted as begun when the signal came waits for an answer that never
@@ -41,7 +41,7 @@ def is_due() -> bool:
 
 
 def check() -> None:
-    """Raise Stopped when it is time to hand back what is under way."""
+    """Raise Stopped when it is time to release what is under way."""
     if is_due():
         raise Stopped("The worker was told to stop")
 

@@ -20,7 +20,7 @@ from worker import batch, throttle
 # time, below the broker's visibility timeout, so that the message never runs in two places.
 HARD_LIMIT_SECONDS = 1800
 
-# An index of a large table may take hours, and cannot be taken up where it was: no limit.
+# An index of a large table may take hours, and cannot be resumed where it was: no limit.
 BATCH_TASKS: dict[str, int | None] = {
     f"migration.{step.name}": HARD_LIMIT_SECONDS if step.transactional else None
     for step in (*current.migration().steps, *current.migration().undo_steps)

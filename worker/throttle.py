@@ -1,4 +1,4 @@
-"""Giving way: no batch is begun while the database shows strain.
+"""Throttling: workers start no batch while the database shows strain.
 
 What is under way ends, so the strain that a batch may add is that of the batches already claimed.
 A worker that waits holds a message and nothing else: no claim, no transaction.
@@ -58,7 +58,7 @@ class Throttle:
             if self._why or before:
                 _say(engine, run_id, self._why)
         except DBAPIError as failure:
-            # Whoever claims the batch will meet the same, and knows what to do about it.
+            # The worker that claims the batch meets the same error, and handles it.
             log.warning("no look at the signals", error=classify(failure).message)
             self._why = None
         self._looked = time.monotonic()

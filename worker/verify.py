@@ -1,7 +1,7 @@
 """Verification and reconciliation of one page: store each difference, count what was checked.
 
-While the application writes, a row may differ because its change waits to be taken up. Such a row
-is excused here: whoever takes the change up verifies the row at once.
+While the application writes, a row may differ because its change waits for its replay. Such a row
+is excused here: the replay of the change verifies the row at once.
 """
 
 from __future__ import annotations
@@ -32,5 +32,5 @@ def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
 
 
 def recheck(context: Context, step: Step, scope: Scope) -> Counts:
-    """Check keys that were taken up late, after the verification of their pages."""
+    """Check keys that were replayed late, after the verification of their pages."""
     return {"differences": store(context, VERIFICATION, step.recheck(context, scope), scope)}

@@ -1,7 +1,7 @@
 """Rule 9 for subscriptions whose owner does not exist: no page of users would ever reach them.
 
 They are found by pages of users all the same: a range of users is a range of the subscriptions'
-`user_id`, where both sort alike, and whoever is in the one and not in the other is missing. A
+`user_id`, where both sort alike; a user in the first and not in the second is missing. A
 list holds keys of subscriptions.
 """
 

@@ -50,7 +50,7 @@ class Scope:
     # Tried first, as if no row were there yet and every document took the shape of its column:
     # looking for each row before it is inserted, and parsing each document so that a failure
     # costs that row only, is a fifth of a batch's time.
-    is_hopeful: bool = False
+    is_optimistic: bool = False
 
     def condition(self, column: str, base_type: str) -> str:
         """SQL condition that `column` lies in this scope; binds :low, :high, :keys."""
@@ -75,7 +75,7 @@ class Scope:
 
     def unless_there(self, columns: str, do: str = "NOTHING") -> str:
         """The ON CONFLICT clause for a unique key; none where a conflict is not expected."""
-        return "" if self.is_hopeful else f"ON CONFLICT ({columns}) DO {do}"
+        return "" if self.is_optimistic else f"ON CONFLICT ({columns}) DO {do}"
 
     @property
     def parameters(self) -> dict[str, Any]:

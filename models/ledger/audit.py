@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from models.ledger.tables import audit
 
-# Who acts and from where, when it is not whoever runs this process.
+# Who acts and from where, when it is not the user of this process.
 _acting: ContextVar[tuple[str, str] | None] = ContextVar("acting", default=None)
 
 

@@ -1,4 +1,4 @@
-"""What may happen to a batch: claimed with a lease, renewed, completed, failed, handed back.
+"""What may happen to a batch: claimed with a lease, renewed, completed, failed, released.
 
 A claim raises the attempt number, and every later write stands on that number: a worker that
 comes back after its lease expired finds it raised, and changes nothing.
@@ -28,8 +28,8 @@ from models.ledger.tables import (
 
 LEASE_SECONDS = 20
 # After so many leases that ran out a batch is split, so that what kills its workers is found.
-MAX_LAPSES = 3
-# After being handed back so often it fails: what it waits for does not pass.
+MAX_LEASE_EXPIRIES = 3
+# After being released so often it fails: what it waits for does not pass.
 MAX_HAND_BACKS = 5
 
 
@@ -55,15 +55,15 @@ def is_expired() -> sa.ColumnElement[bool]:
     return sa.and_(batches.c.state == "running", batches.c.lease_until < sa.func.clock_timestamp())
 
 
-def lapses_too_often() -> sa.ColumnElement[bool]:
+def expires_too_often() -> sa.ColumnElement[bool]:
     """Condition on `batches` with an expired lease: it is to be split, not tried again."""
-    return batches.c.lapses + 1 >= MAX_LAPSES
+    return batches.c.lapses + 1 >= MAX_LEASE_EXPIRIES
 
 
 def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Claim | None:
-    """Claim a batch that waits, or whose lease expired; None when it is not to be had.
+    """Claim a batch that waits, or whose lease expired; None when it cannot be claimed.
 
-    It is not to be had while an earlier stage is open, or when the run is paused or over.
+    It cannot be claimed while an earlier stage is open, or when the run is paused or over.
 
     Counts on the primary key of `batches`, and on the row lock of the UPDATE: of two workers at
     the same moment the second one finds the state changed.
@@ -106,7 +106,7 @@ def _claiming() -> sa.sql.dml.ReturningUpdate[Any]:
             runs.c.id == batches.c.run_id,
             runs.c.state.in_(WORKED_ON),
             ~is_early,
-            sa.or_(batches.c.state == "pending", sa.and_(is_expired(), ~lapses_too_often())),
+            sa.or_(batches.c.state == "pending", sa.and_(is_expired(), ~expires_too_often())),
         )
         .returning(batches)
     )

@@ -35,7 +35,7 @@ RUN_TRANSITIONS = {
     ("failed", "running"): "an operator retries, verifies or reconciles it",
     ("completed", "rolling_back"): "an operator rolls it back",
     ("completed_with_quarantine", "rolling_back"): "an operator rolls it back",
-    ("failed", "rolling_back"): "an operator rolls it back, or goes on with that",
+    ("failed", "rolling_back"): "an operator rolls it back, or continues the rollback",
     ("cancelled", "rolling_back"): "an operator rolls it back",
     ("rolled_back", "rolling_back"): "an operator undoes by force what was kept",
     ("rolling_back", "rolled_back"): "all that it wrote is undone, or kept as a conflict",
@@ -54,7 +54,7 @@ BATCH_TRANSITIONS = {
     ("pending", "running"): "a worker claims it: a lease, and the next attempt number",
     ("running", "running"): "its lease expired, and another worker claims it",
     ("running", "done"): "its rows and this state commit together, while the attempt stands",
-    ("running", "pending"): "its lease expired, or its worker hands it back for now",
+    ("running", "pending"): "its lease expired, or its worker releases it for now",
     ("running", "failed"): "it cannot be done, not even row by row",
     ("running", "split"): "it took its worker down too often: smaller batches stand for it",
     ("running", "quarantined"): "the same, and it was one row: that is quarantined",
@@ -94,14 +94,14 @@ runs = sa.Table(
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
     sa.Column("state", sa.Text, nullable=False, server_default="preparing"),
-    # Taken up again after it, or a later run, was complete: what it had written may have changed
-    # since in the new application, and is no more its own than what an earlier run wrote.
+    # The run was resumed after it, or a later run, was complete. The new application may have
+    # changed what the run wrote, so its rows are treated like those of an earlier run.
     sa.Column("handed_over", sa.Boolean, nullable=False, server_default=sa.false()),
     # A rollback undoes what somebody changed since, too.
     sa.Column("forced", sa.Boolean, nullable=False, server_default=sa.false()),
     # Its before-images were dropped: it can no longer be rolled back.
     _now("forgotten_at", null=True),
-    # Why no batch is begun at present, and when a worker said so last: it says so every second.
+    # Why workers start no batch at present, and when a worker last reported it (every second).
     sa.Column("throttled_by", sa.Text),
     _now("throttled_at", null=True),
     sa.Column("grants", pg.JSONB, nullable=False),
@@ -167,7 +167,7 @@ batches = sa.Table(
     sa.Column("rows", sa.Integer, nullable=False, server_default="0"),
     sa.Column("state", sa.Text, nullable=False, server_default="pending"),
     sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
-    # Since it was retried last: leases that ran out, and times that it was handed back.
+    # Since it was retried last: leases that ran out, and times that it was released.
     sa.Column("lapses", sa.Integer, nullable=False, server_default="0"),
     sa.Column("hand_backs", sa.Integer, nullable=False, server_default="0"),
     # Ever: leases that ran out, and times that the reconciler published it again.
@@ -269,7 +269,7 @@ conflicts = sa.Table(
     sa.Column("holds", sa.Text),
     sa.Index("conflicts_holding", "run_id", "holds"),
 )
-# What the application changed in the legacy tables while a run was open, and nobody took up yet.
+# What the application changed in the legacy tables while a run was open, until it is replayed.
 # Only ever inserted and deleted, so that no two writers of the application wait for each other.
 changes = sa.Table(
     "changes",

@@ -232,7 +232,7 @@ def _blocking(tables: Iterable[Table], sources: Sources) -> Iterator[Obstacle]:
         yield Obstacle(
             TARGET,
             f"foreign keys that keep {plural} from being deleted: {', '.join(keys)}",
-            f"Give them ON DELETE CASCADE, if the application is to go on deleting {plural}.",
+            f"Give them ON DELETE CASCADE, if the application must still delete {plural}.",
             is_fatal=False,
         )
 

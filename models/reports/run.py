@@ -119,7 +119,7 @@ class Recovery(BaseModel):
 
 
 class Live(BaseModel):
-    """What goes on in a run that is open."""
+    """What happens in an open run."""
 
     hands: list[Hand] = Field(default_factory=list)
     recovery: Recovery | None = None

@@ -80,7 +80,7 @@ def publish_window(messages: Sequence[Message]) -> None:
 
 
 def publish_again(messages: Sequence[Message]) -> None:
-    """Publish messages outside any chord: what was lost, and what was handed back."""
+    """Publish messages outside any chord: what was lost, and what was released."""
     _publish(messages)
 
 

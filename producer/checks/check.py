@@ -42,7 +42,7 @@ GIGABYTE = 10**9
 DISK_BYTES, MEMORY_BYTES, CORES = GIGABYTE, 4 * GIGABYTE, 2
 OLDEST_FASTAPI = (0, 68)
 CLOCK_SECONDS = OPENAPI_SECONDS = 5.0
-# Whoever holds a lock for longer, or is in a transaction for longer, is in the way.
+# A session that holds a lock, or is in a transaction, for longer is in the way.
 LOCK_SECONDS, TRANSACTION_SECONDS = 5, 60
 _READING = "ISOLATION LEVEL READ COMMITTED, READ ONLY"
 

@@ -114,7 +114,7 @@ def _rehearse(connection: Connection, settings: Settings, most: int) -> Rehearsa
 
 
 def open_run(connection: Connection, settings: Settings, run_id: str) -> Any:
-    """A run to try with, in no open state: whoever opens one meanwhile does not wait for it."""
+    """A run to try with, in no open state, so that opening a real run does not wait for it."""
     return connection.execute(
         sa.insert(runs)
         .values(
@@ -232,9 +232,9 @@ def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
     if stage in (VERIFICATION, RECONCILIATION) and step.stage != VERIFICATION:
         find_differences(context, stage, step, scope)
         return
-    # As a run does it: hopefully, then with care; a row that the database refuses even so would be
-    # quarantined, and a rehearsal goes on.
-    for attempt in (replace(scope, is_hopeful=True), scope):
+    # As a run does it: optimistically, then with all guards. A run would quarantine a row that the
+    # database refuses even then, so a rehearsal continues.
+    for attempt in (replace(scope, is_optimistic=True), scope):
         try:
             with context.connection.begin_nested():
                 step.prepare(context, attempt)

@@ -276,7 +276,7 @@ def _all_stages(context: Context, rows: Sample, found: Trial) -> None:
 
 
 def _keys(context: Context, step: Step, rows: Sample) -> list[str] | None:
-    """What the trial gives to a step; None for steps that change the schema or take up changes."""
+    """What the trial gives to a step; None for steps that change the schema or replay changes."""
     if step.is_late or step.is_settling or not step.transactional:
         return None
     table = step.table(context)
@@ -345,9 +345,9 @@ def _bisect(
 def _attempt(context: Context, step: Step, keys: Sequence[str]) -> DBAPIError | None:
     """Apply the step to these keys as a batch does; the error, where the database refuses it."""
     scope = Scope(keys=tuple(keys))
-    hopeful = [] if context.is_repeat else [replace(scope, is_hopeful=True)]
+    optimistic = [] if context.is_repeat else [replace(scope, is_optimistic=True)]
     failed: DBAPIError | None = None
-    for attempt in (*hopeful, scope):
+    for attempt in (*optimistic, scope):
         try:
             with context.connection.begin_nested():
                 step.prepare(context, attempt)

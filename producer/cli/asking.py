@@ -69,7 +69,7 @@ def wait_for(run_id: str) -> tuple[RunReport, int]:
 
 
 def require_terminal(question: str, yes: bool) -> None:
-    """Raise Misconfigured where the question can be asked of nobody."""
+    """Raise Misconfigured where there is no terminal to ask the question on."""
     if not yes and not sys.stdin.isatty():
         raise Misconfigured(f"{question} There is no terminal to ask.", hint="Add --yes.")
 

@@ -128,7 +128,7 @@ def pause(run: str | None) -> Any:
 @command(cli, "resume")
 @RUN
 def resume(run: str | None) -> Any:
-    """Go on with a paused or cancelled run."""
+    """Resume a paused or cancelled run."""
     from producer import connect
     from producer.runs import control
 
@@ -139,7 +139,7 @@ def resume(run: str | None) -> Any:
 @RUN
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cancel(run: str | None, yes: bool) -> Any:
-    """Stop a run; what it wrote stays, is consistent, and `resume` goes on with it."""
+    """Stop a run; what it wrote stays, is consistent, and `resume` continues it."""
     from producer.reports import status as report
     from producer.runs import control
 

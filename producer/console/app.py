@@ -255,6 +255,6 @@ def _act(app: Flask, engine: Engine, settings: Settings) -> None:
             except MigrationError as error:
                 flash(f"{error.message}. {error.hint}")
             except REDIS_ERRORS:
-                flash("Noted in the ledger. Redis does not answer: it goes on when Redis does.")
+                flash("Noted in the ledger. Redis does not answer: the run continues when it does.")
         log.info("action", action=action, run=run_id)
         return redirect(url_for("run", run_id=run_id), 303)

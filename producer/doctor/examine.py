@@ -30,7 +30,7 @@ from producer.runs import advance, reconciler
 
 def examine(engine: Engine, settings: Settings, run_id: str | None) -> Diagnosis:
     """Look at a run, fix what can be fixed, and say both; raises UnknownRun."""
-    # The sessions first: whoever waits for a lock gives up after some seconds, and tries again.
+    # The sessions first: one that waits for a lock gives up after some seconds, and tries again.
     with transaction(engine) as connection:
         before = symptoms.ledger(connection, run_id)
         blockers = symptoms.blockers(connection)
@@ -97,7 +97,7 @@ def _publish_lost(engine: Engine, before: Ledger, redis: Broker) -> None:
 
 
 def _fixed(before: Ledger, after: Ledger) -> dict[str, Fixed]:
-    """What stood still before and goes on now, by kind."""
+    """What was stuck before and continues now, by kind."""
     if not before.is_moving:
         return {}
     now = after.batches

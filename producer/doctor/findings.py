@@ -98,9 +98,9 @@ def _run(seen: Seen) -> Iterator[Finding]:
             + (f". {run.error}" if run.error else ""),
             "Fix what the message names, then: producer resume"
             if run.error
-            else "Go on with it: producer resume",
+            else "Continue it: producer resume",
         ),
-        "cancelled": ("is cancelled", "Go on with it: producer resume"),
+        "cancelled": ("is cancelled", "Continue it: producer resume"),
         "failed": (f"failed: {run.error}", "Fix what it names, then: producer retry --wait"),
         "completed": ("is completed: it waits for nothing", ""),
         "completed_with_quarantine": (
@@ -118,8 +118,8 @@ def _throttled(seen: Seen) -> Iterator[Finding]:
     if seen.after.throttled_by:
         yield Finding(
             kind="throttled",
-            message=f"No batch is begun, for the database's sake: {seen.after.throttled_by}",
-            hint="It goes on by itself; the limits are in MIGRATION_THROTTLE of the workers.",
+            message=f"Workers start no batch, to spare the database: {seen.after.throttled_by}",
+            hint="It continues by itself; the limits are in MIGRATION_THROTTLE of the workers.",
         )
 
 
@@ -162,7 +162,7 @@ def _workers(seen: Seen) -> Iterator[Finding]:
             if not state.workers and (state.batches or state.messages):
                 yield Finding(
                     kind="unserved_queue",
-                    message=f"Nobody serves the queue {name}, where {state.batches} batches and"
+                    message=f"No worker serves the queue {name}, where {state.batches} batches and"
                     f" {state.messages} messages wait",
                     hint=f"Start a worker for it: celery -A worker worker --queues {name}",
                 )
@@ -235,7 +235,7 @@ def _errors(seen: Seen) -> Iterator[Finding]:
     for batch in [b for b in seen.before.of("pending") if symptoms.was_handed_back(b)][:MOST_NAMED]:
         yield Finding(
             kind="handed_back",
-            message=f"Batch {batch.id} was handed back at attempt {batch.attempt}: {batch.error}",
+            message=f"Batch {batch.id} was released at attempt {batch.attempt}: {batch.error}",
             hint="It is tried again. 55P03 and 40P01 are locks of another session.",
         )
     failed = seen.before.of("failed") if seen.after.is_moving else []

@@ -107,7 +107,7 @@ def news(console: Console, found: RunReport, before: RunReport | None) -> None:
         )
     was = before and before.throttled_by
     if found.throttled_by and not was:
-        console.print(f"Throttled: {found.throttled_by}; it goes on by itself")
+        console.print(f"Throttled: {found.throttled_by}; it continues by itself")
     elif was and not found.throttled_by:
         console.print("Going on")
     recovery, last = (report and report.live and report.live.recovery for report in (found, before))
@@ -134,7 +134,7 @@ def _facts(found: RunReport) -> Iterator[tuple[str, str]]:
     if len(found.live.hands) > MOST_HANDS:
         yield "", f"and {len(found.live.hands) - MOST_HANDS} more"
     if found.throttled_by:
-        yield "throttled", f"{found.throttled_by}; it goes on by itself"
+        yield "throttled", f"{found.throttled_by}; it continues by itself"
     if found.live.recovery:
         yield "reconciler", recovered(found.live.recovery)
 

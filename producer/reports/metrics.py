@@ -88,7 +88,12 @@ def _of_report(found: RunReport) -> Iterator[Metric]:
     run = [((found.run_id, found.state), 1)]
     yield _gauge("run_info", "The newest run and its state", ["run", "state"], run)
     yield _gauge("run_seconds", "How long the run has taken", [], [((), found.seconds)])
-    yield _gauge("throttled", "Whether no batch is begun", [], [((), found.throttled)])
+    yield _gauge(
+        "throttled",
+        "Whether workers start no batch",
+        [],
+        [((), found.throttled)],
+    )
     if found.eta_seconds is not None:
         yield _gauge("eta_seconds", "Seconds left", [], [((), found.eta_seconds)])
     yield _gauge(
@@ -139,7 +144,7 @@ def _groups(engine: Engine, found: RunReport) -> Sequence[Any]:
     seconds = sa.extract("epoch", columns.finished_at - columns.started_at)
     recent = columns.finished_at > now - sa.text(f"interval '{RATE_SECONDS} seconds'")
     is_done = columns.state == "done"
-    # Nobody works on a batch whose lease ran out.
+    # No worker holds a batch whose lease expired.
     state = sa.case((is_expired(), EXPIRED), else_=columns.state).label("state")
 
     def total(value: Any, *of: Any) -> Any:

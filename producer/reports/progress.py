@@ -161,7 +161,7 @@ def _counting(
 
 
 def last_count(connection: Connection, run_id: str) -> str | None:
-    """Who counted all legacy rows last: the verification, the finish, or nobody yet."""
+    """Which stage last counted all legacy rows: the verification, the finish, or None."""
     found: str | None = connection.scalar(
         sa.select(stages.c.name)
         .where(stages.c.run_id == run_id, stages.c.state == "done")

@@ -62,7 +62,7 @@ def read(engine: Engine, run_id: str | None) -> RunReport:
 def look(engine: Engine, run_id: str | None) -> RunReport:
     """The same without what its batches counted, which takes most of the time.
 
-    For whoever looks again and again: how the legacy rows stand and what was written is missing.
+    For frequent polling: without the legacy rows' totals and without what was written.
     """
     with transaction(engine) as connection:
         return _report(connection, find_run(connection, run_id), is_whole=False)

@@ -25,7 +25,7 @@ _NEXT = {
         " them with --accept KEY; then: producer retry --wait"
     ),
     "failed": "See what differs or failed above. Fix it, then: producer retry --wait",
-    "cancelled": "Go on with it: producer resume",
+    "cancelled": "Continue it: producer resume",
     "rolling_back": "Watch it: producer status --watch",
     "rolled_back": "Migrate again whenever you like: producer enqueue-all --wait",
 }
@@ -46,7 +46,7 @@ def summary(console: Console, found: RunReport) -> None:
         f" ({found.per_second:,.0f} {found.first[0]}/s)"
     )
     if found.throttled_by:
-        console.print(f"[yellow]Throttled:[/] {found.throttled_by}; it goes on by itself")
+        console.print(f"[yellow]Throttled:[/] {found.throttled_by}; it continues by itself")
     standings = _table("legacy rows", "total", "migrated", "quarantined")
     for name, row in found.entities.items():
         standings.add_row(name, f"{row.total:,}", f"{row.migrated:,}", f"{row.quarantined:,}")
@@ -184,7 +184,7 @@ def diagnosis(console: Console, found: Diagnosis) -> None:
             "stage": stage.name,
             "waiting": stage.waiting,
             "unpublished": stage.unpublished,
-            "handed back": stage.handed_back,
+            "released": stage.handed_back,
             "running": stage.running,
             "lease ran out": stage.expired,
             "failed": stage.failed,

@@ -1,4 +1,4 @@
-"""What goes on in an open run: its workers, and the reconciler's last word."""
+"""What happens in an open run: its workers, and the reconciler's last word."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import distinct_on
 from models.ledger.tables import batches, recoveries
 from models.reports.run import Hand, Live, Recovery
 
-# Whoever has held no batch for so long is gone, or has nothing to do here.
+# A worker without a batch for so long has ended, or has nothing to do here.
 GONE_SECONDS = 60
 MOST_HANDS = 50
 
@@ -26,7 +26,7 @@ def _hands(connection: Connection, run_id: str) -> list[Hand]:
     """The worker processes that hold a batch, or held one a moment ago, by name."""
     now = sa.func.clock_timestamp()
     is_held = batches.c.state == "running"
-    # A process holds one batch; one that it lost and that nobody took up yet is the older one.
+    # A process holds one batch; one that it lost and that nobody has claimed yet is the older one.
     held = (
         sa.select(
             *(batches.c.worker, batches.c.id, batches.c.stage, batches.c.attempt),

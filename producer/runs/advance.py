@@ -37,7 +37,7 @@ from producer.broker import namespace
 from producer.broker.queue import Message, publish_window
 from producer.runs import budget, coverage, retry, windows
 
-# One is worked on while the next one waits, so that nobody waits for the last batch of a window.
+# One is worked on while the next one waits: no worker idles at the end of a window.
 WINDOWS = 2
 # Thousands of rows tell enough of keys, and the reading of more holds everybody up.
 _ANALYZE = (
@@ -236,7 +236,7 @@ def _close_stage(connection: Connection, stage: Any, state: str) -> None:
 
 
 def _publish_waiting(connection: Connection, run_id: str, stage: str) -> list[Message]:
-    """Batches of the stage that were never published, or handed back: a retry put them there."""
+    """Batches of the stage that were never published, or released: a retry put them there."""
     taken = connection.execute(
         sa.update(batches)
         .where(batches.c.run_id == run_id, batches.c.stage == stage)

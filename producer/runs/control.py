@@ -13,7 +13,7 @@ from models.engine.retry import Keys
 from models.engine.step import Context, Counts, add, only_written
 from models.errors import Misconfigured, NotAllowed
 from models.ledger import audit, relations, tables
-from models.ledger.claims import MAX_LAPSES
+from models.ledger.claims import MAX_LEASE_EXPIRIES
 from models.ledger.tables import (
     FINISH,
     RECONCILIATION,
@@ -44,7 +44,7 @@ def pause(engine: Engine, run_id: str | None) -> str:
 
 
 def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
-    """Go on with a paused or cancelled run; its failed batches are tried again."""
+    """Resume a paused or cancelled run; its failed batches are tried again."""
     with transaction(engine) as connection:
         run = status.find_run(connection, run_id)
         if run.state not in ("paused", "cancelled"):
@@ -80,7 +80,7 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
     """Try failed batches and open quarantine rows again, then verify, reconcile and finish.
 
     Only those: a quarantined row because of its owner comes with the owner. A run that its error
-    budget has paused goes on with its failed batches from where it is. Raises NotAllowed for any
+    budget has paused continues, its failed batches included. Raises NotAllowed for any
     other that is not over.
     """
     with transaction(engine) as connection:
@@ -286,7 +286,7 @@ def _insert_keys(connection: Connection, run_id: str, found: Keys) -> None:
                 window=0,
                 key_list=keys,
                 rows=len(keys),
-                lapses=MAX_LAPSES - 1 if keys[0] in found.suspects else 0,
+                lapses=MAX_LEASE_EXPIRIES - 1 if keys[0] in found.suspects else 0,
             )
         )
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, RowMapping
 
 from models.engine import current
 from models.engine.step import Context, Counts, Scope, Step, add
-from models.ledger.claims import MAX_LAPSES, Claim, scope_of
+from models.ledger.claims import MAX_LEASE_EXPIRIES, Claim, scope_of
 from models.ledger.quarantine import OWNER_IS_QUARANTINED, OWNER_QUARANTINED, WORKER_DIED
 from models.ledger.tables import RECONCILIATION, VERIFICATION, batches, move_batches, runs
 from models.settings import Settings
@@ -35,24 +35,24 @@ def split(connection: Connection, settings: Settings, batch: RowMapping) -> None
     is_check = batch["stage"] in (VERIFICATION, RECONCILIATION)
     keys = step.keys_in(context, scope)
     is_one_row = len(keys) == 1 and not is_check
-    hanging = step.part_keys_in(context, scope) if is_one_row else []
+    dependents = step.part_keys_in(context, scope) if is_one_row else []
     log.warning("batch split", run=run.id, batch=batch["id"], rows=len(keys))
     if len(keys) > 1:
         _replace(connection, batch, [scope.only(part) for part in _parts(keys)])
     elif step.table(context) is None or is_check:
         error = f"its worker died {batch['lapses'] + 1} times"
         _move(connection, batch, "failed", error=error)
-    elif scope.parts is None and hanging:
-        # The row without what hangs on it; where that passes, `follow` goes on with the parts.
+    elif scope.parts is None and dependents:
+        # The row without its dependents; where that passes, `follow` continues with those.
         _replace(connection, batch, [scope.only(keys).with_parts([])])
     elif scope.parts is not None and len(scope.parts) > 1:
         parts = [scope.with_parts(part) for part in _parts(scope.parts)]
         _replace(connection, batch, parts)
     else:
-        _quarantine(context, step, batch, keys, hanging, scope)
+        _quarantine(context, step, batch, keys, dependents, scope)
         counts: Counts = {}
         if scope.again:
-            # Its change is not to be taken up again, nor is what it had to stay.
+            # Its change must not be replayed again, and what it had must not stay.
             counts = add(step.prepare(context, scope), step.withdraw(context, scope))
         _move(connection, batch, "quarantined", counts=counts)
 
@@ -61,9 +61,9 @@ def follow(connection: Connection, context: Context, claim: Claim) -> None:
     """After a suspect row passed alone: the rows that hang on it, in batches of their own."""
     if claim.scope.parts != ():
         return
-    hanging = current.migration().step(claim.step).part_keys_in(context, claim.scope)
+    dependents = current.migration().step(claim.step).part_keys_in(context, claim.scope)
     batch = connection.execute(sa.select(batches).where(batches.c.id == claim.batch_id))
-    scopes = [claim.scope.with_parts(part) for part in _parts(hanging)]
+    scopes = [claim.scope.with_parts(part) for part in _parts(dependents)]
     _insert(connection, batch.mappings().one(), scopes)
 
 
@@ -72,7 +72,7 @@ def _quarantine(
     step: Step,
     batch: RowMapping,
     keys: Sequence[str],
-    hanging: Sequence[str],
+    dependents: Sequence[str],
     scope: Scope,
 ) -> None:
     """The row that is left, which is a part of one row, or that row with all its parts."""
@@ -85,11 +85,11 @@ def _quarantine(
         message="Its worker died, each time that it came to this row.",
         attempts=batch["lapses"] + 1,
     )
-    if culprit == step.entity and hanging:
+    if culprit == step.entity and dependents:
         step.quarantine(
             context,
             step.part_entity,
-            hanging,
+            dependents,
             reason=OWNER_QUARANTINED,
             message=OWNER_IS_QUARANTINED,
         )
@@ -115,7 +115,7 @@ def _insert(connection: Connection, batch: RowMapping, scopes: list[Scope]) -> N
                 key_list=scope.keys,
                 part_list=scope.parts,
                 rows=0 if scope.parts else len(scope.keys or ()),
-                lapses=MAX_LAPSES - 1,
+                lapses=MAX_LEASE_EXPIRIES - 1,
             )
         )
 

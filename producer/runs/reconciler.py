@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from models.errors import MigrationError
-from models.ledger.claims import is_expired, lapses_too_often
+from models.ledger.claims import expires_too_often, is_expired
 from models.ledger.tables import WORKED_ON, batches, move_batches, recoveries, runs, throttled_by
 from models.postgres.database import classify, transaction
 from models.settings import Settings
@@ -26,7 +26,7 @@ from producer.broker.queue import QUEUES, Message, app, publish_again
 from producer.runs import advance, poison
 
 TICK_SECONDS = 3.0
-# As long as no ledger is there: then its first batches wait for nobody.
+# While there is no ledger: so the first batches of a new one start at once.
 LOOK_SECONDS = 0.3
 # A message that nobody claimed for this long while its queue is empty is lost.
 LOST_SECONDS = 10
@@ -104,7 +104,9 @@ def tick(engine: Engine, settings: Settings) -> int:
 def _reopen_expired(connection: Connection, settings: Settings) -> list[Message]:
     """Batches whose lease ran out go back; one that took its workers down too often is split."""
     suspects = connection.execute(
-        sa.select(batches).where(is_expired(), lapses_too_often()).with_for_update(skip_locked=True)
+        sa.select(batches)
+        .where(is_expired(), expires_too_often())
+        .with_for_update(skip_locked=True)
     )
     found = suspects.mappings().all()
     for batch in found:
@@ -118,7 +120,7 @@ def _reopen_expired(connection: Connection, settings: Settings) -> list[Message]
             republished=batches.c.republished + 1,
             published_at=sa.func.clock_timestamp(),
         )
-        .where(is_expired(), ~lapses_too_often())
+        .where(is_expired(), ~expires_too_often())
         .returning(*_COLUMNS)
     )
     messages = [Message(*row) for row in reopened]

@@ -49,7 +49,7 @@ def read(context: Context, *, quarantined: bool = True) -> list[Keys]:
 def take_up_differences(context: Context) -> None:
     """Let the finish replay what differs, and verify it again, instead of failing the run.
 
-    For a run that was complete: what the application changed while nobody watched differs rightly.
+    For a run that was complete: what the application changed after the capture ended may differ.
     """
     for found in read(context, quarantined=False):
         entity = context.migration.step(found.step).entity

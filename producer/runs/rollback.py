@@ -171,7 +171,7 @@ def _pass_over(connection: Connection, run_id: str) -> None:
 
 
 def _open(connection: Connection, run: Any, force: bool) -> None:
-    """The stages of the rollback; where it had failed on the way, they go on."""
+    """The stages of the rollback; a rollback that failed continues with them."""
     move_run(connection, run.id, "rolling_back", error=None, forced=force)
     of_undo = batches.c.stage.in_(current.migration().undo_stages)
     # A worker that still has one of these finds its claim gone, and changes nothing.

@@ -93,7 +93,7 @@ def _size(connection: Connection, run: Any, stage: str, step: Step) -> partition
         return partition.Size(partition.FIRST_ROWS, pages)
     rows, seconds, workers = recent
     left = progress.rows_of(run, step) - int(cut)
-    # Nothing left by a count that was an estimate: nobody knows how much there is.
+    # The estimate is used up, so how many rows are left is unknown.
     most = partition.LARGEST_ROWS
     if left > 0:
         most = partition.share(left, workers, rows / max(seconds, 0.001))

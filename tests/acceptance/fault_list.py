@@ -40,13 +40,13 @@ FAULTS = (
     # Rows too many, under an id of ours and under another one.
     user("INSERT INTO ai_suites SELECT :made, user_id, name, description, configuration, is_active,"
          " created_at, updated_at FROM ai_suites WHERE id = :suite",
-         ("extra", "ai_suites", "twin")),
+         ("extra", "ai_suites", "duplicate")),
     Fault((f"{COPY_TOOL} suite_id FROM ai_tools WHERE id = :tool",),
-          (("extra", "subscription", "made", "ai_tools", "twin"),)),
+          (("extra", "subscription", "made", "ai_tools", "duplicate"),)),
     Fault((f"{COPY_TOOL.replace(':made', ':stray')} suite_id FROM ai_tools WHERE id = :tool",),
           (("extra", "subscription", "stray", "ai_tools", None),)),
     Fault((f"{COPY_TOOL} suite_id FROM ai_tools WHERE id = :project_tool",),
-          (("extra", "project", "project", "ai_tools", "twin"),)),
+          (("extra", "project", "project", "ai_tools", "duplicate"),)),
     Fault(("INSERT INTO tool_assignments SELECT tool_id, :other, assigned_by, assigned_at,"
            " expires_at, permissions FROM tool_assignments WHERE tool_id = :tool",),
           (("extra", "subscription", "tool", "tool_assignments", None),), "pair"),
@@ -58,7 +58,7 @@ FAULTS = (
           (("extra", "subscription", "made", "tool_usage_logs", None),)),
     Fault(("INSERT INTO tool_usage_logs (id, user_id, tool_id, action) SELECT :made, user_id,"
            " tool_id, action FROM tool_usage_logs WHERE tool_id = :project_tool",),
-          (("extra", "project", "project", "tool_usage_logs", "twin"),)),
+          (("extra", "project", "project", "tool_usage_logs", "duplicate"),)),
     # Rows that belong to somebody else, or to nobody.
     user("UPDATE ai_suites SET user_id = :other WHERE id = :suite",
          ("wrong_owner", "ai_suites", None), pool="bare pair"),

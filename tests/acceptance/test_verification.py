@@ -40,13 +40,13 @@ FAULTS = [
      f" WHERE tool_id = {TOOL}", {"subscription wrong_owner tool_usage_logs": 1,
      "subscription extra tool_usage_logs": 1}),
     (f"INSERT INTO ai_tools (id, {TOOL_COLUMNS}) SELECT 'double', {TOOL_COLUMNS} FROM ai_tools"
-     f" WHERE id = {TOOL}", {"subscription extra ai_tools.twin": 1}),
+     f" WHERE id = {TOOL}", {"subscription extra ai_tools.duplicate": 1}),
     (f"INSERT INTO ai_tools (id, {TOOL_COLUMNS}) SELECT 't-nobody', {TOOL_COLUMNS} FROM ai_tools"
      f" WHERE id = {PROJECT_TOOL}",
-     {"subscription extra ai_tools": 1, "project extra ai_tools.twin": 1}),
+     {"subscription extra ai_tools": 1, "project extra ai_tools.duplicate": 1}),
     (f"INSERT INTO ai_suites (id, user_id, name, configuration, created_at) SELECT 'double',"
      f" user_id, name, configuration, now() + interval '1 hour' FROM ai_suites"
-     f" WHERE id = {SUITE}", {"user extra ai_suites.twin": 1}),
+     f" WHERE id = {SUITE}", {"user extra ai_suites.duplicate": 1}),
     (f"INSERT INTO tool_usage_logs (id, user_id, tool_id, action) SELECT 'double', user_id,"
      f" tool_id, action FROM tool_usage_logs WHERE tool_id = {TOOL}",
      {"subscription extra tool_usage_logs": 1}),

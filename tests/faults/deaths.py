@@ -82,7 +82,7 @@ def comes_back_late(site: Site) -> float:
     for tag in site.redis.zrange(index, 0, -1):
         site.redis.zadd(index, {tag: struck - 7200}, xx=True)
     site.workers[0].is_wanted = True
-    site.must("the message was taken up again", lambda: not site.redis.zcard(index))
+    site.must("the message was consumed again", lambda: not site.redis.zcard(index))
     return struck
 
 

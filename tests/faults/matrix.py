@@ -86,7 +86,7 @@ ROWS = (
     Row(
         "message back after an hour",
         "The worker is killed after COMMIT, and its message's time in Redis is set two hours back:"
-        " the next worker takes it up as after the visibility timeout.",
+        " the next worker consumes it as after the visibility timeout.",
         deaths.comes_back_late,
         kills_workers=True,
         moves_clock=True,

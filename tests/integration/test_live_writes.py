@@ -162,7 +162,7 @@ def test_a_trigger_never_makes_the_applications_write_fail(
             change(engine, "ALTER TABLE migration.elsewhere RENAME TO changes")
 
     ended = go_on(engine, settings, start(engine, settings), before=write)
-    # The change was not captured: the verification says so, and a retry takes it up.
+    # The change was not captured: the verification says so, and a retry replays it.
     assert ended.exit_status == 4 and ended.run_id
     assert set(ended.differences) == {"user wrong_value ai_suites.name"}
     control.retry(engine, settings, ended.run_id)

@@ -102,7 +102,7 @@ def test_no_page_reads_more_than_itself_first_or_again_or_changed(
         whole_run(engine, settings, before=stage.append)
         assert not found, "\n".join(dict.fromkeys(found))
         assert set(stage) >= set(PAGED)
-        # Another run goes over rows that are there, and takes changes up.
+        # Another run goes over rows that are there, and replays changes.
         run_id = start(engine, settings)
 
         def touch(now: str) -> None:

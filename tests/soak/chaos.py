@@ -97,7 +97,7 @@ def _kill(engine: Any, victim: psutil.Process, *, is_main: bool) -> dict[str, An
 
 
 def _look(engine: Any, kills: list[dict[str, Any]]) -> None:
-    """Note when the batches of each kill were taken up again, or replaced by smaller ones."""
+    """Note when the batches of each kill were claimed again, or replaced by smaller ones."""
     for kill in kills:
         if kill["waited"] is None and kill["batches"]:
             still = rows(

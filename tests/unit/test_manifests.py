@@ -80,7 +80,7 @@ def test_a_pod_may_take_longer_to_end_than_any_batch_that_has_a_limit() -> None:
     limits = [limit for limit in BATCH_TASKS.values() if limit]
     assert max(limits) == HARD_LIMIT_SECONDS
     for of in scaled():
-        # One without a limit is handed back, as all are, when the worker is told to stop.
+        # One without a limit is released, as all are, when the worker is told to stop.
         assert of.grace_seconds > HARD_LIMIT_SECONDS > GRACE_SECONDS
 
 

@@ -72,14 +72,14 @@ def system_assigner(context: Context) -> str:
     return "NULL" if points_at_user or not is_text else "'system'"
 
 
-def expected_preferences(context: Context, *, is_hopeful: bool = False) -> str:
+def expected_preferences(context: Context, *, is_optimistic: bool = False) -> str:
     """The preferences of the subscription `s` as jsonb; null where there are none that it takes.
 
-    Hopeful, the statement fails for a document that jsonb does not take.
+    Optimistic, the statement fails for a document that jsonb does not take.
     """
     document = context.sources.subscriptions.columns.get("preferences")
     if document is None:
         return "NULL::jsonb"
-    if document.base == "jsonb" or is_hopeful:
+    if document.base == "jsonb" or is_optimistic:
         return "s.preferences::jsonb"
     return "migration.try_jsonb(s.preferences::text)"

@@ -11,7 +11,7 @@ from models.engine import keys
 from models.engine.step import Context, Counts, Scope, Step
 
 # Only a tool made for this very choice is switched to. `u` is the row as it is locked: a GPT that
-# somebody chose since the snapshot stays, and the change is taken up like any other.
+# somebody chose since the snapshot stays, and the change is replayed like any other.
 _SWITCH = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {active_gpt} AS active_gpt_id,

@@ -52,7 +52,7 @@ _CHECKS = (
     Check(
         "extra",
         "tool_usage_logs",
-        "twin",
+        "duplicate",
         "EXISTS (SELECT FROM {tool_usage_logs} o"
         " WHERE o.tool_id = t.id AND o.action = 'migration' AND o.id <> e.usage_id)",
     ),
@@ -66,7 +66,7 @@ _CHECKS = (
     Check(
         "extra",
         "ai_tools",
-        "twin",
+        "duplicate",
         "EXISTS (SELECT FROM {ai_tools} o WHERE o.suite_id = t.suite_id AND o.id <> t.id"
         " AND o.name = t.name AND o.configuration::jsonb = t.configuration::jsonb)",
     ),

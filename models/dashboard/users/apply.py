@@ -318,7 +318,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "usage_id": keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", subscription_key),
         "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
-        "preferences": preferences(subscriptions, is_hopeful=scope.is_hopeful),
+        "preferences": preferences(subscriptions, is_optimistic=scope.is_optimistic),
         "user_hash": context.sources.hash_by_key("user", "l.id"),
         "subscription_hash": context.sources.hash_by_key("subscription", "s.id"),
         "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
@@ -334,16 +334,16 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     }
 
 
-def preferences(subscriptions: Table, *, is_hopeful: bool = False) -> str:
+def preferences(subscriptions: Table, *, is_optimistic: bool = False) -> str:
     """SQL for the preferences as jsonb: a JSON null for SQL's null, null for what jsonb refuses.
 
-    Hopeful, the statement fails for what a json column holds and jsonb refuses, which is rare.
+    Optimistic, the statement fails for what a json column holds and jsonb refuses, which is rare.
     """
     column = subscriptions.columns.get("preferences")
     if column is None:
         return "'{}'::jsonb"
     name = f"s.{quote('preferences')}"
-    if column.base == "jsonb" or (column.base == "json" and is_hopeful):
+    if column.base == "jsonb" or (column.base == "json" and is_optimistic):
         return f"coalesce({name}::jsonb, 'null'::jsonb)"
     return f"CASE WHEN {name} IS NULL THEN 'null'::jsonb ELSE migration.try_jsonb({name}::text) END"
 

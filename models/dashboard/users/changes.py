@@ -19,7 +19,7 @@ from models.engine.step import Context, Counts, Scope
 from models.postgres.keys import key_from_text, list_cast
 
 # Tools that come from another user, or go to one: the batch of the old owner takes them away, or
-# the new one has them. All batches lock theirs at once, in one order: none waits in a ring.
+# the new one has them. Every batch locks its rows in one statement and in one order: no deadlock.
 _LOCK_MOVED = """
 SELECT count(*) FROM (
   SELECT FROM {ai_tools} t WHERE t.id = ANY(ARRAY(

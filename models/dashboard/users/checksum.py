@@ -141,7 +141,7 @@ def tally(context: Context, scope: Scope) -> str:
         version=exact(subscriptions, "version", "NULL"),
         status=word(exact(subscriptions, "status", "'active'")),
         is_active=optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
-        preferences=expected_preferences(context, is_hopeful=scope.is_hopeful),
+        preferences=expected_preferences(context, is_optimistic=scope.is_optimistic),
         assigned_by=system_assigner(context),
         tool_asked=_tool("e.tool_id", "e.user_id", "e.name", "e.version", "e.is_active",
                          "e.preferences"),

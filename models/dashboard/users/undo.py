@@ -22,7 +22,7 @@ from models.engine.rollback import NOTE, lock_rows, note_refused
 from models.engine.step import Context, Counts, Scope, Step, add, counts
 from models.postgres.catalog import Table, quote
 
-# With the lock, no row can be hung on one of these; whoever tries waits for what becomes of it.
+# With the lock, the insert of a row that depends on one of these waits for this transaction.
 _LOCK_SUITES = """
 SELECT count(*) FROM (
   SELECT FROM {ai_suites} s WHERE {suites_scope} ORDER BY s.id FOR UPDATE) AS locked

@@ -66,7 +66,7 @@ _USER_CHECKS = (
     Check(
         "extra",
         "ai_suites",
-        "twin",
+        "duplicate",
         "EXISTS (SELECT FROM {ai_suites} e WHERE e.user_id = u.id AND e.id <> s.id"
         " AND e.name = s.name AND e.configuration::jsonb = s.configuration::jsonb)",
     ),
@@ -174,8 +174,9 @@ WHERE ({differs}) AND found.differs
 """
 
 # Rows that the migration made (their ids say so) and that no standing legacy row asks for, and
-# twins: rows made during the run that repeat a migrated one under another id. What an earlier run
-# made may stay while its legacy row is quarantined, or since the new application uses it.
+# duplicates: rows made during the run that repeat a migrated one under another id. What an
+# earlier run made may stay while its legacy row is quarantined, or where the new application uses
+# it.
 _EXTRA = """
 WITH page AS MATERIALIZED (SELECT u.id FROM {users} u WHERE {scope}),
 legacy AS MATERIALIZED (
@@ -213,7 +214,7 @@ judged AS MATERIALIZED (
 )
 SELECT 'extra', j.entity, j.id, 'ai_tools', NULL FROM judged j WHERE j.is_extra
 UNION ALL
-SELECT 'extra', 'subscription', t.id, 'ai_tools', 'twin'
+SELECT 'extra', 'subscription', t.id, 'ai_tools', 'duplicate'
 FROM tools t JOIN tools o
   ON o.suite_id = t.suite_id AND o.name = t.name AND o.tool_type = t.tool_type
   AND o.configuration = t.configuration AND o.version IS NOT DISTINCT FROM t.version

@@ -166,7 +166,7 @@ class Removed(Step):
 
 
 class LateRemoved(Removed):
-    """The same once the last change is taken up, so that what is left decides how the run ends."""
+    """The same once the last change is replayed, so that what is left decides how the run ends."""
 
     name = "late_removed"
     stage = "finish"

@@ -27,7 +27,7 @@ class Check(NamedTuple):
 
 
 def read_account(context: Context, step: Step, scope: Scope) -> Any:
-    """The page's counts and sums, None for a step without: hopefully, and in vain with care."""
+    """The page's counts and sums, None for a step without; optimistic first, then guarded."""
 
     def read(scope: Scope) -> Any:
         statement = step.account(context, scope)
@@ -36,7 +36,7 @@ def read_account(context: Context, step: Step, scope: Scope) -> Any:
 
     try:
         with as_ours(), context.connection.begin_nested():
-            return read(replace(scope, is_hopeful=True))
+            return read(replace(scope, is_optimistic=True))
     except BadRow:
         return read(scope)
 

@@ -99,7 +99,7 @@ class Capture(Step):
 
 
 class Release(Step):
-    """Takes the triggers away again, with what they noted since the last change was taken up."""
+    """Takes the triggers away again, with what they noted since the last change was replayed."""
 
     name = "release"
     stage = "finish"
@@ -119,13 +119,13 @@ class Release(Step):
 
 
 def _alter(connection: Connection, statements: Sequence[str]) -> None:
-    """In the batch's own transaction, which fails where the table's lock is not to be had soon."""
+    """In the batch's own transaction, which fails where it does not get the table's lock soon."""
     limit = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
     connection.exec_driver_sql("; ".join([limit, *statements]))
 
 
 def require_triggers(context: Context) -> None:
-    """Raise Misconfigured where a trigger is gone or disabled: then nobody knows what changed."""
+    """Raise Misconfigured where a trigger is missing or disabled: changes were not captured."""
     for table in context.sources.values():
         if not _has_triggers(context.connection, table):
             raise Misconfigured(

@@ -30,7 +30,7 @@ def lock(context: Context) -> None:
     """Keep writers off the source tables until the transaction ends; readers are not blocked."""
     connection = context.connection
     names = ", ".join(table.sql for table in context.sources.values())
-    # A vacuum of the server's own gives way to whoever waits beyond deadlock_timeout: in a mode
+    # Autovacuum gives way to a session that waits longer than deadlock_timeout: in a mode
     # that no writer notices.
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
     connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE UPDATE EXCLUSIVE MODE")

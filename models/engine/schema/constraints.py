@@ -1,7 +1,7 @@
 """Contract: foreign keys and defaults, then validation and NOT NULL; and the helper index goes.
 
 A table's keys are a batch, safe to repeat, and hold no lock beyond `lock_timeout`. Between
-the two halves `settle.py` takes up the last changes: from the first half on, the keys delete what
+the two halves the cutover replays the last changes: from the first half on, the keys delete what
 hangs on a row that the application deletes, and the second half finds nothing left over.
 """
 
