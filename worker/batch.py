@@ -141,7 +141,7 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
     step = current.migration().step(claim.step)
     if claim.stage not in (VERIFICATION, RECONCILIATION) and not step.transactional:
         return _apply_outside(engine, settings, claim, step, watch)
-    if step.is_settling:
+    if step.is_cutover:
         read = functools.partial(_context, settings=settings, claim=claim)
         return cutover.run(engine, read, claim, watch)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.

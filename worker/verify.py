@@ -20,7 +20,7 @@ def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
         return step.apply(context, scope)
     row = read_account(context, step, scope)
     statements = step.differences(context, scope)
-    if not getattr(row, "tallies", False):
+    if not getattr(row, "matches", False):
         statements = [*statements, *step.details(context, scope)]
     found = store(context, stage, statements, scope)
     if stage == RECONCILIATION:

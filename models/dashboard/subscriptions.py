@@ -78,7 +78,7 @@ WHERE q.entity = 'subscription' AND q.state IN ('open', 'accepted') AND {theirs}
 
 _ACCOUNT = """
 SELECT count(*) AS subscriptions, count(q.legacy_key) AS subscriptions_quarantined,
-  count(*) = count(q.legacy_key) AS tallies
+  count(*) = count(q.legacy_key) AS matches
 FROM ({stray}) AS s
 LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.legacy_key
   AND q.state IN ('open', 'accepted')

@@ -200,7 +200,7 @@ class Step:
     # Applied after the verification: each batch verifies its own rows at once (see `recheck`).
     is_late: bool = False
     # Runs in transactions of its own, the last one under a lock (`worker.cutover`).
-    is_settling: bool = False
+    is_cutover: bool = False
     # Overrides `key_lists`: its batches are lists of keys, in rounds, and never pages.
     takes_lists: bool = False
     # The verification repeats it with `differences` and `details`; or why it does not.
@@ -292,7 +292,7 @@ class Step:
         return []
 
     def details(self, context: Context, scope: Scope) -> list[str]:
-        """More of `differences`, not needed where `account` says that the page tallies."""
+        """More of `differences`, not needed where `account` says that the page matches."""
         return []
 
     def recheck(self, context: Context, scope: Scope) -> list[str]:
@@ -302,7 +302,7 @@ class Step:
     def account(self, context: Context, scope: Scope) -> str:
         """A statement that counts the scope's legacy rows: one row, columns are counts.
 
-        Where it has a column `tallies`, a true one says that `details` would find nothing.
+        Where it has a column `matches`, a true one says that `details` would find nothing.
         """
         return ""
 

@@ -95,7 +95,7 @@ class TimeLeft(BaseModel):
     at_most: float
 
 
-class Hand(BaseModel):
+class WorkerProcess(BaseModel):
     """A worker process: what it has done of a run, and what it does (no batch: it waits)."""
 
     worker: str
@@ -121,7 +121,7 @@ class Recovery(BaseModel):
 class Live(BaseModel):
     """What happens in an open run."""
 
-    hands: list[Hand] = Field(default_factory=list)
+    hands: list[WorkerProcess] = Field(default_factory=list)
     recovery: Recovery | None = None
 
 

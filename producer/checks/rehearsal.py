@@ -105,7 +105,7 @@ def _rehearse(connection: Connection, settings: Settings, most: int) -> Rehearsa
     for stage in current.migration().stages:
         for step in current.migration().steps_of(stage):
             # Replays follow the application's own writes, and the cutover locks.
-            if not isinstance(step, Replay) and not step.is_settling:
+            if not isinstance(step, Replay) and not step.is_cutover:
                 context = Context.read(connection, copies, run)
                 context = replace(context, is_repeat=False, own_run=RUN)
                 found.costs.append(_run(context, stage, step))
@@ -250,7 +250,7 @@ def find_differences(context: Context, stage: str, step: Step, scope: Scope) -> 
     row = read_account(context, step, scope)
     parameters = context.parameters | {"stage": stage} | scope.parameters
     statements = step.differences(context, scope)
-    if not getattr(row, "tallies", False):
+    if not getattr(row, "matches", False):
         statements = [*statements, *step.details(context, scope)]
     return [
         found

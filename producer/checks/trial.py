@@ -277,7 +277,7 @@ def _all_stages(context: Context, rows: Sample, found: Trial) -> None:
 
 def _keys(context: Context, step: Step, rows: Sample) -> list[str] | None:
     """What the trial gives to a step; None for steps that change the schema or replay changes."""
-    if step.is_late or step.is_settling or not step.transactional:
+    if step.is_late or step.is_cutover or not step.transactional:
         return None
     table = step.table(context)
     if table is None:

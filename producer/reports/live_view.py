@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from models.reports.run import Hand, Recovery, RunReport, Stage, TimeLeft
+from models.reports.run import Recovery, RunReport, Stage, TimeLeft, WorkerProcess
 
 BAR_WIDTH, MOST_HANDS, MOST_REASONS = 10, 8, 6
 _LABEL_WIDTH = 14
@@ -148,7 +148,7 @@ def batches(found: RunReport) -> str:
     return ", ".join(f"{count:,} {words}" for words, count in counts.items() if count) or "none yet"
 
 
-def doing(hand: Hand) -> str:
+def doing(hand: WorkerProcess) -> str:
     """What one worker process does, and has done."""
     does = "waits for work"
     if hand.batch_id is not None:

@@ -13,7 +13,7 @@ from models.engine import current
 from models.engine.step import Step
 from models.ledger.claims import LEASE_SECONDS
 from models.ledger.tables import COMPLETED_STATES, FINISH, VERIFICATION
-from models.reports.run import Hand, Live, Stage, TimeLeft
+from models.reports.run import Live, Stage, TimeLeft, WorkerProcess
 
 # Microseconds that a row takes in the verification, whatever the step, and in the finish.
 _VERIFIED, _FINISH_A_ROW = 10, 30
@@ -77,11 +77,11 @@ def left(found: list[Stage], first: int, live: Live) -> TimeLeft | None:
     )
 
 
-def _is_dead(hand: Hand) -> bool:
+def _is_dead(hand: WorkerProcess) -> bool:
     return hand.lease_seconds is not None and hand.lease_seconds < _SUSPECT_LEASE
 
 
-def _is_at_work(hand: Hand) -> bool:
+def _is_at_work(hand: WorkerProcess) -> bool:
     """Whether a worker takes part: it holds a batch, or finished one a moment ago."""
     return not _is_dead(hand) and (hand.batch_id is not None or hand.seconds < _IDLE_SECONDS)
 

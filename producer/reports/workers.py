@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import distinct_on
 
 from models.ledger.tables import batches, recoveries
-from models.reports.run import Hand, Live, Recovery
+from models.reports.run import Live, Recovery, WorkerProcess
 
 # A worker without a batch for so long has ended, or has nothing to do here.
 GONE_SECONDS = 60
@@ -22,7 +22,7 @@ def read(connection: Connection, run_id: str) -> Live:
     )
 
 
-def _hands(connection: Connection, run_id: str) -> list[Hand]:
+def _hands(connection: Connection, run_id: str) -> list[WorkerProcess]:
     """The worker processes that hold a batch, or held one a moment ago, by name."""
     now = sa.func.clock_timestamp()
     is_held = batches.c.state == "running"
@@ -65,7 +65,7 @@ def _hands(connection: Connection, run_id: str) -> list[Hand]:
         .limit(MOST_HANDS)
     )
     return [
-        Hand(
+        WorkerProcess(
             worker=row.worker,
             batches=row.batches,
             rows=row.rows,

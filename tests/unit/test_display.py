@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from models.reports.run import Batches, Hand, Live, Recovery, RunReport, Stage, TimeLeft
+from models.reports.run import Batches, Live, Recovery, RunReport, Stage, TimeLeft, WorkerProcess
 from producer.reports import live_view, time_left
 
 
@@ -28,10 +28,10 @@ def a_report(**more: object) -> RunReport:
         "time_left": TimeLeft(at_least=1900, likely=2000, at_most=2900),
         "live": Live(
             hands=[
-                Hand(worker="worker-1.example/1234", batches=70, stage="users", batch_id=133,
-                     attempt=2, seconds=3.0, lease_seconds=-1.0),
-                Hand(worker="worker-2.example/99", batches=50),
-                *(Hand(worker=f"w/{n}") for n in range(20)),
+                WorkerProcess(worker="worker-1.example/1234", batches=70, stage="users",
+                     batch_id=133, attempt=2, seconds=3.0, lease_seconds=-1.0),
+                WorkerProcess(worker="worker-2.example/99", batches=50),
+                *(WorkerProcess(worker=f"w/{n}") for n in range(20)),
             ],
             recovery=Recovery(kind="expired", batches=3, seconds_ago=12),
         ),
@@ -118,8 +118,8 @@ def test_a_lease_that_nobody_renews_is_waited_for() -> None:
         ),
         Stage(name="finish"),
     ]
-    healthy = Live(hands=[Hand(worker="a/1", batch_id=1, lease_seconds=15.0)])
-    dead = Live(hands=[Hand(worker="a/1", batch_id=1, lease_seconds=10.5)])
+    healthy = Live(hands=[WorkerProcess(worker="a/1", batch_id=1, lease_seconds=15.0)])
+    dead = Live(hands=[WorkerProcess(worker="a/1", batch_id=1, lease_seconds=10.5)])
     calm, stalled = (time_left.left(stages, 100, live) for live in (healthy, dead))
     assert calm and stalled
     assert calm.at_least < 3 < calm.likely < 5 < 10.5 < stalled.at_least

@@ -130,7 +130,7 @@ class Projects(Step):
         return verify.details(context, scope.condition("p.id", key))
 
     def account(self, context: Context, scope: Scope) -> str:
-        return checksum.tally(context, scope)
+        return checksum.statement(context, scope)
 
 
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A page of projects at a glance: whether each is plainly what it must be, in one statement.
 
-What hangs on a project's tool is in the sums of its owner's page (`users_tally.py`). Where one
+What hangs on a project's tool is in the sums of its owner's page (`users/checksum.py`). Where one
 project is not plainly right, `projects_verification.py` compares the page and says what is wrong.
 """
 
@@ -20,7 +20,7 @@ SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined,
     ELSE {active_gpt} = t.id AND t.name = b.was ->> 'active_gpt_id' AND t.is_active
       AND t.version IS NULL AND t.configuration::jsonb
         = jsonb_build_object('project_id', p.id::text, 'gpt_id', t.name)
-  END, false)), true) AS tallies
+  END, false)), true) AS matches
 FROM {projects} p
 LEFT JOIN migration.quarantine q ON q.entity = 'project' AND q.legacy_key = p.id::text
   AND q.state IN ('open', 'accepted')
@@ -30,7 +30,7 @@ WHERE {scope}
 """
 
 
-def tally(context: Context, scope: Scope) -> str:
+def statement(context: Context, scope: Scope) -> str:
     """The statement that counts one page of projects, and says whether all are plainly right."""
     key = context.sources.projects.columns["id"].base
     switched = "i.was ? 'active_gpt_id'"

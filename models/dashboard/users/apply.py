@@ -285,7 +285,7 @@ class Users(Step):
         ]
 
     def account(self, context: Context, scope: Scope) -> str:
-        return checksum.tally(context, scope)
+        return checksum.statement(context, scope)
 
 
 def is_later(context: Context, scope: Scope) -> bool:

@@ -18,7 +18,7 @@ from models.engine.step import Context, Scope
 
 # Ranges are joined, single rows are looked up: OFFSET 0 keeps them apart from plans that read a
 # whole table for a large page. A sum is over the rows whose constant columns are right, a count
-# over all of them. A project's tool is held against its project in `projects_tally.py`; here it
+# over all of them. A project's tool is held against its project in `projects/checksum.py`; here it
 # only has to be there.
 _TALLY = """
 WITH page AS MATERIALIZED (
@@ -110,12 +110,12 @@ SELECT o.users, o.users_quarantined, s.subscriptions,
     AND s.rows + p.rows = ALL(ARRAY[t.rows, a.rows, l.rows])
     AND coalesce(s.tools, 0) + coalesce(p.tools, 0) = coalesce(t.total, 0)
     AND coalesce(s.assignments, 0) + coalesce(p.assignments, 0) = coalesce(a.total, 0)
-    AND coalesce(s.logs, 0) + coalesce(p.logs, 0) = coalesce(l.total, 0) AS tallies
+    AND coalesce(s.logs, 0) + coalesce(p.logs, 0) = coalesce(l.total, 0) AS matches
 FROM owner o, suites h, asked s, asked_by_projects p, tools t, assignments a, logs l
 """
 
 
-def tally(context: Context, scope: Scope) -> str:
+def statement(context: Context, scope: Scope) -> str:
     """The statement that counts one page of users and their subscriptions, and holds the sums."""
     users, subscriptions = context.sources.users, context.sources.subscriptions
     user_key, project_key = users.columns["id"].base, context.sources.projects.columns["id"].base

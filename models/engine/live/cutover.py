@@ -20,7 +20,7 @@ class Settle(Step):
     name = "settle"
     stage = "finish"
     queue = "migration.control"
-    is_settling = True
+    is_cutover = True
 
     def items(self, context: Context) -> list[str]:
         return ["rest"]

@@ -25,13 +25,13 @@ EVERYTHING = Scope()
 
 
 class _Untallied:
-    """A step whose pages never tally."""
+    """A step whose pages never match."""
 
     def __init__(self, step: Step) -> None:
         self.stage, self.differences, self.details = step.stage, step.differences, step.details
 
     def account(self, *_: object) -> str:
-        return "SELECT false AS tallies"
+        return "SELECT false AS matches"
 
 
 @pytest.mark.long
@@ -49,7 +49,7 @@ def test_no_fault_hides_in_the_sums(database: str, servers: object) -> None:
                 context = Context.read(connection, settings, run)
                 assert _check(context, _paged()) == set()
                 assert all(
-                    _tallies(context, step) for step in current.migration().steps_of(VERIFICATION)
+                    _matches(context, step) for step in current.migration().steps_of(VERIFICATION)
                 )
                 clean.rollback()
             seen = 0
@@ -93,9 +93,9 @@ def _check(context: Context, steps: Iterable[Step | _Untallied]) -> set[Differen
     return {tuple(row) for row in rows}
 
 
-def _tallies(context: Context, step: Step) -> bool:
+def _matches(context: Context, step: Step) -> bool:
     account = step.account(context, EVERYTHING)
     if not account:
         return True
     row = context.connection.execute(text(account), context.parameters).one()
-    return bool(row.tallies)
+    return bool(row.matches)
