@@ -1,7 +1,7 @@
 """Throttling: workers start no batch while the database shows strain.
 
 What is under way ends, so the strain that a batch may add is that of the batches already claimed.
-A worker that waits holds a message and nothing else: no claim, no transaction.
+A worker that waits holds a message and nothing else: no claim, no transaction, no session.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Throttle:
             shutdown.check()
             if time.monotonic() >= end:
                 raise Stopped("Throttled for too long to keep the message")
+            # Its sessions may be what the database has too many of.
+            engine.dispose()
             time.sleep(LOOK_SECONDS)
 
     def _is_held(self, engine: Engine, limits: Limits, run_id: str) -> bool:

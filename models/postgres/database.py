@@ -49,7 +49,8 @@ _BAD_ROW = ("21", "22", "23", "38", "39", "44", "P0", "XX000")
 def create(url: str, *, application: str = "migration") -> Engine:
     """An engine for any `postgres://` or `postgresql://` address, driven by psycopg2.
 
-    Keepalives and the connect timeout make a dead network show within about half a minute.
+    Keepalives, `tcp_user_timeout` and the connect timeout make a dead network show within about
+    half a minute; the address can set its own.
     The encoding is the driver's own word at login; all else that statements depend on is set by
     each transaction (`models.postgres.sessions`), so that a pooler in transaction mode can be in
     between.
@@ -83,6 +84,9 @@ def create(url: str, *, application: str = "migration") -> Engine:
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
+            # Keepalives rest while sent data is not acknowledged: a host that vanished then would
+            # hold a session for the kernel's quarter of an hour.
+            "tcp_user_timeout": 20_000,
         }
         | given,
     )

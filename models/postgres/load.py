@@ -25,7 +25,8 @@ _SAID = {
 }
 
 # Which sessions others have is hidden from an ordinary role, and so is how far standbys are; that
-# somebody waits for a lock is not.
+# somebody waits for a lock is not. Idle sessions of our own are left out: workers keep them between
+# batches, so that waiting would never free them and the throttle would never open again.
 _READ = text(r"""
 SELECT pg_current_wal_flush_lsn() - '0/0' AS written,
   s.standbys, s.replayed - '0/0' AS replayed, s.reported, s.are_hidden,
@@ -39,7 +40,8 @@ SELECT pg_current_wal_flush_lsn() - '0/0' AS written,
   (SELECT count(DISTINCT l.pid) FROM pg_locks l WHERE NOT l.granted AND l.pid NOT IN (
      SELECT a.pid FROM pg_stat_activity a WHERE a.application_name = :ours)) AS locks,
   o.oldest AS transaction, o.are_hidden AS sessions_are_hidden,
-  (SELECT sum(numbackends) FROM pg_stat_database)::float
+  ((SELECT sum(numbackends) FROM pg_stat_database) - (SELECT count(*) FROM pg_stat_activity a
+     WHERE a.application_name = :ours AND a.state = 'idle'))::float
     / current_setting('max_connections')::int AS connections
 FROM (
   SELECT count(*) AS standbys, min(replay_lsn) AS replayed,
