@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models.errors import MigrationError, Misconfigured
-from producer.cli.command import console, said_databases
+from producer.cli.command import console, results, said_databases
 
 if TYPE_CHECKING:
     from models.reports.run import RunReport
@@ -53,7 +53,7 @@ def end(run_id: str, wait: bool) -> Any:
     if wait:
         return wait_for(run_id)
     found = report.read(open_engine(), run_id)
-    output.summary(console, found)
+    output.summary(results, found)
     return found
 
 
@@ -64,7 +64,7 @@ def wait_for(run_id: str) -> tuple[RunReport, int]:
     from producer.runs import wait as waiting
 
     found = waiting.until_over(open_engine(), connect.settings().base, run_id, console)
-    output.summary(console, found)
+    output.summary(results, found)
     return found, found.exit_status
 
 

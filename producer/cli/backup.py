@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from producer.cli.asking import confirm, open_engine
-from producer.cli.command import cli, command, console
+from producer.cli.command import cli, command, console, results
 
 ALL_REDIS = click.option(
     "--all-redis-databases",
@@ -46,7 +46,7 @@ def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
         all_redis=all_redis,
     )
     size = sum(manifest["bytes"].values()) / 1_000_000
-    console.print(
+    results.print(
         f"{folder} is complete: {size:,.1f} MB in {time.monotonic() - started:.1f} s."
         f" Configuration files: {config.absolute() if config else 'none (see --config)'}."
         f" Put it back: producer restore {folder}",
@@ -71,5 +71,5 @@ def restore(folder: Path, yes: bool, all_redis: bool) -> Any:
     if plan.replaced:
         confirm(f"Replace {'; '.join(plan.replaced)}?", yes)
     manifest = restoring.put_back(engine, settings.database_url, plan, folder, console.print)
-    console.print("Restored, and equal to the backup row by row and key by key.")
+    results.print("Restored, and equal to the backup row by row and key by key.")
     return {"folder": str(folder.absolute()), "manifest": manifest, "error": None}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from producer.cli.asking import RUN, open_engine
-from producer.cli.command import cli, command, console
+from producer.cli.command import cli, command, results
 
 if TYPE_CHECKING:
     from models.reports.checks import Check, Checks, Speed, Speeds
@@ -23,7 +23,7 @@ def check() -> Any:
     from producer.reports import terminal as output
 
     found = checks.examine(connect.engine(), connect.settings().base)
-    output.checks(console, found)
+    output.checks(results, found)
     return verdict_of(Checks(checks=found), found)
 
 
@@ -37,7 +37,7 @@ def plan(users: int | None, workers: int) -> Any:
     from producer.reports import terminal as output
 
     found = planning.make(open_engine(), connect.settings().base, users, workers)
-    output.plan(console, found)
+    output.plan(results, found)
     return found
 
 
@@ -50,7 +50,7 @@ def doctor(run: str | None) -> Any:
     from producer.reports import terminal as output
 
     found = diagnosis.examine(open_engine(), connect.settings().base, run)
-    output.diagnosis(console, found)
+    output.diagnosis(results, found)
     return found
 
 
@@ -63,7 +63,7 @@ def health() -> Any:
     from producer.reports import terminal as output
 
     found = checking.examine(connect.engine(), connect.settings().base)
-    output.checks(console, found)
+    output.checks(results, found)
     return verdict_of(Checks(checks=found), found)
 
 
@@ -76,7 +76,7 @@ def performance() -> Any:
     from producer.reports import terminal as output
 
     found = measuring.measure(open_engine(), connect.settings().base)
-    output.speeds(console, found)
+    output.speeds(results, found)
     return verdict_of(Speeds(speeds=found), found)
 
 

@@ -13,7 +13,12 @@ from typing import Any
 import click
 from rich.console import Console
 
+# Progress, questions, warnings and errors; results of commands, which go to stderr with --json,
+# so that stdout holds the one object.
 console = Console(stderr=True, highlight=False)
+results = Console(highlight=False)
+# A pipe has no width: nothing is wrapped there or cut.
+_PIPE_WIDTH = 100_000
 
 
 Command = Callable[..., Any]
@@ -44,6 +49,10 @@ def command(
             from producer.cli import outcome
 
             outcome.prepare()
+            results.stderr = as_json
+            for each in (console, results):
+                if not each.is_terminal:
+                    each.width = _PIPE_WIDTH
             status = 0
             try:
                 # Before any question: a wrong setting is refused by its name.

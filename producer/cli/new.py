@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from producer.cli.command import cli, command, console
+from producer.cli.command import cli, command, results
 
 _WRITTEN: dict[str, Any] = {"folder": None, "files": []}
 
@@ -24,8 +24,8 @@ def new(name: str, folder: Path | None) -> Any:
     place = folder or Path(name)
     files = package.write(name, place)
     for path in files:
-        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
-    console.print(
+        results.print(str(path), markup=False, highlight=False, soft_wrap=True)
+    results.print(
         f"Install it: pip install -e {place}\nRun its test: pytest {place}\n"
         f"Use it: export MIGRATION={name}_migration:MIGRATION, then producer check",
         markup=False,

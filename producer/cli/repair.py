@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from producer.cli.asking import open_engine
-from producer.cli.command import command, console, repair
+from producer.cli.command import command, repair, results
 
 _REPAIRED: dict[str, Any] = {"changed": 0, "changes": [], "left_alone": [], "dry_run": False}
 
@@ -50,16 +50,16 @@ def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> 
 
     settings = connect.settings().base
     found = repairing.run(open_engine(), settings, what, key=user, dry_run=dry_run, force=force)
-    output.rows(console, found["changes"][:100], "Nothing to repair.")
+    output.rows(results, found["changes"][:100], "Nothing to repair.")
     if found["changed"]:
         done = "would be made" if dry_run else "made"
-        console.print(
+        results.print(
             f"{found['changed']:,} changes {done}"
             + ("; --json shows more" if found["changed"] > 100 else "")
         )
     if found["left_alone"]:
-        output.rows(console, found["left_alone"], "")
-        console.print(
+        output.rows(results, found["left_alone"], "")
+        results.print(
             "Left alone: these users were charged for usage without a log row, which the log's sum"
             " would give back. Correct them all the same: producer repair credits --force"
         )

@@ -17,7 +17,7 @@ from producer.cli.asking import (
     require_terminal,
     wait_for,
 )
-from producer.cli.command import cli, command, console
+from producer.cli.command import cli, command, console, results
 
 
 @command(cli, "enqueue-all")
@@ -49,7 +49,7 @@ def enqueue_all(wait: bool) -> Any:
         if wait:
             return wait_for(run_id)
     found = report.read(engine, run_id)
-    console.print("Watch it: producer status --watch")
+    results.print("Watch it: producer status --watch")
     return found
 
 
@@ -65,17 +65,17 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
     engine = open_engine()
     if history:
         runs, actions = report.history(engine), report.actions(engine)
-        output.rows(console, runs, "No run yet")
-        output.rows(console, actions, "")
+        output.rows(results, runs, "No run yet")
+        output.rows(results, actions, "")
         return {"runs": runs, "actions": actions, "error": None}
     found = report.read(engine, run)
     if watch and found.run_id:
         return wait_for(found.run_id)
-    output.stages(console, found)
-    output.summary(console, found)
+    output.stages(results, found)
+    output.summary(results, found)
     if found.differences:
-        output.rows(console, report.first_differences(engine, found.run_id), "")
-        console.print("All of them are in the table migration.differences.")
+        output.rows(results, report.first_differences(engine, found.run_id), "")
+        results.print("All of them are in the table migration.differences.")
     return found, found.exit_status
 
 
@@ -179,19 +179,19 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
         kept = report.first_conflicts(engine, run_id)
         if kept:
             has_kept = True
-            output.rows(console, kept, "")
-            console.print("All of them are in the table migration.conflicts.")
+            output.rows(results, kept, "")
+            results.print("All of them are in the table migration.conflicts.")
             if any(row["kind"] != "irreversible" for row in kept):
-                console.print(f"To undo them, too: producer rollback {run_id} --force --wait")
+                results.print(f"To undo them, too: producer rollback {run_id} --force --wait")
         if found.state != "rolled_back":
             status = 1 if found.state == "failed" else 0
             break
         undone.append(run_id)
     left = undo.left(engine)
     for each in left:
-        console.print(f"Run {each.id} ({each.rows:,} rows) is not rolled back.")
+        results.print(f"Run {each.id} ({each.rows:,} rows) is not rolled back.")
     if left:
-        console.print(f"Next: {undo.next_command(left[0], force)}")
+        results.print(f"Next: {undo.next_command(left[0], force)}")
     answer = found.model_dump() | {"rolled_back": undone, "standing": [each.id for each in left]}
     return answer, status or (3 if left or has_kept else 0)
 
@@ -208,33 +208,59 @@ def forget(run: str, yes: bool) -> Any:
     run_id = report.read(engine, run).run_id
     confirm(f"Drop the before-images of run {run_id}? It cannot be rolled back then.", yes)
     run_id, dropped = undo.forget(engine, run_id)
-    console.print(f"{dropped:,} before-images of run {run_id} dropped")
+    results.print(f"{dropped:,} before-images of run {run_id} dropped")
     return {"run_id": run_id, "dropped": dropped, "error": None}
 
 
-@command(cli, "quarantine", blank={"rows": [], "accepted": 0})
+@command(cli, "quarantine", blank={"rows": [], "accepted": 0, "unaccepted": 0})
 @RUN
-@click.option("--accept", "keys", multiple=True, metavar="KEY", help="Accept a row that stays out.")
+@click.option("--accept", "accepts", multiple=True, metavar="KEY", help="This row stays out.")
+@click.option("--unaccept", "opens", multiple=True, metavar="KEY", help="Take an --accept back.")
+@click.option("--reason", metavar="R", help="Only rows with this reason.")
+@click.option("--entity", metavar="E", help="Only rows of this entity, such as user.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N rows a reason.")
+@click.option("--csv", "as_csv", is_flag=True, help="All rows as CSV on stdout.")
 @click.argument("more", nargs=-1, metavar="[KEY]...")
-def quarantine(run: str | None, keys: tuple[str, ...], more: tuple[str, ...]) -> Any:
-    """The quarantined rows, with their reasons; accepts those that stay out (--accept KEY …)."""
+def quarantine(
+    run: str | None,
+    accepts: tuple[str, ...],
+    opens: tuple[str, ...],
+    reason: str | None,
+    entity: str | None,
+    limit: int | None,
+    as_csv: bool,
+    more: tuple[str, ...],
+) -> Any:
+    """List the quarantined rows by reason; accept those that stay out."""
     from producer import connect
     from producer.reports import status as report
     from producer.reports import terminal as output
     from producer.runs import control
 
+    if accepts and opens:
+        raise click.UsageError("--accept and --unaccept exclude each other.")
     engine = open_engine()
-    accepted = 0
-    if keys:
+    changed = 0
+    if keys := accepts or opens:
         # `--accept A B C`: click gives B to RUN and the rest to KEY, so take them together.
         rest = [*([run] if run else []), *more]
         known = {row["run_id"] for row in report.history(engine)}
-        named = next((word for word in rest if word in known), None)
-        accepted = control.accept(
-            engine, connect.settings().base, named, [*keys, *(w for w in rest if w != named)]
+        run = next((word for word in rest if word in known), None)
+        keys = (*keys, *(word for word in rest if word != run))
+        settings = connect.settings().base
+        changed = control.accept(engine, settings, run, keys, takes_back=bool(opens))
+        console.print(
+            f"{changed:,} rows {'accepted' if accepts else 'no longer accepted'}, dependent rows"
+            " included. Next: producer retry --wait"
         )
-        run = named
-        console.print(f"{accepted} accepted. Close the run: producer retry --wait")
-    rows = report.quarantined(engine, run)
-    output.rows(console, rows, "Nothing is quarantined.")
-    return {"rows": rows, "accepted": accepted, "error": None}
+    rows = report.quarantined(engine, run, reason=reason, entity=entity, limit=limit)
+    if as_csv:
+        output.csv(results, rows, report.QUARANTINE_COLUMNS)
+    else:
+        output.quarantine(results, rows)
+    return {
+        "rows": rows,
+        "accepted": changed if accepts else 0,
+        "unaccepted": changed if opens else 0,
+        "error": None,
+    }

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from producer.cli.asking import confirm, open_engine
-from producer.cli.command import command, console, schema
+from producer.cli.command import command, results, schema
 
 
 @command(schema, "upgrade", blank={"added": []})
@@ -18,9 +18,9 @@ def upgrade() -> Any:
 
     added = schema_step.upgrade(open_engine(), connect.settings().base)
     for kind, table, name in added:
-        console.print(f"added {kind} {name}" + (f" on {table}" if table not in ("", name) else ""))
+        results.print(f"added {kind} {name}" + (f" on {table}" if table not in ("", name) else ""))
     if not added:
-        console.print("The schema is up to date.")
+        results.print("The schema is up to date.")
     return {"added": [{"kind": k, "table": t, "name": n} for k, t, n in added], "error": None}
 
 
@@ -35,10 +35,10 @@ def downgrade(yes: bool) -> Any:
     engine, settings = open_engine(), connect.settings().base
     lost = dropping.would_lose(engine, settings)
     full = [{"would be lost": name, "rows": count} for name, count in lost.items() if count]
-    output.rows(console, full, "Nothing would be lost.")
+    output.rows(results, full, "Nothing would be lost.")
     confirm("Drop the target schema and the ledger, with what is listed above?", yes)
     dropped = dropping.downgrade(engine, settings)
-    console.print(f"{len(dropped)} objects dropped" if dropped else "There was nothing to drop.")
+    results.print(f"{len(dropped)} objects dropped" if dropped else "There was nothing to drop.")
     return {
         "dropped": [{"kind": k, "table": t, "name": n} for k, t, n in dropped],
         "lost": lost,
@@ -54,5 +54,5 @@ def show_schema() -> Any:
     from producer.schema import upgrade as schema_step
 
     found = schema_step.describe(open_engine(), connect.settings().base)
-    output.schema(console, found)
+    output.schema(results, found)
     return {**found, "error": None}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from producer.cli.asking import RUN, open_engine
-from producer.cli.command import cli, command, console, say_database, servers
+from producer.cli.command import cli, command, console, results, say_database, servers
 
 
 @command(cli, "report", blank={"run_id": None, "file": None})
@@ -28,7 +28,7 @@ def write_report(run: str | None, output: Path | None) -> Any:
     engine = open_engine()
     run_id = report.read(engine, run).run_id
     file = html.write(engine, connect.settings().base, run_id, output)
-    console.print(f"The report of run {run_id} is in {file}", soft_wrap=True)
+    results.print(f"The report of run {run_id} is in {file}", soft_wrap=True)
     return {"run_id": run_id, "file": str(file), "error": None}
 
 
@@ -65,7 +65,7 @@ def demo(users: int) -> Any:
     """The whole migration on embedded servers and generated data, from nothing to its end."""
     from producer.demo import demo as show
 
-    found = show.run(users, console)
+    found = show.run(users, console, results)
     say_database()
     # A demonstration has dirty rows on purpose: quarantined rows are its right end.
     return found, 0 if found.exit_status == 3 else found.exit_status
@@ -78,5 +78,5 @@ def stop() -> Any:
     from producer import embedded
 
     stopped = embedded.stop(load().home.absolute())
-    console.print("Stopped." if stopped else "No embedded server was running.")
+    results.print("Stopped." if stopped else "No embedded server was running.")
     return {"stopped": stopped, "error": None}

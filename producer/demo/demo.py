@@ -35,7 +35,7 @@ class Interrupted(MigrationError):
     exit_status = 130
 
 
-def run(users: int, console: Console) -> RunReport:
+def run(users: int, console: Console, results: Console) -> RunReport:
     """Migrate a school of `users` generated users, from nothing to the report.
 
     Works in a home of its own, so that no address of the environment and no other embedded
@@ -53,7 +53,7 @@ def run(users: int, console: Console) -> RunReport:
         with engine.begin() as connection:
             sample.load(connection, users)
         engine.dispose()
-        found, report = _migrate(home, console)
+        found, report = _migrate(home, console, results)
     except KeyboardInterrupt:
         raise Interrupted(
             "The demonstration was stopped, with its workers and servers",
@@ -90,7 +90,7 @@ def _fresh_servers(home: Path, console: Console) -> embedded.Servers:
     return servers
 
 
-def _migrate(home: Path, console: Console) -> tuple[RunReport, Path]:
+def _migrate(home: Path, console: Console, results: Console) -> tuple[RunReport, Path]:
     """The run and the file of its report."""
     # Imported here: these modules read the addresses that `run` has just settled.
     from producer import connect
@@ -114,8 +114,8 @@ def _migrate(home: Path, console: Console) -> tuple[RunReport, Path]:
         found = wait.until_over(engine, settings, run_id, console)
         report = html.write(engine, settings, run_id, None)
         engine.dispose()
-    terminal.stages(console, found)
-    terminal.summary(console, found)
+    terminal.stages(results, found)
+    terminal.summary(results, found)
     return found, report
 
 

@@ -94,23 +94,45 @@ def actions(engine: Engine) -> list[dict[str, Any]]:
         return audit.entries(connection)
 
 
-def quarantined(engine: Engine, run_id: str | None) -> list[dict[str, Any]]:
-    """The rows that a run quarantined and that stand so still, by entity and key."""
+QUARANTINE_COLUMNS = ("entity", "key", "reason", "message", "attempts", "state")
+
+
+def quarantined(
+    engine: Engine,
+    run_id: str | None,
+    *,
+    reason: str | None = None,
+    entity: str | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """The rows in a run's quarantine by entity and key, at most `limit` of each reason.
+
+    Their keys are QUARANTINE_COLUMNS.
+    """
+    columns = quarantine.c
+    number = sa.func.row_number().over(
+        partition_by=(columns.entity, columns.reason), order_by=columns.legacy_key
+    )
     with transaction(engine) as connection:
         run = find_run(connection, run_id)
-        columns = quarantine.c
-        found = connection.execute(
-            sa.select(
-                columns.entity,
-                columns.legacy_key.label("key"),
-                columns.reason,
-                columns.message,
-                columns.attempts,
-                columns.state,
-            )
-            .where(columns.run_id == run.id, columns.state.in_(("open", "accepted")))
-            .order_by(columns.entity, columns.legacy_key)
-        )
+        wanted = sa.select(
+            columns.entity,
+            columns.legacy_key.label("key"),
+            columns.reason,
+            columns.message,
+            columns.attempts,
+            columns.state,
+            number.label("number"),
+        ).where(columns.run_id == run.id, columns.state.in_(("open", "accepted")))
+        if reason is not None:
+            wanted = wanted.where(columns.reason == reason)
+        if entity is not None:
+            wanted = wanted.where(columns.entity == entity)
+        page = wanted.subquery()
+        shown = sa.select(*(page.c[name] for name in QUARANTINE_COLUMNS))
+        if limit is not None:
+            shown = shown.where(page.c.number <= limit)
+        found = connection.execute(shown.order_by(page.c.entity, page.c.key))
         return [dict(row._mapping) for row in found]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from csv import DictWriter
+from itertools import groupby
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -108,8 +110,33 @@ def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:
         return
     table = _table(*found[0])
     for row in found:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*("" if value is None else escape(str(value)) for value in row.values()))
     console.print(table)
+
+
+def quarantine(console: Console, found: Sequence[dict[str, Any]]) -> None:
+    """The quarantined rows, a paragraph for each reason: what it means, then a key a line."""
+    if not found:
+        console.print("Nothing is quarantined.")
+    groups = groupby(
+        sorted(found, key=lambda row: (row["entity"], row["reason"], row["key"])),
+        key=lambda row: (row["entity"], row["reason"]),
+    )
+    for (entity, reason), rows_of in groups:
+        members = list(rows_of)
+        console.print(f"[bold]{entity} {reason}[/], {len(members):,} rows: ", end="")
+        console.print(members[0]["message"], markup=False, soft_wrap=True)
+        for row in members:
+            accepted = "  accepted" if row["state"] == "accepted" else ""
+            # Never wrapped or cut: the key is what one needs.
+            console.print(f"  {row['key']}{accepted}", markup=False, soft_wrap=True)
+
+
+def csv(console: Console, found: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """Rows as CSV with a header, as RFC 4180 has it."""
+    writer = DictWriter(console.file, columns)
+    writer.writeheader()
+    writer.writerows(found)
 
 
 def checks(console: Console, found: Sequence[Check]) -> None:
@@ -257,5 +284,7 @@ def _table(*columns: str) -> Table:
             "messages",
             "workers",
         )
-        table.add_column(column, justify="right" if number else "left")
+        # Folded where the terminal is narrow, never cut.
+        justify: JustifyMethod = "right" if number else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     return table

@@ -149,12 +149,21 @@ def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: s
     return str(run.id)
 
 
-def accept(engine: Engine, settings: Settings, run_id: str | None, keys: Iterable[str]) -> int:
+def accept(
+    engine: Engine,
+    settings: Settings,
+    run_id: str | None,
+    keys: Iterable[str],
+    *,
+    takes_back: bool = False,
+) -> int:
     """Accept rows that stay out, each given as `key` or `entity:key`; returns how many.
 
-    What was quarantined because of an accepted owner is accepted with it. Raises Misconfigured, and
-    accepts none, when a key is not in the quarantine, or stands there for several entities.
+    What was quarantined because of an accepted owner is accepted with it. `takes_back` opens
+    accepted rows again instead, with what was accepted because of them. Raises Misconfigured, and
+    changes none, when a key is not in the quarantine, or is there for several entities.
     """
+    before, after = ("accepted", "open") if takes_back else ("open", "accepted")
     with transaction(engine) as connection:
         run = status.find_run(connection, run_id)
         standing = (quarantine.c.run_id == run.id, quarantine.c.state.in_(("open", "accepted")))
@@ -170,35 +179,45 @@ def accept(engine: Engine, settings: Settings, run_id: str | None, keys: Iterabl
                 why = "stands for several rows" if found else "is not in the quarantine"
                 raise Misconfigured(
                     f"{given} {why} of run {run.id}",
-                    hint="Write it as entity:key, from producer quarantine. None was accepted.",
+                    hint="Write it as entity:key, from producer quarantine. Nothing was changed.",
                 )
             chosen.append(tuple(found[0]))
-        accepted = connection.execute(
+        connection.execute(
             sa.update(quarantine)
             .where(*standing, sa.tuple_(quarantine.c.entity, quarantine.c.legacy_key).in_(chosen))
-            .values(state="accepted", changed_at=sa.func.clock_timestamp())
-        ).rowcount
+            .values(state=after, changed_at=sa.func.clock_timestamp())
+        )
+        changed = list(dict.fromkeys(chosen))
         context = Context.read(connection, settings, run)
         for entity, table in context.sources.items():
             if table.source.parent:
-                accepted += connection.execute(
+                dependents = connection.scalars(
                     text(
                         "UPDATE migration.quarantine q"
-                        " SET state = 'accepted', changed_at = clock_timestamp()"
+                        " SET state = :after, changed_at = clock_timestamp()"
                         f" FROM {table.sql} c JOIN migration.quarantine u ON u.entity = :parent"
-                        f" AND u.legacy_key = {table.parent_of('c')}::text AND u.state = 'accepted'"
+                        f" AND u.legacy_key = {table.parent_of('c')}::text"
+                        " AND u.legacy_key = ANY(:owners)"
                         f" WHERE q.entity = :entity AND q.legacy_key = {table.key_of('c')}::text"
-                        " AND q.state = 'open' AND q.reason = 'owner_quarantined'"
+                        " AND q.state = :before AND q.reason = 'owner_quarantined'"
+                        " RETURNING q.legacy_key"
                     ),
-                    {"entity": entity, "parent": table.source.parent},
-                ).rowcount
+                    {
+                        "entity": entity,
+                        "parent": table.source.parent,
+                        "owners": [key for of, key in changed if of == table.source.parent],
+                        "before": before,
+                        "after": after,
+                    },
+                )
+                changed += [(entity, key) for key in dependents]
         audit.note(
             connection,
-            "accept",
+            "unaccept" if takes_back else "accept",
             run.id,
-            after={"accepted": [":".join(row) for row in chosen], "rows": accepted},
+            after={after: [":".join(row) for row in chosen], "rows": len(changed)},
         )
-    return accepted
+    return len(changed)
 
 
 def _resume(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
