@@ -83,6 +83,7 @@ class Credits(Step):
     source = USERS
     entity = "user"
     weight = 10
+    fix = "producer repair credits --dry-run, then without --dry-run, then: producer retry --wait"
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         return [

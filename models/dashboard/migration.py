@@ -64,8 +64,8 @@ class Dashboard(Migration):
     ) -> list[Obstacle]:
         return fit.find(connection, sources, target, settings.credit_grants)
 
-    def forecast(self, connection: Connection, sources: Sources) -> tuple[dict[str, int], str]:
-        found, is_exact = rejects.quarantine_by_reason(connection, sources)
+    def forecast(self, connection: Connection, sources: Sources) -> tuple[dict[str, Rule], str]:
+        found, is_exact = rejects.rules(connection, sources)
         unsure = "malformed JSON cannot be told before the run (PostgreSQL 16 can)"
         return found, "" if is_exact else unsure
 

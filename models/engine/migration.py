@@ -268,8 +268,11 @@ class Migration:
         """Columns that values of the sources do not fit, asked where one is narrower."""
         return []
 
-    def forecast(self, connection: Connection, sources: Sources) -> tuple[dict[str, int], str]:
-        """Rows that will be quarantined, by reason; and what cannot be told before the run."""
+    def forecast(self, connection: Connection, sources: Sources) -> tuple[dict[str, Rule], str]:
+        """Which rows a run will quarantine, by entity; and what cannot be told before the run.
+
+        The rules may bind :blanks, the white space that texts are trimmed of.
+        """
         return {}, "this migration does not forecast it"
 
     def sample(self, connection: Connection, sources: Sources) -> Sample:

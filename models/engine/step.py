@@ -206,6 +206,8 @@ class Step:
     # The verification repeats it with `differences` and `details`; or why it does not.
     is_verified: bool = False
     unverified: str = ""
+    # The command that fixes what this step's checks find.
+    fix: str = "producer retry --wait"
     # The name of the step that undoes what it writes; or why none can.
     undone_by: str = ""
     irreversible: str = ""

@@ -35,7 +35,7 @@ from models.preflight import taken
 from models.reports.checks import Check
 from models.settings import Settings
 from producer.broker import readiness
-from producer.checks import obstacle_rows
+from producer.checks import forecast, obstacle_rows
 from producer.checks.http import ask_all
 
 GIGABYTE = 10**9
@@ -224,7 +224,7 @@ def _ledger(connection: Connection, settings: Settings, sources: Sources) -> Che
 
 
 def _forecast(connection: Connection, sources: Sources) -> Check:
-    found, unsure = current.migration().forecast(connection, sources)
+    found, unsure = forecast.count(connection, sources)
     rest = f"; {unsure}" if unsure else ""
     if not found:
         return _ok(f"none{rest}")
@@ -232,7 +232,8 @@ def _forecast(connection: Connection, sources: Sources) -> Check:
     return Check(
         verdict="warning",
         found=said + rest,
-        hint="They are quarantined, the rest goes through; fix them before, or retry them after.",
+        hint="They are quarantined, the rest goes through. List them: producer quarantine"
+        " --preview. Fix them before the run, or retry them after it.",
     )
 
 

@@ -75,8 +75,25 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
     output.summary(results, found)
     if found.differences:
         output.rows(results, report.first_differences(engine, found.run_id), "")
-        results.print("All of them are in the table migration.differences.")
+        results.print("All of them, and what fixes them: producer differences")
     return found, found.exit_status
+
+
+@command(cli, "differences", blank={"rows": [], "fixes": {}})
+@RUN
+@click.option("--csv", "as_csv", is_flag=True, help="As CSV on stdout.")
+def differences(run: str | None, as_csv: bool) -> Any:
+    """What verification and reconciliation found, row by row, and the commands that fix it."""
+    from producer.reports import status as report
+    from producer.reports import terminal as output
+
+    found = report.all_differences(open_engine(), run)
+    fixes = report.fixes(found)
+    if as_csv:
+        output.csv(results, found, report.DIFFERENCE_COLUMNS)
+    else:
+        output.differences(results, found, fixes)
+    return {"rows": found, "fixes": fixes, "error": None}
 
 
 @command(cli, "retry")
@@ -212,13 +229,14 @@ def forget(run: str, yes: bool) -> Any:
     return {"run_id": run_id, "dropped": dropped, "error": None}
 
 
-@command(cli, "quarantine", blank={"rows": [], "accepted": 0, "unaccepted": 0})
+@command(cli, "quarantine", blank={"rows": [], "queries": {}, "accepted": 0, "unaccepted": 0})
 @RUN
 @click.option("--accept", "accepts", multiple=True, metavar="KEY", help="This row stays out.")
 @click.option("--unaccept", "opens", multiple=True, metavar="KEY", help="Take an --accept back.")
 @click.option("--reason", metavar="R", help="Only rows with this reason.")
-@click.option("--entity", metavar="E", help="Only rows of this entity, such as user.")
+@click.option("--entity", metavar="E", help="Only rows of this entity.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N rows a reason.")
+@click.option("--preview", is_flag=True, help="Rows that a run would quarantine.")
 @click.option("--csv", "as_csv", is_flag=True, help="All rows as CSV on stdout.")
 @click.argument("more", nargs=-1, metavar="[KEY]...")
 def quarantine(
@@ -228,19 +246,22 @@ def quarantine(
     reason: str | None,
     entity: str | None,
     limit: int | None,
+    preview: bool,
     as_csv: bool,
     more: tuple[str, ...],
 ) -> Any:
     """List the quarantined rows by reason; accept those that stay out."""
     from producer import connect
+    from producer.checks import forecast
     from producer.reports import status as report
     from producer.reports import terminal as output
     from producer.runs import control
 
-    if accepts and opens:
-        raise click.UsageError("--accept and --unaccept exclude each other.")
+    if sum(map(bool, (accepts, opens, preview))) > 1:
+        raise click.UsageError("--accept, --unaccept and --preview exclude each other.")
     engine = open_engine()
     changed = 0
+    queries: dict[str, str] = {}
     if keys := accepts or opens:
         # `--accept A B C`: click gives B to RUN and the rest to KEY, so take them together.
         rest = [*([run] if run else []), *more]
@@ -253,13 +274,20 @@ def quarantine(
             f"{changed:,} rows {'accepted' if accepts else 'no longer accepted'}, dependent rows"
             " included. Next: producer retry --wait"
         )
-    rows = report.quarantined(engine, run, reason=reason, entity=entity, limit=limit)
+    if preview:
+        settings = connect.settings().base
+        rows, queries, unsure = forecast.preview(engine, settings, reason, entity, limit)
+        if unsure:
+            console.print(f"Not known before the run: {unsure}", markup=False)
+    else:
+        rows = report.quarantined(engine, run, reason=reason, entity=entity, limit=limit)
     if as_csv:
         output.csv(results, rows, report.QUARANTINE_COLUMNS)
     else:
-        output.quarantine(results, rows)
+        output.quarantine(results, rows, queries)
     return {
         "rows": rows,
+        "queries": queries,
         "accepted": changed if accepts else 0,
         "unaccepted": changed if opens else 0,
         "error": None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from csv import DictWriter
 from itertools import groupby
 from typing import Any
@@ -30,6 +30,19 @@ _NEXT = {
     "cancelled": "Continue it: producer resume",
     "rolling_back": "Watch it: producer status --watch",
     "rolled_back": "Migrate again whenever you like: producer enqueue-all --wait",
+}
+
+
+# What each kind of difference says of its source row.
+KINDS = {
+    "missing": "a target row that must be there is not",
+    "extra": "a target row is there that must not be",
+    "wrong_value": "a column has another value than it must have",
+    "wrong_owner": "a target row belongs to another owner",
+    "balance": "an amount is not the sum of its log",
+    "unaccounted": "the source row is neither migrated nor quarantined",
+    "unverified": "fewer rows were checked than there are",
+    "wrongly_quarantined": "the source row is quarantined, and no rule says that it is bad",
 }
 
 
@@ -114,8 +127,13 @@ def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:
     console.print(table)
 
 
-def quarantine(console: Console, found: Sequence[dict[str, Any]]) -> None:
-    """The quarantined rows, a paragraph for each reason: what it means, then a key a line."""
+def quarantine(
+    console: Console, found: Sequence[dict[str, Any]], queries: Mapping[str, str]
+) -> None:
+    """The quarantined rows, a paragraph for each reason: what it means, then a key a line.
+
+    `queries` are those that find the rows, by `entity reason`.
+    """
     if not found:
         console.print("Nothing is quarantined.")
     groups = groupby(
@@ -125,11 +143,31 @@ def quarantine(console: Console, found: Sequence[dict[str, Any]]) -> None:
     for (entity, reason), rows_of in groups:
         members = list(rows_of)
         console.print(f"[bold]{entity} {reason}[/], {len(members):,} rows: ", end="")
-        console.print(members[0]["message"], markup=False, soft_wrap=True)
+        said = queries.get(f"{entity} {reason}") or members[0]["message"]
+        console.print(said, markup=False, soft_wrap=True)
         for row in members:
             accepted = "  accepted" if row["state"] == "accepted" else ""
             # Never wrapped or cut: the key is what one needs.
             console.print(f"  {row['key']}{accepted}", markup=False, soft_wrap=True)
+
+
+def differences(
+    console: Console, found: Sequence[dict[str, Any]], fixes: Mapping[str, str]
+) -> None:
+    """What differs, a paragraph for each kind, and after each check the command that fixes it."""
+    if not found:
+        console.print("Nothing differs.")
+    for stage, fix in fixes.items():
+        members = [row for row in found if row["stage"] == stage]
+        for kind in dict.fromkeys(row["kind"] for row in members):
+            rows_of = [row for row in members if row["kind"] == kind]
+            what = KINDS.get(kind, "the step's own kind")
+            console.print(f"[bold]{kind}[/], {len(rows_of):,}: {what}", soft_wrap=True)
+            for row in rows_of:
+                place = ".".join(filter(None, (row["table"], row["detail"])))
+                line = f"  {row['entity']} {row['key']}  {place}"
+                console.print(line, markup=False, soft_wrap=True)
+        console.print(f"Fix what the {stage} found: {fix}", markup=False, soft_wrap=True)
 
 
 def csv(console: Console, found: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +23,8 @@ def ended(servers: embedded.Servers, tmp_path_factory: pytest.TempPathFactory) -
         for product in make(database, redis_url, tmp_path_factory.mktemp("product")):
             with product.engine.begin() as connection:
                 sample.load(connection, 400)
+            before = product.run("quarantine", "--preview", "--json")
+            (product.folder / "preview.json").write_text(before.out)
             with product.worker():
                 assert product.run("enqueue-all", "--wait").status == 3
             yield product
@@ -63,3 +66,18 @@ def test_an_acceptance_is_taken_back_with_the_rows_that_depend_on_it(ended: Prod
     assert listed(ended) == before
     both = ended.run("quarantine", "--accept", owner, "--unaccept", owner)
     assert (both.status, "exclude each other" in both.err) == (2, True)
+
+
+def test_a_preview_lists_before_the_run_what_it_quarantines_and_queries_that_find_it(
+    ended: Product,
+) -> None:
+    before = json.loads((ended.folder / "preview.json").read_text())
+    fields = ("entity", "key", "reason")
+    wanted = {tuple(row[name] for name in fields) for row in listed(ended)}
+    assert {tuple(row[name] for name in fields) for row in before["rows"]} == wanted
+    with ended.engine.connect() as connection:
+        for name, query in before["queries"].items():
+            found = connection.exec_driver_sql(query.replace("%", "%%")).all()
+            assert len(found) == sum(
+                (entity, reason) == tuple(name.split()) for entity, _, reason in wanted
+            )

@@ -60,7 +60,7 @@ def test_what_is_kept_is_said_with_the_command_that_undoes_it(product: Product) 
             )
         kept = product.run("rollback", "--wait", "--yes")
         assert kept.status == 3, kept.err
-        assert "--force" in kept.err and "ai_suites" in kept.err
+        assert "--force" in kept.out and "ai_suites" in kept.out
         forced = product.run("rollback", "--wait", "--yes", "--force", "--json")
     # The newest run is rolled back; it is named by default, since nothing else is left to undo.
     assert (forced.status, forced.json["conflicts"]) == (0, {})

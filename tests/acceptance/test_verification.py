@@ -156,7 +156,14 @@ def test_exactly_the_planted_faults_are_found(keeping: Product) -> None:
     keeping.run("reconcile", "--wait", "--json")
     status = keeping.run("status", "--json")
     assert (status.status, status.json["differences"]) == (4, wanted)
-    assert "missing" in status.err and "migration.differences" in status.err
+    assert "missing" in status.err and "producer differences" in status.err
+    listed = keeping.run("differences", "--json").json
+    assert len(listed["rows"]) == sum(wanted.values())
+    assert "retry" in listed["fixes"]["verification"]
+    assert "repair credits" in listed["fixes"]["reconciliation"]
+    shown = keeping.run("differences").out
+    assert all(row["key"] in shown for row in listed["rows"])
+    assert all(command in shown for command in listed["fixes"].values())
     checked = status.json["verification"]["differences"]
     checked += status.json["reconciliation"]["discrepancies"]
     with keeping.engine.connect() as connection:

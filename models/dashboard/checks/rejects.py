@@ -31,11 +31,6 @@ _ROWS = {
     "subscription": ("({subscriptions} s LEFT JOIN {users} u ON u.id = s.user_id)", "s"),
     "project": ("({projects} p LEFT JOIN {users} u ON u.id = p.user_id)", "p"),
 }
-_COUNT = """
-SELECT reason, count(*) FROM (SELECT {reason} AS reason FROM {rows}) AS judged
-WHERE reason IS NOT NULL GROUP BY reason
-"""
-
 # Rule 5 knows these; a tool is active for the first of them only.
 STATUSES = ("active", "inactive", "paused")
 _STATUSES = """
@@ -52,21 +47,17 @@ def unknown_statuses(connection: Connection, sources: Sources) -> int:
     return int(connection.scalar(text(statement), values) or 0)
 
 
-def quarantine_by_reason(connection: Connection, sources: Sources) -> tuple[dict[str, int], bool]:
-    """Rows by reason, and whether malformed JSON is among them: PostgreSQL before 16 cannot tell.
+def rules(connection: Connection, sources: Sources) -> tuple[dict[str, Rule], bool]:
+    """The rules by entity, without the ledger, and whether malformed JSON is among the reasons.
 
-    Reads the three tables from end to end.
+    PostgreSQL before 16 cannot tell malformed JSON.
     """
-    blanks = {"blanks": sessions.blanks(connection)}
-    is_exact = True
-    found: dict[str, int] = {}
-    for entity in _REASONS:
+    found, is_exact = {}, True
+    for entity, (_, alias) in _ROWS.items():
         reason, is_exact_here = reason_of(connection, sources, entity)
         is_exact = is_exact and is_exact_here
-        statement = _COUNT.format(reason=reason, rows=rows_of(sources, entity))
-        for name, count in connection.execute(text(statement), blanks):
-            found[name] = found.get(name, 0) + count
-    return {reason: count for reason, count in sorted(found.items()) if count}, is_exact
+        found[entity] = Rule(rows_of(sources, entity), alias, reason)
+    return found, is_exact
 
 
 def rule(context: Context, entity: str) -> Rule:
