@@ -213,7 +213,7 @@ def test_versions_and_sizes_below_the_guide_fail(tmp_path: Path) -> None:
         readiness._require_fit({"redis_version": "5.0.14"}, "REDIS_URL")
     assert checks._memory(2 * 10**9).verdict == checks._cores(1).verdict == "failed"
     assert checks._memory(4 * 10**9).verdict == checks._cores(2).verdict == "ok"
-    full = checks._disk("disk", tmp_path / "not" / "there", 10**18)
+    full = checks._disk(tmp_path / "not" / "there", 10**18)
     assert full.verdict == "failed" and str(tmp_path) in full.hint
     with pytest.raises(Incompatible, match="too old"):
         databases.require_version(110000)
