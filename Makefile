@@ -43,7 +43,7 @@ test-system: $(stamp) ## Run the tests that need Debian's and npm's packages, un
 	@$(venv)/python -m tests.system.packages
 	@$(venv)/pytest tests/system $(ARGS)
 
-autoscale-demo: $(stamp) ## Scale workers with a run as KEDA would, and plot it; ARGS="--users 20000"
+autoscale-demo: $(stamp) ## Scale workers with a run as KEDA would; ARGS="--users 20000"
 	@$(venv)/python -m tests.autoscale $(ARGS)
 
 faults: $(stamp) ## Injure it in some forty ways, 20 times each; ARGS="--repetitions 3 --only Redis"

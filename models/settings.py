@@ -143,13 +143,6 @@ class Settings(BaseSettings):
         description="Endpoints of the dashboard, with commas between: `health` asks whether they"
         " answer, `performance` how fast, `check` which FastAPI it is.",
     )
-
-    fastapi_version: str | None = Field(
-        None,
-        alias="MIGRATION_FASTAPI_VERSION",
-        pattern=r"^\d+(\.\d+)*",
-        description="The dashboard's FastAPI, where `check` cannot see it.",
-    )
     # OpenTelemetry's own variable, with its sisters: traces go there, as OTLP over HTTP.
     otlp_endpoint: str | None = Field(
         None,

@@ -11,7 +11,6 @@ from models.dashboard import legacy
 from models.dashboard.checks import fit, rejects, trial_rows
 from models.dashboard.checks.credit_summary import credits_by_type
 from models.dashboard.checks.proof import proof
-from models.dashboard.checks.statuses import statuses
 from models.dashboard.checks.waiting import waiting
 from models.dashboard.credits import Credits
 from models.dashboard.organization import Organization
@@ -52,7 +51,7 @@ class Dashboard(Migration):
     reported_tables = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
     repairs = REPAIRS
     queries = QUERIES
-    checks: ClassVar = {"subscription statuses": statuses}
+    checks: ClassVar = {"subscription statuses": rejects.statuses}
     # Measured (docs/scaling.md), and a little more.
     bytes_a_row = 8_000
 

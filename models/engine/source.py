@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from models.errors import Incompatible, MigrationError, Misconfigured
-from models.postgres import candidates
 from models.postgres.catalog import (
     DEFAULT_COLLATION,
     Column,
@@ -20,6 +19,7 @@ from models.postgres.catalog import (
     quote,
     quote_name,
     read_tables,
+    tables_with,
 )
 from models.postgres.keys import KEY_TYPES, key_cast, key_family, key_from_text
 
@@ -190,7 +190,7 @@ def examine(
             errors.append(
                 Misconfigured(
                     f"The legacy table {name} does not exist",
-                    hint=f"{named}{candidates.named(connection, source.columns)}",
+                    hint=f"{named}{tables_with(connection, source.columns)}",
                 )
             )
             continue
@@ -221,7 +221,7 @@ def _check(connection: Connection, table: SourceTable) -> Iterator[MigrationErro
         if column not in table.columns:
             yield Incompatible(
                 f"{table.label} has no column {column}",
-                hint=f"It is required. {candidates.named(connection, source.columns)}",
+                hint=f"It is required. {tables_with(connection, source.columns)}",
             )
     key = table.columns.get(source.key)
     label = f"{table.label}.{source.key}"

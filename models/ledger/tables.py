@@ -312,16 +312,6 @@ recoveries = sa.Table(
     sa.Column("batches", sa.Integer, nullable=False),
     sa.Index("recoveries_by_run", "run_id", "id"),
 )
-KEEP_AUDIT = """
-CREATE OR REPLACE FUNCTION migration.keep_audit() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-  RAISE EXCEPTION 'migration.audit is only ever added to';
-END $$;
-DROP TRIGGER IF EXISTS keep_audit ON migration.audit;
-CREATE TRIGGER keep_audit BEFORE UPDATE OR DELETE OR TRUNCATE ON migration.audit
-FOR EACH STATEMENT EXECUTE FUNCTION migration.keep_audit()
-"""
 schema_objects = sa.Table(
     "schema_objects",
     metadata,

@@ -5,6 +5,7 @@ Read afresh for every batch, in one query for a list of names: a default or a ke
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,3 +207,23 @@ def name_triggers(connection: Connection, function: str) -> str:
     """The triggers that call a function, in words that follow its name; '' where none does."""
     found = connection.scalars(_TRIGGERS, {"function": function}).all() if function else []
     return f" (trigger {', '.join(found)})" if found else ""
+
+
+_WITH_COLUMNS = text("""
+SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND n.nspname NOT IN ('information_schema', 'migration')
+  AND n.nspname NOT LIKE 'pg\\_%' AND NOT EXISTS (
+    SELECT FROM unnest(CAST(:columns AS text[])) AS wanted(name) WHERE NOT EXISTS (
+      SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = wanted.name
+        AND a.attnum > 0 AND NOT a.attisdropped))
+ORDER BY c.reltuples DESC, 1 LIMIT 5
+""")
+
+
+def tables_with(connection: Connection, columns: Iterable[str]) -> str:
+    """A sentence that names the tables which have all these columns."""
+    wanted = list(columns)
+    found = list(connection.scalars(_WITH_COLUMNS, {"columns": wanted}))
+    said = ", ".join(wanted)
+    return f"These have {said}: {', '.join(found)}." if found else f"No table has {said}."

@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from models.engine import current
 from models.engine.live import capture
 from models.engine.source import Sources
-from models.errors import MigrationError, Misconfigured
+from models.errors import MigrationError
 from models.ledger import identity, relations
 from models.postgres import sessions
 from models.postgres.catalog import quote_name
@@ -37,10 +35,10 @@ from models.settings import Settings
 from producer.broker import readiness
 from producer.checks import forecast, obstacle_rows
 from producer.checks.http import ask_all
+from producer.checks.verdicts import failed, look, ok, unknown, warning
 
 GIGABYTE = 10**9
 DISK_BYTES, MEMORY_BYTES, CORES = GIGABYTE, 4 * GIGABYTE, 2
-OLDEST_FASTAPI = (0, 68)
 CLOCK_SECONDS = OPENAPI_SECONDS = 5.0
 # A session that holds a lock, or is in a transaction, for longer is in the way.
 LOCK_SECONDS, TRANSACTION_SECONDS = 5, 60
@@ -81,33 +79,18 @@ WHERE pid <> pg_backend_pid() AND datname = current_database()
 def examine(engine: Engine, settings: Settings) -> list[Check]:
     """Every check, in the order of the guide's list; nothing of what they do remains."""
     return [
-        _python(),
+        look("python", lambda: ok(platform.python_version()), _unread),
         *_database(engine, settings),
         *readiness.examine(),
-        _named("fastapi", lambda: _fastapi(settings)),
-        _disk("disk for backups", settings.home, DISK_BYTES),
-        _memory(psutil.virtual_memory().total),
-        _cores(psutil.cpu_count() or 0),
+        look("fastapi", lambda: _fastapi(settings), _unread),
+        look("disk for backups", lambda: _disk(settings.home, DISK_BYTES), _unread),
+        look("memory", lambda: _memory(psutil.virtual_memory().total), _unread),
+        look("cores", lambda: _cores(psutil.cpu_count() or 0), _unread),
     ]
 
 
-def _ok(found: str) -> Check:
-    return Check(verdict="ok", found=found)
-
-
-def _python() -> Check:
-    return _ok(platform.python_version()).model_copy(update={"name": "python"})
-
-
-def _named(name: str, look: Callable[[], Check]) -> Check:
-    try:
-        found = look()
-    except DBAPIError as failure:
-        error = classify(failure)
-        found = Check(verdict="unknown", found=f"could not be read: {error.message}")
-    except MigrationError as error:
-        found = Check(verdict="failed", found=error.message, hint=error.hint)
-    return found.model_copy(update={"name": name})
+def _unread(message: str) -> Check:
+    return unknown(f"could not be read: {message}")
 
 
 @contextmanager
@@ -123,28 +106,28 @@ def _reading(engine: Engine) -> Iterator[Connection]:
 def _database(engine: Engine, settings: Settings) -> list[Check]:
     found: list[Check] = []
 
-    def look(name: str, check: Callable[[Connection], Check]) -> None:
+    def read(name: str, check: Callable[[Connection], Check]) -> None:
         def inside() -> Check:
             with _reading(engine) as connection:
                 return check(connection)
 
-        found.append(_named(name, inside))
+        found.append(look(name, inside, _unread))
 
     def on_legacy(name: str, check: Callable[[Connection, Sources], Check]) -> None:
         tables = standing.sources
         if tables is None or not standing.is_sound:
             found.append(obstacle_rows.skipped(name, "legacy tables"))
         else:
-            look(name, lambda connection: check(connection, tables))
+            read(name, lambda connection: check(connection, tables))
 
     try:
         check_reachable(engine)
     except MigrationError as error:
         return [Check(name="postgresql", verdict="failed", found=error.message, hint=error.hint)]
-    look("postgresql", _version)
-    look("writable", _writable)
-    look("encoding", _encoding)
-    look("extensions", _extensions)
+    read("postgresql", _version)
+    read("writable", _writable)
+    read("encoding", _encoding)
+    read("extensions", _extensions)
     standing, rows = _standing(engine, settings)
     found += rows
     on_legacy("ledger", lambda connection, sources: _ledger(connection, settings, sources))
@@ -152,9 +135,9 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
     for name, check in current.migration().checks.items():
         on_legacy(name, check)
     # By name alone: reading more of a table's catalog would wait for the lock itself.
-    look("locks", lambda connection: _locks(connection, settings))
-    look("long transactions", _long_transactions)
-    look("clock", _clock)
+    read("locks", lambda connection: _locks(connection, settings))
+    read("long transactions", _long_transactions)
+    read("clock", _clock)
     on_legacy("disk of the database", _database_disk)
     found.append(obstacle_rows.try_out(engine, settings, [*found[:2], *rows]))
     found += obstacle_rows.play_examples(engine, settings, found)
@@ -162,37 +145,33 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
 
 
 def _version(connection: Connection) -> Check:
-    return _ok(str(connection.scalar(text("SHOW server_version"))))
+    return ok(str(connection.scalar(text("SHOW server_version"))))
 
 
 def _writable(connection: Connection) -> Check:
     if connection.scalar(text("SELECT pg_is_in_recovery()")):
-        return Check(verdict="failed", found="a replica", hint="Set DATABASE_URL to the primary.")
+        return failed("a replica", "Set DATABASE_URL to the primary.")
     if connection.scalar(text("SHOW default_transaction_read_only")) == "on":
-        return Check(
-            verdict="failed",
-            found="read-only by default_transaction_read_only",
-            hint="Set it to off for the migration's role.",
+        return failed(
+            "read-only by default_transaction_read_only", "Set it to off for the migration's role."
         )
-    return _ok("a primary")
+    return ok("a primary")
 
 
 def _encoding(connection: Connection) -> Check:
     encoding = str(connection.scalar(text("SHOW server_encoding")))
     if encoding == "UTF8":
-        return _ok(encoding)
-    return Check(
-        verdict="warning",
-        found=encoding,
-        hint="JSON escapes that it has no letter for are quarantined with their rows.",
+        return ok(encoding)
+    return warning(
+        encoding, "JSON escapes that it has no letter for are quarantined with their rows."
     )
 
 
 def _extensions(connection: Connection) -> Check:
     there = connection.scalar(text("SELECT true FROM pg_language WHERE lanname = 'plpgsql'"))
     if there:
-        return _ok("plpgsql; no other is needed")
-    return Check(verdict="failed", found="no plpgsql", hint="CREATE EXTENSION plpgsql")
+        return ok("plpgsql; no other is needed")
+    return failed("no plpgsql", "CREATE EXTENSION plpgsql")
 
 
 def _standing(engine: Engine, settings: Settings) -> tuple[preflight.Preflight, list[Check]]:
@@ -212,28 +191,26 @@ def _ledger(connection: Connection, settings: Settings, sources: Sources) -> Che
     taken.require_own_schema(connection)
     capture.require_free_names(connection, sources)
     if connection.scalar(text("SELECT to_regprocedure('migration.ledger_id()')")) is None:
-        return _ok("none yet")
+        return ok("none yet")
     relations.require_own_ledger(connection, settings)
     if identity.read(connection) is None:
-        return Check(
-            verdict="warning",
-            found="the copy of another database's",
-            hint="It gets an identity of its own from producer schema upgrade, or enqueue-all.",
+        return warning(
+            "the copy of another database's",
+            "It gets an identity of its own from producer schema upgrade, or enqueue-all.",
         )
-    return _ok("of these tables")
+    return ok("of these tables")
 
 
 def _forecast(connection: Connection, sources: Sources) -> Check:
     found, unsure = forecast.count(connection, sources)
     rest = f"; {unsure}" if unsure else ""
     if not found:
-        return _ok(f"none{rest}")
+        return ok(f"none{rest}")
     said = ", ".join(f"{count:,} {reason}" for reason, count in found.items())
-    return Check(
-        verdict="warning",
-        found=said + rest,
-        hint="They are quarantined, the rest goes through. List them: producer quarantine"
-        " --preview. Fix them before the run, or retry them after it.",
+    return warning(
+        said + rest,
+        "They are quarantined, the rest goes through. List them: producer quarantine --preview."
+        " Fix them before the run, or retry them after it.",
     )
 
 
@@ -242,19 +219,17 @@ def _locks(connection: Connection, settings: Settings) -> Check:
     given = {"tables": names, "seconds": LOCK_SECONDS}
     forgotten = connection.execute(_PREPARED, given).one_or_none()
     if forgotten:
-        return Check(
-            verdict="failed",
-            found=f"the prepared transaction {forgotten.gid!r} holds locks on the legacy tables,"
+        return failed(
+            f"the prepared transaction {forgotten.gid!r} holds locks on the legacy tables,"
             f" for {forgotten.seconds:,.0f} s",
-            hint="End it: COMMIT PREPARED or ROLLBACK PREPARED, see pg_prepared_xacts.",
+            "End it: COMMIT PREPARED or ROLLBACK PREPARED, see pg_prepared_xacts.",
         )
     row = connection.execute(_IN_THE_WAY, given).one()
     if not row.sessions:
-        return _hidden(row.hidden, "that hold locks on the legacy tables") or _ok("none in the way")
-    return Check(
-        verdict="failed",
-        found=f"{row.sessions} sessions hold locks on the legacy tables, for {row.seconds:,.0f} s",
-        hint="Find them in pg_locks and pg_stat_activity, and end their transactions.",
+        return _hidden(row.hidden, "that hold locks on the legacy tables") or ok("none in the way")
+    return failed(
+        f"{row.sessions} sessions hold locks on the legacy tables, for {row.seconds:,.0f} s",
+        "Find them in pg_locks and pg_stat_activity, and end their transactions.",
     )
 
 
@@ -262,21 +237,19 @@ def _hidden(sessions: int, which: str) -> Check | None:
     """The verdict where others' sessions show themselves, but not since when they are at it."""
     if not sessions:
         return None
-    return Check(
-        verdict="unknown",
-        found=f"{sessions} sessions {which}: since when cannot be seen",
-        hint="GRANT pg_read_all_stats to the role that DATABASE_URL works as, for the night.",
+    return unknown(
+        f"{sessions} sessions {which}: since when cannot be seen",
+        "GRANT pg_read_all_stats to the role that DATABASE_URL works as, for the night.",
     )
 
 
 def _long_transactions(connection: Connection) -> Check:
     row = connection.execute(_LONG, {"seconds": TRANSACTION_SECONDS}).one()
     if not row.sessions:
-        return _hidden(row.hidden, "of other roles") or _ok("none")
-    return Check(
-        verdict="warning",
-        found=f"{row.sessions}, the oldest for {row.seconds:,.0f} s",
-        hint="Building an index waits for them: end them, or begin when they are over.",
+        return _hidden(row.hidden, "of other roles") or ok("none")
+    return warning(
+        f"{row.sessions}, the oldest for {row.seconds:,.0f} s",
+        "Building an index waits for them: end them, or begin when they are over.",
     )
 
 
@@ -287,11 +260,10 @@ def _clock(connection: Connection) -> Check:
     assert there is not None
     seconds = (there.replace(tzinfo=UTC) - middle).total_seconds()
     if abs(seconds) < CLOCK_SECONDS:
-        return _ok(f"{abs(seconds):.1f} s apart")
-    return Check(
-        verdict="warning",
-        found=f"the database's is {abs(seconds):,.0f} s {'ahead' if seconds > 0 else 'behind'}",
-        hint="Leases go by the database's clock alone; logs will not match. Check NTP.",
+        return ok(f"{abs(seconds):.1f} s apart")
+    return warning(
+        f"the database's is {abs(seconds):,.0f} s {'ahead' if seconds > 0 else 'behind'}",
+        "Leases go by the database's clock alone; logs will not match. Check NTP.",
     )
 
 
@@ -308,73 +280,43 @@ def _database_disk(connection: Connection, sources: Sources) -> Check:
     host = str(url.host or os.environ.get("PGHOST", "/"))
     is_here = host.startswith("/") or host in ("localhost", "127.0.0.1", "::1")
     if not (is_here and folder.is_absolute() and folder.exists()):
-        return Check(
-            verdict="unknown",
-            found="cannot be seen from here",
-            hint=f"Look for {needed / GIGABYTE:,.1f} GB of free space there.",
+        return unknown(
+            "cannot be seen from here", f"Look for {needed / GIGABYTE:,.1f} GB of free space there."
         )
-    return _disk("", folder, needed)
+    return _disk(folder, needed)
 
 
-def _disk(name: str, folder: Path, needed: int) -> Check:
+def _disk(folder: Path, needed: int) -> Check:
     """Free space where the folder is, or will be."""
     there = folder.absolute()
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
     said = f"{free / GIGABYTE:,.1f} GB free, {needed / GIGABYTE:,.1f} GB needed"
-    if free >= needed:
-        return Check(name=name, verdict="ok", found=said)
-    return Check(name=name, verdict="failed", found=said, hint=f"Make room under {there}.")
+    return ok(said) if free >= needed else failed(said, f"Make room under {there}.")
 
 
 def _memory(there: int) -> Check:
     said = f"{there / GIGABYTE:,.1f} GB"
     # What is sold as 4 GB shows a little less: firmware and kernel take theirs.
     if there >= 0.9 * MEMORY_BYTES:
-        return Check(name="memory", verdict="ok", found=said)
-    hint = "The guide asks for 4 GB; workers take 100 MB each."
-    return Check(name="memory", verdict="failed", found=said, hint=hint)
+        return ok(said)
+    return failed(said, "The guide asks for 4 GB; workers take 100 MB each.")
 
 
 def _cores(there: int) -> Check:
-    if there >= CORES:
-        return Check(name="cores", verdict="ok", found=str(there))
-    return Check(name="cores", verdict="failed", found=str(there), hint="The guide asks for 2.")
+    return ok(str(there)) if there >= CORES else failed(str(there), "The guide asks for 2.")
 
 
 def _fastapi(settings: Settings) -> Check:
-    """The dashboard's: from a setting, this environment, or the form of its OpenAPI page."""
-    version = settings.fastapi_version
-    if version is None:
-        try:
-            version = metadata.version("fastapi")
-        except metadata.PackageNotFoundError:
-            return _openapi(settings)
-    if _numbers(version) >= OLDEST_FASTAPI:
-        return _ok(version)
-    return Check(verdict="failed", found=version, hint="FastAPI 0.68 or newer is needed.")
-
-
-def _openapi(settings: Settings) -> Check:
-    """FastAPI writes OpenAPI 3.1 since its 0.99; earlier ones do not tell which they are."""
+    """Since its 0.99, FastAPI writes OpenAPI 3.1; earlier versions do not show which they are."""
     pages = [urlsplit(url)._replace(path="/openapi.json", query="") for url in settings.api_urls]
     for answer in ask_all([page.geturl() for page in pages], OPENAPI_SECONDS):
-        try:
+        with suppress(ValueError, KeyError, TypeError):
             form = str(json.loads(answer.body)["openapi"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        if _numbers(form) >= (3, 1):
-            return _ok(f"0.99 or newer (OpenAPI {form})")
-    return Check(
-        verdict="unknown",
-        found="not installed here, and its pages do not tell",
-        hint="0.68 or newer is needed; say which it is in MIGRATION_FASTAPI_VERSION.",
+            if form.startswith("3.") and int(form.split(".")[1]) >= 1:
+                return ok(f"0.99 or newer (OpenAPI {form})")
+    return unknown(
+        "its pages do not show it" if pages else "no URL to ask",
+        "The guide asks for 0.68 or newer: pip show fastapi, where the dashboard runs.",
     )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    found = re.match(r"\d+(\.\d+)*", version)
-    if not found:
-        raise Misconfigured(f"{version!r} is no version")
-    return tuple(int(part) for part in found.group().split("."))

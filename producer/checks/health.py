@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
-import redis
 import sqlalchemy as sa
-from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from models.errors import MigrationError
 from models.ledger.tables import SCHEMA, WORKED_ON, batches, runs, throttled_by
-from models.postgres.database import check_reachable, classify, transaction
+from models.postgres.database import check_reachable, transaction
 from models.reports.checks import Check
 from models.settings import DEFAULT_FLOWER_URL, Settings
 from producer.broker import readiness
 from producer.broker.queue import app
-from producer.broker.refusals import of_redis
-from producer.broker.snapshot import REDIS_ERRORS
 from producer.checks.http import ask_all
+from producer.checks.verdicts import failed, look, ok
 from producer.runs.reconciler import queue_lengths
 
 URL_SECONDS = 5.0
@@ -32,30 +25,17 @@ STUCK_SECONDS = 120
 def examine(engine: Engine, settings: Settings) -> list[Check]:
     """One verdict a thing; none of them takes longer than its limit."""
     return [
-        _timed("database", lambda: _database(engine)),
-        _timed("redis", _redis),
-        _timed("workers", lambda: _workers(engine)),
-        _timed("queues", lambda: _queues(engine)),
+        look("database", lambda: _database(engine), _unanswered),
+        look("redis", _redis, _unanswered),
+        look("workers", lambda: _workers(engine), _unanswered),
+        look("queues", lambda: _queues(engine), _unanswered),
         _flower(settings),
         *_urls(settings),
     ]
 
 
-def _timed(name: str, look: Callable[[], Check]) -> Check:
-    started = time.monotonic()
-    try:
-        found = look()
-    except DBAPIError as failure:
-        found = Check(verdict="failed", found=classify(failure).message, hint="See DATABASE_URL.")
-    except MigrationError as failure:
-        found = Check(verdict="failed", found=failure.message, hint=failure.hint)
-    except (*REDIS_ERRORS, redis.RedisError, OperationalError, OSError) as failure:
-        found = Check(
-            verdict="failed",
-            found=f"Redis does not answer: {of_redis(failure)}",
-            hint="See REDIS_URL.",
-        )
-    return found.model_copy(update={"name": name, "seconds": round(time.monotonic() - started, 3)})
+def _unanswered(message: str) -> Check:
+    return failed(message, "See DATABASE_URL.")
 
 
 def _database(engine: Engine) -> Check:
@@ -64,22 +44,20 @@ def _database(engine: Engine) -> Check:
         connection.scalar(sa.text("SELECT 1"))
         is_replica = connection.scalar(sa.text("SELECT pg_is_in_recovery()"))
     if is_replica:
-        return Check(
-            verdict="failed", found="answers, but it is a replica", hint="Connect to the primary."
-        )
-    return Check(verdict="ok", found="answers")
+        return failed("answers, but it is a replica", "Connect to the primary.")
+    return ok("answers")
 
 
 def _redis() -> Check:
     readiness.require()
-    return Check(verdict="ok", found="answers")
+    return ok("answers")
 
 
 def _workers(engine: Engine) -> Check:
     """Without a run under way, no worker is no fault."""
     names = [name for answer in app.control.ping(timeout=1.0) or () for name in answer]
     if names:
-        return Check(verdict="ok", found=f"{len(names)} answer: {', '.join(sorted(names))}")
+        return ok(f"{len(names)} answer: {', '.join(sorted(names))}")
     is_needed = _open_run(engine) is not None
     return Check(
         verdict="failed" if is_needed else "unknown",
@@ -104,7 +82,7 @@ def _queues(engine: Engine) -> Check:
     run = _open_run(engine)
     waiting = sum(queue_lengths().values())
     if run is None:
-        return Check(verdict="ok", found=f"{waiting:,} messages; no run is under way")
+        return ok(f"{waiting:,} messages; no run is under way")
     with transaction(engine) as connection:
         oldest, done = connection.execute(
             sa.select(
@@ -118,10 +96,10 @@ def _queues(engine: Engine) -> Check:
         ).one()
     found = f"{waiting:,} messages; the oldest batch waits {oldest or 0:,.0f} s"
     if run.throttled_by:
-        return Check(verdict="ok", found=f"{found}; throttled: {run.throttled_by}")
+        return ok(f"{found}; throttled: {run.throttled_by}")
     if oldest and oldest > STUCK_SECONDS and (done is None or done > STUCK_SECONDS):
-        return Check(verdict="failed", found=found, hint="See what it waits for: producer doctor")
-    return Check(verdict="ok", found=found)
+        return failed(found, "See what it waits for: producer doctor")
+    return ok(found)
 
 
 def _flower(settings: Settings) -> Check:

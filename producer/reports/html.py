@@ -57,8 +57,8 @@ def render(found: Record) -> str:
             record=found,
             report=found.report,
             sentence=sentence(found.report),
-            throughput=Markup(plots.throughput(found.pace)) if found.pace.rates else "",
-            durations=Markup(plots.durations(found.durations)) if found.durations else "",
+            throughput=plots.throughput(found.pace) if found.pace.rates else None,
+            durations=plots.durations(found.durations) if found.durations else None,
             style=Markup(style()),
         )
     )

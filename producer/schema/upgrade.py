@@ -15,13 +15,28 @@ from models.engine.schema import target
 from models.engine.schema.indexes import record
 from models.engine.source import Sources
 from models.ledger import audit, identity, relations
-from models.ledger.tables import TRY_JSONB
+from models.ledger.tables import SCHEMA, TRY_JSONB, VERIFICATION, WORKED_ON
 from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, transaction
 from models.preflight import examine, taken
 from models.settings import Settings
-from producer.schema import backlog
+from producer.broker.queue import QUEUES, Message
 
 LOCK = 0x736368656D61  # any constant: two upgrades at the same moment take turns
+# For an autoscaler: how many batches want a worker of each queue. Messages do not show that: no
+# list holds one that a worker has, or one that was lost.
+# A run that is worked on keeps one worker, also between two windows: its reconciler opens the next.
+_VIEW = """
+CREATE OR REPLACE VIEW {schema}.backlog AS
+SELECT q.queue, (
+    SELECT count(*) FROM {schema}.batches b JOIN {schema}.runs r ON r.id = b.run_id
+    WHERE r.state IN ({worked_on}) AND b.state IN ('pending', 'running')
+      AND CASE WHEN b.stage = '{verification}' THEN '{verify}' ELSE CASE b.step {whens} END END
+        = q.queue
+  ) + CASE WHEN q.queue = 'migration.control'
+    AND EXISTS (SELECT FROM {schema}.runs r WHERE r.state IN ({worked_on})) THEN 1 ELSE 0 END
+  AS batches
+FROM (VALUES {queues}) AS q(queue)
+"""
 
 
 def upgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]:
@@ -55,7 +70,7 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
         f"{TRY_JSONB}; {capture.FUNCTION}; {identity.FUNCTIONS}".replace("%", "%%")
     )
     identity.settle(connection)
-    backlog.define(connection)
+    _define_backlog(connection)
     # Outside Alembic's list of revisions: what the application dropped, or what another
     # legacy table lacks, is missing whatever revision the database says it is at.
     added = target.expand(connection, current.migration().schema, tables)
@@ -64,6 +79,22 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     if added:
         audit.note(connection, "schema upgrade", after={"added": len(added)})
     return added
+
+
+def _define_backlog(connection: Connection) -> None:
+    """Create the view, or replace it: a new step is a new line. Its names need no quotes."""
+    steps = [*current.migration().steps, *current.migration().undo_steps]
+    whens = (f"WHEN '{step.name}' THEN '{step.queue}'" for step in steps)
+    connection.exec_driver_sql(
+        _VIEW.format(
+            schema=SCHEMA,
+            worked_on=", ".join(f"'{state}'" for state in WORKED_ON),
+            verification=VERIFICATION,
+            verify=Message("", 0, VERIFICATION, current.migration().steps[0].name).queue,
+            whens=" ".join(whens),
+            queues=", ".join(f"('{queue}')" for queue in QUEUES),
+        )
+    )
 
 
 def is_current(connection: Connection, tables: Sources) -> bool:

@@ -1,4 +1,4 @@
-"""Ten thousand messages that nobody should have sent: a line of the log for each, and no more."""
+"""Ten thousand messages that nobody should have sent: a line of the log at most, and no more."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def server(product: Product) -> Iterator[Server]:
 
 
 def bad(random: Random, count: int) -> tuple[list[tuple[str, bytes]], Counter[str]]:
-    """So many bad messages, and how often each place is at fault."""
+    """So many bad messages, and how often each field is refused ("": none is)."""
     made = list(forgeries.many(random, count))
     return [(queue, item) for queue, _, item in made], Counter(field for _, field, _ in made)
 
@@ -145,8 +145,9 @@ def test_ten_thousand_bad_messages_change_nothing(product: Product, server: Serv
             assert ping.wait(timeout=COMMAND_SECONDS) == 0
     written = log.read_text()
     lines = refused(written)
-    assert len(lines) == DURING + AFTERWARDS
-    assert Counter(line["field"] for line in lines) == expected + more + Counter(message=HUGE)
+    bad_fields = expected + more + Counter(message=HUGE)
+    assert bad_fields.pop("") > 1_000
+    assert Counter(line["field"] for line in lines) == bad_fields
     assert all(line["level"] == "warning" and line["reason"] for line in lines)
     assert forgeries.PERSONAL not in written
     for word in ("Traceback", "CRITICAL", "ERROR", "level='error'", "Connection to broker lost"):

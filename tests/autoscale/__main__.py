@@ -16,7 +16,7 @@ from typing import Any
 import click
 from sqlalchemy import Engine, text
 
-from tests.autoscale import manifest, plot, pods
+from tests.autoscale import manifest, pods
 from tests.autoscale.keda import Autoscaler
 from tests.soak.site import Site, load, open_site, rows, verdict
 
@@ -28,23 +28,20 @@ OVER = ("completed", "completed_with_quarantine", "failed", "cancelled")
 @click.option("--users", type=click.IntRange(100), default=60_000, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=250, show_default=True)
 @click.option("--hurry", type=click.FloatRange(1), default=1.0, help="All times so much shorter.")
-@click.option("--output", type=click.Path(path_type=Path), default=Path(".migration/autoscale.svg"))
-def main(users: int, batch_size: int, hurry: float, output: Path) -> None:
+def main(users: int, batch_size: int, hurry: float) -> None:
     """Scale a run's workers from nothing and back; JSON on stdout, status 1 if anything is lost."""
     with open_site() as site:
         engine = site.fresh("autoscale")
         click.echo(f"Generating a school of {users:,} users", err=True)
         before = load(engine, users)
-        found = _rehearse(site, engine, str(batch_size), hurry, output)
+        found = _rehearse(site, engine, str(batch_size), hurry)
         lost = verdict(engine, before)
         engine.dispose()
     click.echo(json.dumps({"users": users, **found, "lost": lost}, indent=2))
     sys.exit(bool(lost or found["state"] not in OVER[:2] or found["pods_at_the_end"]))
 
 
-def _rehearse(
-    site: Site, engine: Engine, batch_size: str, hurry: float, output: Path
-) -> dict[str, Any]:
+def _rehearse(site: Site, engine: Engine, batch_size: str, hurry: float) -> dict[str, Any]:
     environment = site.environment | {"MIGRATION_BATCH_SIZE": batch_size}
     every = manifest.scaled()
     scalers = {of.name: Autoscaler(of) for of in every}
@@ -58,18 +55,16 @@ def _rehearse(
             now = (time.monotonic() - history.began) * hurry
             for name, scaler in scalers.items():
                 if scaler.is_due(now):
-                    history.backlog[name] = _ask(engine, scaler.of.query)
-                    scaler.look(history.backlog[name], now)
+                    scaler.look(_ask(engine, scaler.of.query), now)
                 deployments[name].reach(scaler.replicas, now)
             is_full = len(users.running) == users.of.most
-            if is_full and not history.events and users.lose_one(lambda: _working(engine)):
-                history.events.append((time.monotonic() - history.began, "a pod is lost"))
+            if is_full and not history.lost and users.lose_one(lambda: _working(engine)):
+                history.lost += 1
             history.note({name: len(d.running) for name, d in deployments.items()})
             time.sleep(LOOK_SECONDS)
         history.note({name: len(d.running) for name, d in deployments.items()})
         killed = sum(deployment.killed for deployment in deployments.values())
         started = sum(deployment.started for deployment in deployments.values())
-    plot.draw(history.seconds, history.pods, history.backlogs, history.events, output)
     (claims,) = rows(
         engine, "SELECT sum(attempt) AS all, sum(expiries) AS expired FROM migration.batches"
     )
@@ -79,31 +74,27 @@ def _rehearse(
         "most_pods": {name: max(counts) for name, counts in history.pods.items()},
         "pods_at_the_end": sum(counts[-1] for counts in history.pods.values()),
         "pods_started": started,
-        "pods_lost": len(history.events),
+        "pods_lost": history.lost,
         "pods_killed_after_their_grace": killed,
         "claims": int(claims.all),
         "leases_expired": int(claims.expired),
-        "plot": str(output),
     }
 
 
 class _History:
-    """Pods and backlog at each look."""
+    """Pods at each look, and how many were lost."""
 
     def __init__(self, names: list[str]) -> None:
         self.began = time.monotonic()
         self.seconds: list[float] = []
         self.pods: dict[str, list[int]] = {name: [] for name in names}
-        self.backlog: dict[str, float] = dict.fromkeys(names, 0.0)
-        self.backlogs: dict[str, list[float]] = {name: [] for name in names}
-        self.events: list[tuple[float, str]] = []
+        self.lost = 0
 
     def note(self, running: dict[str, int]) -> None:
         self.seconds.append(time.monotonic() - self.began)
         said = {name: f"{counts[-1] if counts else 0}" for name, counts in self.pods.items()}
         for name, count in running.items():
             self.pods[name].append(count)
-            self.backlogs[name].append(self.backlog[name])
             if said[name] != str(count):
                 click.echo(f"{self.seconds[-1]:6.1f} s  {name}: {said[name]} -> {count}", err=True)
 

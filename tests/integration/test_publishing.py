@@ -12,7 +12,7 @@ import redis
 from producer.broker.namespace import NO_LEDGER
 from producer.embedded import directories
 from tests.conftest import address
-from worker.message_schema import admit
+from worker.message_filter import admit
 
 MESSAGES = 1_200
 _PUBLISH = f"""

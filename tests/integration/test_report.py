@@ -91,14 +91,11 @@ def test_it_needs_nothing_but_itself_and_no_id_is_there_twice(
     engine: Engine, settings: Settings, run_id: str
 ) -> None:
     text = page(engine, settings)
-    addresses = set(re.findall(r"[a-z]+://[^\s\"'<]+", text))
-    # Names of XML's vocabularies, which nobody fetches.
-    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert not re.search(r"[a-z]+://", text)
     assert not re.search(r"<(script|link|img|iframe)|@import|src=", text)
     ids = Counter(re.findall(r' id="([^"]*)"', text))
     assert [name for name, count in ids.items() if count > 1] == []
-    assert text.count('<svg class="plot') == 4
-    assert not re.search(r"#0[0-3]00|#0[12]0[12]0[12]", text)
+    assert text.count('<svg class="plot') == 2
 
 
 def test_no_address_of_a_user_is_in_it_and_what_looks_like_html_is_text(

@@ -13,6 +13,7 @@ from models.engine.source import Sources
 from models.engine.step import Context
 from models.postgres import sessions
 from models.postgres.catalog import quote
+from models.reports.checks import Check
 
 _IS_BLANK = "btrim(coalesce({}, ''), :blanks) = ''"
 # Each row has one reason, in the order in which the run looks for them; null: it is good.
@@ -39,12 +40,23 @@ WHERE {status} <> ALL(:known)
 """
 
 
-def unknown_statuses(connection: Connection, sources: Sources) -> int:
-    """How many subscriptions have a status that the rules do not know; a null is none."""
-    status = word(exact(sources.subscriptions, "status", "NULL"))
-    statement = _STATUSES.format(subscriptions=sources.subscriptions.sql, status=status)
+def statuses(connection: Connection, sources: Sources) -> Check:
+    """The row of `check` for subscriptions whose status the rules do not know; null is known."""
+    table, known = sources.subscriptions, ", ".join(STATUSES)
+    status = word(exact(table, "status", "NULL"))
+    statement = _STATUSES.format(subscriptions=table.sql, status=status)
     values = {"blanks": sessions.blanks(connection), "known": list(STATUSES)}
-    return int(connection.scalar(text(statement), values) or 0)
+    found = int(connection.scalar(text(statement), values) or 0)
+    if not found:
+        return Check(verdict="ok", found=f"none but {known}")
+    labels = table.columns["status"].enum or ()
+    others = ", ".join(each for each in labels if each.strip().lower() not in STATUSES)
+    return Check(
+        verdict="warning",
+        found=f"{found:,} rows of {table.label} have a status that is none of {known}"
+        + (f": {others}" if others else ""),
+        hint="Their tools are not active. Change the rows before the run where they are to be.",
+    )
 
 
 def rules(connection: Connection, sources: Sources) -> tuple[dict[str, Rule], bool]:
