@@ -55,8 +55,8 @@ def fill(connection: Connection, *, state: str = "completed_with_quarantine") ->
             standing = "running" if name == "users" else "pending"
         connection.execute(
             text(
-                "INSERT INTO migration.stages (run_id, name, position, state, started_at,"
-                " finished_at) VALUES (:run, :name, :position, :state,"
+                "INSERT INTO migration.stages (run_id, direction, name, position, state,"
+                " started_at, finished_at) VALUES (:run, 'forward', :name, :position, :state,"
                 " now() - interval '2 hours' + :position * interval '10 minutes',"
                 " CASE WHEN :state = 'done' THEN"
                 "  now() - interval '2 hours' + (:position + 1) * interval '10 minutes' END)"

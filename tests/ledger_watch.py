@@ -27,10 +27,9 @@ CREATE TABLE observed.moves (
 
 CREATE FUNCTION observed.stage_before(run text, stage text) RETURNS text LANGUAGE sql AS $$
   SELECT 'stage ' || min(earlier.name) || ' is open'
-  FROM migration.stages mine JOIN migration.stages earlier USING (run_id)
+  FROM migration.stages mine JOIN migration.stages earlier USING (run_id, direction)
   WHERE mine.run_id = run AND mine.name = stage AND earlier.position < mine.position
     AND earlier.state <> 'done'
-    AND NOT (mine.name = 'reconciliation' AND earlier.name = 'verification')
 $$;
 CREATE FUNCTION observed.batch_in(run text, stage_name text, states text[]) RETURNS text
 LANGUAGE sql AS $$

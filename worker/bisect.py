@@ -43,7 +43,7 @@ def apply(context: Context, step: Step, scope: Scope) -> Counts:
 
 def _first(trial: _Trial, context: Context, scope: Scope) -> Counts:
     """The whole scope: optimistically, and where that fails, with all guards."""
-    if not (context.is_repeat or scope.again):
+    if not context.may_be_there(scope):
         try:
             return trial.run(replace(scope, is_optimistic=True))
         except BadRow:

@@ -51,8 +51,8 @@ class Copy(Authored):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         source = self.table(context)
-        is_later = context.is_repeat or scope.again
-        found: Counts = self._bring_in_line(context, source, scope) if is_later else {}
+        is_there = context.may_be_there(scope)
+        found: Counts = self._bring_in_line(context, source, scope) if is_there else {}
         row = context.connection.execute(
             text(self._statement(context, source, scope)), context.parameters | scope.parameters
         ).one()

@@ -128,9 +128,9 @@ class Migration:
             *of_stage[replayed],
             *self.replays,
             Removed().at(replayed),
-            *of_stage[RECONCILIATION],
             *of_stage[VERIFICATION],
             Accounting(),
+            *of_stage[RECONCILIATION],
             *(late(replay) for replay in self.replays),
             *of_stage[FINISH],
             Keys(),
@@ -173,17 +173,17 @@ class Migration:
         return {step.name: step for step in (*self.steps, *self.undo_steps)}[name]
 
     @property
-    def stages(self) -> list[str]:
-        """All stages in order: those of the steps, with verification before reconciliation."""
-        names = list(dict.fromkeys(step.stage for step in self.steps if step.stage != VERIFICATION))
-        after = RECONCILIATION if RECONCILIATION in names else FINISH
-        names.insert(names.index(after), VERIFICATION)
-        return names
+    def stages(self) -> dict[str, int]:
+        """All stages in order, with their positions: verification and reconciliation share one."""
+        names = dict.fromkeys(step.stage for step in self.steps)
+        in_turn = [name for name in names if name != RECONCILIATION]
+        return {n: in_turn.index(VERIFICATION if n == RECONCILIATION else n) for n in names}
 
     @property
-    def undo_stages(self) -> list[str]:
-        """The stages of a rollback in order."""
-        return list(dict.fromkeys(step.stage for step in self.undo_steps))
+    def undo_stages(self) -> dict[str, int]:
+        """The stages of a rollback in order, with their positions."""
+        names = dict.fromkeys(step.stage for step in self.undo_steps)
+        return {name: position for position, name in enumerate(names)}
 
     def steps_of(self, stage: str) -> list[Step]:
         """The steps of a stage in order; the verification repeats each step that is verified."""
@@ -191,12 +191,6 @@ class Migration:
             repeated = [s for s in self.steps if s.is_verified and s.stage != RECONCILIATION]
             return [*repeated, *(step for step in self.steps if step.stage == VERIFICATION)]
         return [step for step in (*self.steps, *self.undo_steps) if step.stage == stage]
-
-    def stages_before(self, name: str) -> list[str]:
-        """The stages that must be closed before this one opens, nearest last."""
-        names = self.undo_stages if name in self.undo_stages else self.stages
-        before = names[: names.index(name)]
-        return [stage for stage in before if not (name == RECONCILIATION and stage == VERIFICATION)]
 
     @property
     def queues(self) -> list[str]:

@@ -141,6 +141,10 @@ class Context:
             forced=run.forced,
         )
 
+    def may_be_there(self, scope: Scope) -> bool:
+        """Whether rows of the scope may have been migrated before, by an earlier run or by this."""
+        return self.is_repeat or scope.again
+
     def execute(self, sql: str, scope: Scope, /, **expressions: str) -> Any:
         """Run a step's statement; see `render` for its placeholders. Returns the result."""
         return self.connection.execute(

@@ -15,16 +15,7 @@ from sqlalchemy import Connection
 
 from models.engine.step import Counts, Scope, add
 from models.errors import LeaseLost
-from models.ledger.tables import (
-    RECONCILIATION,
-    UNDO_POSITION,
-    VERIFICATION,
-    WORKED_ON,
-    batches,
-    move_batches,
-    runs,
-    stages,
-)
+from models.ledger.tables import WORKED_ON, batches, move_batches, runs, stages
 
 LEASE_SECONDS = 20
 # After so many leases that ran out a batch is split, so that what kills its workers is found.
@@ -83,11 +74,10 @@ def _claiming() -> sa.sql.dml.ReturningUpdate[Any]:
         mine.c.run_id == batches.c.run_id,
         mine.c.name == batches.c.stage,
         earlier.c.run_id == batches.c.run_id,
-        earlier.c.position < mine.c.position,
         # A run that is rolled back may have stages that never ended.
-        sa.or_(mine.c.position < UNDO_POSITION, earlier.c.position >= UNDO_POSITION),
+        earlier.c.direction == mine.c.direction,
+        earlier.c.position < mine.c.position,
         earlier.c.state != "done",
-        sa.not_(sa.and_(mine.c.name == RECONCILIATION, earlier.c.name == VERIFICATION)),
     )
     return (
         move_batches(

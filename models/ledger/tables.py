@@ -7,6 +7,8 @@ else: both refuse what the tables of transitions do not list.
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql as pg
@@ -47,8 +49,8 @@ FINISHED_STATES = (*COMPLETED_STATES, "failed", "cancelled", "rolled_back")
 # Somebody works on its batches, or should.
 WORKED_ON = ("preparing", "running", "rolling_back")
 
-# The stages of a rollback stand from here on.
-UNDO_POSITION = 1000
+# The directions of a stage: it belongs to the run itself, or to its rollback.
+FORWARD, BACK = "forward", "back"
 
 BATCH_TRANSITIONS = {
     ("pending", "running"): "a worker claims it: a lease, and the next attempt number",
@@ -141,6 +143,9 @@ stages = sa.Table(
     metadata,
     sa.Column("run_id", sa.Text, sa.ForeignKey(runs.c.id), primary_key=True),
     sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("direction", sa.Text, nullable=False),
+    # A stage opens when all of its direction with a lower position are done. Stages of the same
+    # position are worked on at the same time.
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("state", sa.Text, nullable=False, server_default="pending"),
     # Where the next window starts: a step of the stage, and the last key cut so far.
@@ -150,6 +155,8 @@ stages = sa.Table(
     _now("started_at", null=True),
     _now("finished_at", null=True),
 )
+# The order in which stages are listed: verification before reconciliation, a rollback's last.
+LISTED = (stages.c.direction.desc(), stages.c.position, stages.c.name.desc())
 batches = sa.Table(
     "batches",
     metadata,
@@ -332,6 +339,16 @@ EXCEPTION WHEN data_exception OR program_limit_exceeded OR statement_too_complex
   RETURN NULL;
 END $$
 """
+
+
+def stages_in_turn(run: Any) -> sa.Select[Any]:
+    """The stages that a run works on, in order: while it is rolled back, those of the rollback."""
+    direction = BACK if run.state == "rolling_back" else FORWARD
+    return (
+        sa.select(stages)
+        .where(stages.c.run_id == run.id, stages.c.direction == direction)
+        .order_by(*LISTED)
+    )
 
 
 def move_run(connection: Connection, run_id: str, to: str, **values: object) -> str:

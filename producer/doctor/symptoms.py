@@ -10,9 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
-from models.engine import current
 from models.ledger.claims import is_expired
-from models.ledger.tables import UNDO_POSITION, WORKED_ON, batches, runs, stages, throttled_by
+from models.ledger.tables import WORKED_ON, batches, runs, stages_in_turn, throttled_by
 from models.reports.diagnosis import Blocker, OpenStage, QueueState, Work
 from producer.broker.queue import QUEUES, Message
 from producer.broker.snapshot import Broker
@@ -43,14 +42,12 @@ class Ledger:
     @property
     def due(self) -> list[str]:
         """Stages whose next step could be taken now: their turn has come, nothing is open."""
-        state = {stage.name: stage.state for stage in self.stages}
+        left = [stage for stage in self.stages if stage.state != "done"]
         busy = {batch.stage for batch in self.of("pending", "running")}
         return [
-            name
-            for name in state
-            if state[name] != "done"
-            and name not in busy
-            and all(state[before] == "done" for before in current.migration().stages_before(name))
+            stage.name
+            for stage in left
+            if stage.position == left[0].position and stage.name not in busy
         ]
 
 
@@ -59,13 +56,7 @@ def ledger(connection: Connection, run_id: str | None) -> Ledger:
     run = status.find_run(connection, run_id)
     now = sa.func.clock_timestamp()
     moment = connection.execute(sa.select(now)).scalar_one()
-    # While a run is rolled back, nobody waits for its other stages.
-    of_undo = stages.c.position >= UNDO_POSITION
-    in_order = connection.execute(
-        sa.select(stages)
-        .where(stages.c.run_id == run.id, of_undo if run.state == "rolling_back" else ~of_undo)
-        .order_by(stages.c.position)
-    )
+    in_order = connection.execute(stages_in_turn(run))
     columns = batches.c
     still = connection.execute(
         sa.select(

@@ -19,7 +19,7 @@ from models.engine.checks.answers import Summary
 from models.engine.schema import target as target_tables
 from models.errors import MigrationError
 from models.ledger.relations import labels
-from models.ledger.tables import audit, batches, quarantine, recoveries, runs, stages
+from models.ledger.tables import LISTED, audit, batches, quarantine, recoveries, runs, stages
 from models.postgres import database
 from models.postgres.database import transaction
 from models.reports.run import RunReport
@@ -142,8 +142,8 @@ def pace(connection: Connection, run: Any) -> Pace:
             stages, sa.and_(stages.c.run_id == batches.c.run_id, stages.c.name == batches.c.stage)
         )
         .where(*mine, batches.c.rows > 0)
-        .group_by(batches.c.stage, stages.c.position, bucket)
-        .order_by(stages.c.position)
+        .group_by(batches.c.stage, stages.c.run_id, stages.c.name, bucket)
+        .order_by(*LISTED)
     ):
         rates.setdefault(row.stage, [0.0] * count)[min(row.bucket, count - 1)] = row.rows / width
     return Pace(width, rates)
@@ -171,8 +171,8 @@ def durations(connection: Connection, run_id: str) -> list[Durations]:
         )
         .where(batches.c.run_id == run_id, batches.c.state == "done")
         .where(batches.c.started_at.is_not(None))
-        .group_by(stages.c.name, stages.c.position)
-        .order_by(stages.c.position)
+        .group_by(stages.c.run_id, stages.c.name)
+        .order_by(*LISTED)
     )
     return [
         Durations(

@@ -12,10 +12,11 @@ from sqlalchemy import Connection
 from models.engine import current
 from models.engine.step import Step
 from models.ledger.tables import (
+    BACK,
     COMPLETED_STATES,
     FINISH,
+    LISTED,
     RECONCILIATION,
-    UNDO_POSITION,
     VERIFICATION,
     batches,
     differences,
@@ -58,7 +59,7 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
     for row in connection.execute(
         sa.select(stages.c.name, stages.c.state, sa.func.coalesce(seconds, 0).label("seconds"))
         .where(stages.c.run_id == run.id)
-        .order_by(stages.c.position)
+        .order_by(*LISTED)
     ):
         found = grouped.get(row.name, {})
         finished = found.get("done")
@@ -224,7 +225,7 @@ def undo_seconds(connection: Connection, run_id: str) -> float:
     found = connection.scalar(
         sa.select(sa.extract("epoch", end - sa.func.min(stages.c.started_at)))
         .join(runs, runs.c.id == stages.c.run_id)
-        .where(stages.c.run_id == run_id, stages.c.position >= UNDO_POSITION)
+        .where(stages.c.run_id == run_id, stages.c.direction == BACK)
     )
     return float(found or 0)
 

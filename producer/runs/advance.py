@@ -6,7 +6,9 @@ reconciler of every worker, every waiting command. The row lock on the run makes
 
 from __future__ import annotations
 
+import functools
 import secrets
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +18,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from models.engine import current
 from models.engine.step import Context
-from models.errors import NotAllowed
+from models.errors import Misconfigured, NotAllowed
 from models.ledger import audit, relations
 from models.ledger import tables as ledger
 from models.ledger.tables import (
@@ -74,10 +76,12 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
             joined = _open_run_id(connection)
             # None: it ended between the two statements.
             return (str(joined), False) if joined else open_run(engine, settings)
-        names = current.migration().stages
         connection.execute(
             sa.insert(stages),
-            [{"run_id": run_id, "name": name, "position": i} for i, name in enumerate(names)],
+            [
+                {"run_id": run_id, "direction": ledger.FORWARD, "name": name, "position": position}
+                for name, position in current.migration().stages.items()
+            ],
         )
         run = connection.execute(sa.select(runs).where(runs.c.id == run_id)).one()
         context = Context.read(connection, settings, run)
@@ -147,55 +151,76 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     if budget.enforce(connection, settings, run_id):
         return []
     namespace.note(here.ledger_id)
-    is_undo = run.state == "rolling_back"
-    of_undo = stages.c.position >= ledger.UNDO_POSITION
-    rows = connection.execute(
-        sa.select(stages).where(stages.c.run_id == run_id, of_undo if is_undo else ~of_undo)
-    ).all()
-    state = {row.name: row.state for row in rows}
-    context: Context | None = None
+    read = functools.cache(lambda: Context.read(connection, settings, run))
     opened: list[list[Message]] = []
-    for row in sorted(rows, key=lambda row: row.position):
-        if state[row.name] == "done" or any(
-            state[name] != "done" for name in current.migration().stages_before(row.name)
-        ):
+    turn: int | None = None
+    for stage in read_stages(connection, run):
+        if turn not in (None, stage.position):
+            break
+        if stage.state == "done":
             continue
-        if row.name == FINISH:
-            if run.handed_over and row.step is None:
-                context = context or Context.read(connection, settings, run)
-                retry.take_up_differences(context)
-            if _fail_on_differences(connection, run_id):
-                return opened
-        open_windows = _open_windows(connection, run_id, row.name)
-        if open_windows:
-            opened.append(_publish_waiting(connection, run_id, row.name))
-        if open_windows >= WINDOWS:
-            continue
-        error = _failed_batch(connection, run_id, row.name)
-        if error is not None:
-            if open_windows:
-                continue
-            _close_stage(connection, row, "failed")
-            move_run(connection, run_id, "failed", error=f"{row.name}: {error}")
+        state, windows = _advance_stage(connection, read, run, stage)
+        if state == "failed":
             return []
-        if row.started_at is None and not opened:
-            # New tables fill within minutes; taken for empty, they are looped over row by row.
-            connection.exec_driver_sql(_ANALYZE)
-        context = context or Context.read(connection, settings, run)
-        cut = _open_windows_of(connection, context, run, row.name, open_windows)
-        opened += cut
-        if not (open_windows or cut):
-            state[row.name] = "done"
-            coverage.note_gaps(context, row.name)
-            _close_stage(connection, row, "done")
+        if state != "done":
+            # Only stages of the same position may open beside it.
+            turn = stage.position
+        opened += windows
     if opened and run.state == "preparing":
         move_run(connection, run_id, "running")
-    over = all(value == "done" for value in state.values())
-    if over and is_undo:
+    if turn is None and run.state == "rolling_back":
         move_run(connection, run_id, "rolled_back", error=None)
-    elif over and not _fail_on_differences(connection, run_id):
+    elif turn is None and not _fail_on_differences(connection, run_id):
         _complete(connection, run_id, was=run.state)
     return opened
+
+
+def read_stages(connection: Connection, run: Any) -> Sequence[Any]:
+    """The stages that the run works on, in order; raises Misconfigured for another migration."""
+    found = connection.execute(ledger.stages_in_turn(run)).all()
+    migration = current.migration()
+    declared = migration.undo_stages if run.state == "rolling_back" else migration.stages
+    if others := declared.keys() ^ {stage.name for stage in found}:
+        raise Misconfigured(
+            f"Run {run.id} and the migration {migration.name} have different stages:"
+            f" {', '.join(sorted(others))}",
+            hint="Set MIGRATION to what it was when the run was opened.",
+        )
+    return found
+
+
+def _advance_stage(
+    connection: Connection, read: Callable[[], Context], run: Any, stage: Any
+) -> tuple[str, list[list[Message]]]:
+    """Move on a stage whose turn has come; returns its state, and the windows to publish.
+
+    "failed": the run failed, too.
+    """
+    if stage.name == FINISH:
+        if run.handed_over and stage.step is None:
+            retry.take_up_differences(read())
+        if _fail_on_differences(connection, run.id):
+            return "failed", []
+    is_open = _open_windows(connection, run.id, stage.name)
+    waiting = [_publish_waiting(connection, run.id, stage.name)] if is_open else []
+    if is_open >= WINDOWS:
+        return "running", waiting
+    error = _failed_batch(connection, run.id, stage.name)
+    if error is not None and is_open:
+        return "running", waiting
+    if error is not None:
+        _close_stage(connection, stage, "failed")
+        move_run(connection, run.id, "failed", error=f"{stage.name}: {error}")
+        return "failed", []
+    if stage.started_at is None:
+        # New tables fill within minutes; taken for empty, they are looped over row by row.
+        connection.exec_driver_sql(_ANALYZE)
+    cut = _open_windows_of(connection, read(), run, stage.name, is_open)
+    if is_open or cut:
+        return "running", waiting + cut
+    coverage.note_gaps(read(), stage.name)
+    _close_stage(connection, stage, "done")
+    return "done", []
 
 
 def _open_windows(connection: Connection, run_id: str, stage: str) -> int:

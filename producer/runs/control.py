@@ -128,22 +128,15 @@ def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: s
     with transaction(engine) as connection:
         run = _reopen(connection, run_id, stage)
         relations.adopt(connection, run, settings)
-        unfinished = connection.scalar(
-            sa.select(sa.func.count())
-            .select_from(stages)
-            .where(stages.c.run_id == run.id, stages.c.state != "done")
-            .where(stages.c.name.not_in((VERIFICATION, RECONCILIATION, FINISH)))
-        )
-        if unfinished:
+        of_run = advance.read_stages(connection, run)
+        position = next(row.position for row in of_run if row.name == stage)
+        left = [row for row in of_run if row.state != "done"]
+        if any(row.position < position for row in left):
             raise NotAllowed(
                 f"Run {run.id} did not get as far as the {stage}", hint="Run: producer retry --wait"
             )
         # The other check starts over too where it did not end: a failed batch would fail the run.
-        unchecked = connection.scalars(
-            sa.select(stages.c.name)
-            .where(stages.c.run_id == run.id, stages.c.state != "done")
-            .where(stages.c.name.in_((VERIFICATION, RECONCILIATION)))
-        )
+        unchecked = [row.name for row in left if row.position == position]
         _restart(connection, run.id, (stage, *unchecked))
     advance.advance(engine, settings, run.id)
     return str(run.id)
@@ -251,7 +244,7 @@ def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tup
     run: sa.Row[tuple[object, ...]] = status.find_run(connection, run_id)
     if connection.scalar(
         sa.select(stages.c.name)
-        .where(stages.c.run_id == run.id, stages.c.position >= tables.UNDO_POSITION)
+        .where(stages.c.run_id == run.id, stages.c.direction == tables.BACK)
         .limit(1)
     ):
         raise NotAllowed(

@@ -173,7 +173,8 @@ def _pass_over(connection: Connection, run_id: str) -> None:
 def _open(connection: Connection, run: Any, force: bool) -> None:
     """The stages of the rollback; a rollback that failed continues with them."""
     move_run(connection, run.id, "rolling_back", error=None, forced=force)
-    of_undo = batches.c.stage.in_(current.migration().undo_stages)
+    mine = (stages.c.run_id == run.id, stages.c.direction == tables.BACK)
+    of_undo = batches.c.stage.in_(sa.select(stages.c.name).where(*mine))
     # A worker that still has one of these finds its claim gone, and changes nothing.
     connection.execute(
         sa.delete(batches).where(
@@ -182,14 +183,13 @@ def _open(connection: Connection, run: Any, force: bool) -> None:
             ~of_undo,
         )
     )
-    mine = (stages.c.run_id == run.id, stages.c.position >= tables.UNDO_POSITION)
     has_begun = connection.scalar(sa.select(stages.c.run_id).where(*mine).limit(1))
     if not has_begun:
         connection.execute(
             sa.insert(stages),
             [
-                {"run_id": run.id, "name": name, "position": tables.UNDO_POSITION + number}
-                for number, name in enumerate(current.migration().undo_stages)
+                {"run_id": run.id, "direction": tables.BACK, "name": name, "position": position}
+                for name, position in current.migration().undo_stages.items()
             ],
         )
     elif run.state == "failed":

@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from models.engine import current
 from models.errors import LeaseLost, NotAllowed
 from models.ledger import claims
-from models.ledger.tables import batches, move_run, runs, stages
+from models.ledger.tables import BACK, FORWARD, batches, move_run, runs, stages
 from models.postgres import database as databases
 from models.settings import Settings
 from producer.schema import upgrade
@@ -41,7 +41,9 @@ def engine(database: str) -> Iterator[Engine]:
                 tables=current.table_names(SETTINGS),
             )
         )
-        connection.execute(sa.insert(stages).values(run_id=RUN, name="users", position=0))
+        connection.execute(
+            sa.insert(stages).values(run_id=RUN, direction=FORWARD, name="users", position=1)
+        )
         connection.execute(
             sa.insert(batches).values(run_id=RUN, stage="users", step="users", window=1)
         )
@@ -87,6 +89,22 @@ def test_of_many_claims_at_the_same_moment_one_wins(engine: Engine) -> None:
         thread.join()
     assert len(won) == 1
     assert state(engine) == ("running", 1)
+
+
+@pytest.mark.parametrize(
+    ("direction", "position", "is_claimed"),
+    [(FORWARD, 0, False), (FORWARD, 1, True), (FORWARD, 2, True), (BACK, 0, True)],
+)
+def test_a_claim_waits_for_open_stages_of_lower_positions_in_its_direction(
+    engine: Engine, direction: str, position: int, is_claimed: bool
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(
+            sa.insert(stages).values(
+                run_id=RUN, direction=direction, name="other", position=position
+            )
+        )
+    assert bool(claim(engine)) == is_claimed
 
 
 def test_a_late_commit_is_refused_and_changes_nothing(engine: Engine) -> None:

@@ -1,23 +1,25 @@
-"""A ledger of version 0.1, with a run in the middle, is upgraded and its run ends right."""
+"""A ledger of an older revision, with a run in the middle, is upgraded and its run ends right."""
 
 from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psycopg2
 import pytest
+from alembic import command
 from sqlalchemy import Engine, text
 
 from models.postgres import database as databases
 from models.settings import Settings, load
 from producer import embedded
+from producer.runs import rollback
 from producer.schema import upgrade
 from tests import oracle, variants
 from tests.conftest import fresh_database
-from tests.driving import go_on, scalar
+from tests.driving import go_on, scalar, whole_run
 
 # Of revision d5747e2: 80 users, four batches of ten are done, and the application wrote since.
 DUMP = Path(__file__).parents[1] / "data" / "ledger_0_1.sql.gz"
@@ -69,3 +71,51 @@ def test_the_upgrade_keeps_what_the_ledger_held(engine: Engine, settings: Settin
     upgrade.upgrade(engine, settings)
     assert scalar(engine, held) == before
     assert scalar(engine, "SELECT version_num FROM migration.alembic_version") != "0001"
+
+
+def test_the_upgrade_gives_verification_and_reconciliation_one_position(
+    engine: Engine, settings: Settings
+) -> None:
+    upgrade.upgrade(engine, settings)
+    query = (
+        "SELECT jsonb_object_agg(name, position) FROM migration.stages WHERE direction = 'forward'"
+    )
+    found = scalar(engine, query)
+    assert found["switch"] < found["verification"] == found["reconciliation"] < found["finish"]
+
+
+class Interrupted(Exception):
+    """Ends the work at a stage."""
+
+
+def test_a_rollback_of_revision_0003_ends_right_after_the_upgrade(
+    database: str, settings: Settings
+) -> None:
+    """It stops between two of its stages, and its ledger is taken back to that revision."""
+
+    def stop(stage: str) -> None:
+        if stage == "undo_users":
+            raise Interrupted
+
+    engine = databases.create(database)
+    with engine.begin() as connection:
+        variants.PLAIN.build(connection, USERS)
+    upgrade.upgrade(engine, settings)
+    with engine.connect() as connection:
+        before = oracle.snapshot(connection, oracle.Names())
+    whole_run(engine, settings)
+    run_id = rollback.start(engine, settings, None, force=False)
+    with suppress(Interrupted):
+        go_on(engine, settings, run_id, before=stop)
+    with engine.begin() as connection:
+        config = upgrade._alembic()
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0003")
+    position = "SELECT position FROM migration.stages WHERE name = 'undo_users'"
+    assert scalar(engine, position) == 1002
+    upgrade.upgrade(engine, settings)
+    found = go_on(engine, settings, run_id)
+    assert (found.state, found.conflicts) == ("rolled_back", {})
+    with engine.connect() as connection:
+        assert oracle.snapshot(connection, oracle.Names()) == before
+    engine.dispose()

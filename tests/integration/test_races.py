@@ -289,6 +289,31 @@ def test_a_worker_set_to_other_tables_does_not_touch_the_run(
     assert "others" in scalar(engine, "SELECT error FROM migration.batches")
 
 
+def test_a_run_of_another_migrations_stages_is_not_moved(
+    engine: Engine, settings: Settings
+) -> None:
+    run_id = start(engine, settings)
+    # The first in order, so that a batch of a later stage would show.
+    change(engine, "UPDATE migration.stages SET name = 'another' WHERE name = 'organization'")
+    with pytest.raises(Misconfigured, match="another, organization"):
+        advance.advance(engine, settings, run_id)
+    assert scalar(engine, "SELECT count(*) FROM migration.batches") == 0
+
+
+def test_verification_and_reconciliation_open_together_and_the_finish_after_both(
+    engine: Engine, settings: Settings
+) -> None:
+    opened = (
+        "SELECT string_agg(name, ' ' ORDER BY name) FROM migration.stages"
+        " WHERE started_at IS NOT NULL AND state <> 'done'"
+    )
+    seen: dict[str, str] = {}
+    whole_run(engine, settings, before=lambda stage: seen.setdefault(stage, scalar(engine, opened)))
+    assert seen["switch"] == "switch"
+    assert seen["verification"] == seen["reconciliation"] == "reconciliation verification"
+    assert seen["finish"] == "finish"
+
+
 def test_a_default_with_a_colon_and_a_percent_sign_is_read_as_it_is(
     engine: Engine, settings: Settings
 ) -> None:

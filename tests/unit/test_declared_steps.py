@@ -55,7 +55,7 @@ def test_a_step_that_leaves_something_out_is_refused(step: type[Step], what: str
 def test_a_step_that_says_all_is_taken_and_arranged(step: type[Step]) -> None:
     migration = Migration("badges", [step()])
     migration.require_declared()
-    assert migration.stages == ["prepare", "badges", "replay", "verification", "finish"]
+    assert list(migration.stages) == ["prepare", "badges", "replay", "verification", "finish"]
     assert [source.plural for source in migration.sources] == ["badges"]
     assert migration.queues == ["migration.rows", "migration.verify", "migration.control"]
 

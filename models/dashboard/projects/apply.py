@@ -121,7 +121,7 @@ class Projects(Step):
         names = _expressions(context, scope)
         found = list(changes.before(context, scope, names)) if scope.again else []
         found.append(counts(context.execute(_MIGRATE, scope, **names).one()))
-        if scope.again or context.is_repeat:
+        if context.may_be_there(scope):
             found += changes.after(context, scope, names)
         return functools.reduce(add, found)
 

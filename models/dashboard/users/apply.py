@@ -261,14 +261,14 @@ class Users(Step):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         names = _expressions(context, scope)
-        found = list(changes.before(context, scope, names)) if is_later(context, scope) else []
+        found = list(changes.before(context, scope, names)) if context.may_be_there(scope) else []
         found.append(counts(context.execute(_MIGRATE, scope, **names).one()))
-        if is_later(context, scope):
+        if context.may_be_there(scope):
             found += changes.after(context, scope, names)
         return functools.reduce(add, found)
 
     def withdraw(self, context: Context, scope: Scope) -> Counts:
-        if not is_later(context, scope):
+        if not context.may_be_there(scope):
             return {}
         names = _expressions(context, scope)
         return functools.reduce(add, changes.withdraw(context, scope, names))
@@ -288,11 +288,6 @@ class Users(Step):
         return checksum.statement(context, scope)
 
 
-def is_later(context: Context, scope: Scope) -> bool:
-    """Whether rows of this scope may have been migrated before: by an earlier run, or by this."""
-    return context.is_repeat or scope.again
-
-
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     users, subscriptions = context.sources.users, context.sources.subscriptions
     user_key = users.columns["id"].base
@@ -308,7 +303,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "unless_there_is_id": scope.unless_there("id"),
         "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
         "unless_there_is_image": scope.unless_there("entity, legacy_key, run_id"),
-        **changes.locks(context, is_later=is_later(context, scope)),
+        **changes.locks(context, may_be_there=context.may_be_there(scope)),
         "own_image": changes.OWN_IMAGE,
         "still_ours": is_still_ours(context),
         "suite_id": keys.id_of(ids.SUITE, "u.id", user_key),

@@ -227,9 +227,9 @@ _SURPLUS = """
 """
 
 
-def locks(context: Context, *, is_later: bool) -> dict[str, str]:
+def locks(context: Context, *, may_be_there: bool) -> dict[str, str]:
     """Expressions that lock moved tools before any of them is looked for; empty in a first run."""
-    if not is_later:
+    if not may_be_there:
         return {"moved": "", "once_locked": ""}
     return {
         "moved": context.render(_MOVED),
