@@ -181,9 +181,13 @@ class Migration:
 
     @property
     def undo_stages(self) -> dict[str, int]:
-        """The stages of a rollback in order, with their positions."""
+        """The stages of a rollback in order, with their positions, which begin at 1,000.
+
+        Workers of version 0.1 tell them from other stages by that alone, and must not take a
+        rollback for one that is over.
+        """
         names = dict.fromkeys(step.stage for step in self.undo_steps)
-        return {name: position for position, name in enumerate(names)}
+        return {name: position for position, name in enumerate(names, 1000)}
 
     def steps_of(self, stage: str) -> list[Step]:
         """The steps of a stage in order; the verification repeats each step that is verified."""

@@ -1,6 +1,7 @@
 ALTER TABLE migration.stages ADD COLUMN direction TEXT DEFAULT 'forward' NOT NULL;
 
-UPDATE migration.stages SET direction = 'back', position = position - 1000 WHERE position >= 1000;
+-- Positions from 1000 on told a rollback before. They stay, for workers of that version.
+UPDATE migration.stages SET direction = 'back' WHERE position >= 1000;
 
 UPDATE migration.stages r SET position = v.position FROM migration.stages v
 WHERE r.name = 'reconciliation' AND v.name = 'verification' AND v.run_id = r.run_id;
