@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.system import packages
 
@@ -64,6 +65,50 @@ def test_other_values_reach_the_manifests(helm: Path) -> None:
     assert "--concurrency=3" in found and "secretName: mine" in found
     assert '{name: MIGRATION_THROTTLE, value: "lag=5"}' in found
     assert not any(f"kind: {kind}" in found for kind in ("Service", "NetworkPolicy", "Job"))
+
+
+def test_every_pod_has_what_the_values_say_of_pods(helm: Path, tmp_path: Path) -> None:
+    pod = {
+        "annotations": {"team": "school"},
+        "serviceAccountName": "mover",
+        "priorityClassName": "high",
+        "imagePullSecrets": [{"name": "ours"}],
+        "nodeSelector": {"disk": "fast"},
+        "tolerations": [{"key": "night", "operator": "Exists"}],
+        "affinity": {"nodeAffinity": {}},
+        "volumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+        "volumeMounts": [{"name": "ca", "mountPath": "/etc/ssl/ours", "readOnly": True}],
+    }
+    values = tmp_path / "values.yaml"
+    values.write_text(yaml.safe_dump({"pod": pod, "producer": {"enabled": True}}))
+    found = run(helm, "template", "other", "chart", "--values", str(values)).stdout
+    pods = [
+        each["spec"]["template"]
+        for each in yaml.safe_load_all(found)
+        if each and each["kind"] in ("Deployment", "Job")
+    ]
+    assert len(pods) == 7
+    for each in pods:
+        spec, (container,) = each["spec"], each["spec"]["containers"]
+        assert each["metadata"]["annotations"]["team"] == "school"
+        assert pod["volumes"][0] in spec["volumes"]
+        assert pod["volumeMounts"][0] in container["volumeMounts"]
+        for name in pod.keys() - {"annotations", "volumes", "volumeMounts"}:
+            assert spec[name] == pod[name], name
+
+
+def test_the_pods_of_control_are_not_scaled_down_while_they_build_an_index(helm: Path) -> None:
+    found = run(helm, "template", "migration", "chart").stdout
+    scalers = {
+        each["metadata"]["name"]: each["spec"]
+        for each in yaml.safe_load_all(found)
+        if each and each["kind"] == "ScaledObject"
+    }
+    for name, spec in scalers.items():
+        down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
+        assert (down.get("selectPolicy") == "Disabled") == (name == "migration-control")
+        # Before the backlog can be read, one pod works.
+        assert spec["fallback"] == {"failureThreshold": 3, "replicas": 1}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,17 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{/* What every pod of ours is: nobody in particular, and may write nowhere but in /tmp. */}}
 {{- define "migration.pod" -}}
 automountServiceAccountToken: false
+{{- with .Values.pod.serviceAccountName }}
+serviceAccountName: {{ . }}
+{{- end }}
+{{- with .Values.pod.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- range $name := list "imagePullSecrets" "nodeSelector" "tolerations" "affinity" }}
+{{- with index $.Values.pod $name }}
+{{ $name }}: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
 securityContext:
   runAsNonRoot: true
   runAsUser: 10001
@@ -20,7 +31,10 @@ volumes:
         - {key: {{ .Values.secret.databaseUrl }}, path: database-url}
         - {key: {{ .Values.secret.redisUrl }}, path: redis-url}
   - name: tmp
-    emptyDir: {}
+    emptyDir: {sizeLimit: 1Gi}
+  {{- with .Values.pod.volumes }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- end }}
 
 {{- define "migration.container" -}}
@@ -40,5 +54,8 @@ env:
 volumeMounts:
   - {name: secret, mountPath: /run/secrets/migration, readOnly: true}
   - {name: tmp, mountPath: /tmp}
+  {{- with .Values.pod.volumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 resources: {{- toYaml .Values.resources | nindent 2 }}
 {{- end }}
