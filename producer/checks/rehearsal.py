@@ -41,9 +41,6 @@ _LIMITS: dict[str, Any] = {
     "lock_timeout_ms": 2_000,
     "idle_timeout_ms": 60_000,
 }
-_PLANNING = (
-    "SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off"
-)
 
 
 @dataclass
@@ -75,7 +72,7 @@ def rehearse(engine: Engine, settings: Settings, most: int) -> Rehearsal:
     with engine.connect() as connection, connection.begin() as whole:
         try:
             sessions.begin(connection, **_LIMITS)
-            connection.exec_driver_sql(_PLANNING)
+            connection.exec_driver_sql(sessions.BATCH_PLANNING)
             _refuse_while_open(connection)
             return _rehearse(connection, settings, most)
         finally:
