@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
-from models.engine.checks.verification import read_account
+from models.engine.checks.verification import statements_of
 from models.engine.live.replay import Replay
 from models.engine.schema import target as target_tables
 from models.engine.source import Sources, SourceTable
@@ -244,11 +244,8 @@ def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
 
 def find_differences(context: Context, stage: str, step: Step, scope: Scope) -> list[Any]:
     """What the verification's own statements find in the scope: rows as of `Step.differences`."""
-    row = read_account(context, step, scope)
+    _, statements = statements_of(context, step, scope)
     parameters = context.parameters | {"stage": stage} | scope.parameters
-    statements = step.differences(context, scope)
-    if not getattr(row, "tallies", False):
-        statements = [*statements, *step.details(context, scope)]
     return [
         found
         for statement in statements

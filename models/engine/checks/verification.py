@@ -26,8 +26,20 @@ class Check(NamedTuple):
     condition: str
 
 
-def read_account(context: Context, step: Step, scope: Scope) -> Any:
-    """The page's counts and sums, None for a step without: hopefully, and in vain with care."""
+def statements_of(context: Context, step: Step, scope: Scope) -> tuple[Any, list[str]]:
+    """The page's counts (None for a step without), and the statements that find its differences.
+
+    Row by row only where the sums do not show that every row is right.
+    """
+    row = _read_account(context, step, scope)
+    statements = step.differences(context, scope)
+    if not getattr(row, "tallies", False):
+        statements = [*statements, *step.details(context, scope)]
+    return row, statements
+
+
+def _read_account(context: Context, step: Step, scope: Scope) -> Any:
+    """Optimistic first; if a row fails that, with the care that every row can pass."""
 
     def read(scope: Scope) -> Any:
         statement = step.account(context, scope)
