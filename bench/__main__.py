@@ -12,7 +12,7 @@ import click
 import psutil
 from sqlalchemy import Engine
 
-from bench import contestants, plot
+from bench import contestants
 from producer.demo import sample
 from tests.soak.site import Site, open_site
 
@@ -27,7 +27,7 @@ SLOW_USERS = 1_000
 @click.option("--slow-users", type=click.IntRange(10), default=SLOW_USERS, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(users: str, repetitions: int, only: str, slow_users: int, output: Path) -> None:
-    """Run the contestants in turn; writes bench.json and throughput.svg to the output folder."""
+    """Run the contestants in turn; writes bench.json to the output folder."""
     names = [name.strip() for name in only.split(";") if name.strip()] or list(contestants.ALL)
     known = contestants.ALL | contestants.FIXED
     unknown = set(names) - set(known)
@@ -53,7 +53,6 @@ def main(users: str, repetitions: int, only: str, slow_users: int, output: Path)
     }
     output.mkdir(parents=True, exist_ok=True)
     (output / "bench.json").write_text(json.dumps(summary, indent=1) + "\n")
-    plot.throughput(summary["medians"], output / "throughput.svg")
     click.echo(json.dumps({key: summary[key] for key in ("medians", "ratios")}, indent=1))
 
 

@@ -23,6 +23,7 @@ from models.dashboard.users import apply
 from models.engine import current
 from models.engine.step import Context, Scope
 from models.ledger.tables import batches, runs
+from models.postgres import sessions
 from models.postgres.database import transaction
 from models.settings import load
 from producer.demo import sample
@@ -94,7 +95,7 @@ def _bare(engine: Engine, run_id: str, scope: Scope) -> None:
     start_of, end_of = apply._MIGRATE.index("bad AS ("), apply._MIGRATE.rindex("SELECT\n  (SELECT")
     statement = apply._MIGRATE[:start_of].rstrip().removesuffix(",") + apply._MIGRATE[end_of:]
     with transaction(engine) as connection, mock.patch.object(apply, "_MIGRATE", statement):
-        connection.exec_driver_sql(batch.PLANNING)
+        connection.exec_driver_sql(sessions.BATCH_PLANNING)
         context = _context(engine, run_id)
         current.migration().step("users").apply(replace(context, connection=connection), scope)
 

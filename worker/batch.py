@@ -32,14 +32,6 @@ from worker import bisect, cutover, shutdown
 from worker.lease import Watch
 
 MAX_RETRIES = 6
-# The statements pass a batch's rows through a dozen CTEs: without room they go over disk. They look
-# rows up by their keys, most of them in memory: at a disk's price for each, or from statistics of
-# a moment ago, the planner would read whole tables, batch after batch. Batches run side by side
-# already, so that parallel workers within each would only get in each other's way.
-PLANNING = """
-SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off;
-SET LOCAL max_parallel_workers_per_gather = 0
-"""
 # Commits do not wait for the disk: a crash of the server loses the last commits whole, rows and
 # ledger alike, and their batches are claimed again. Closing a stage waits for the disk, and so for
 # all commits before it.
@@ -146,7 +138,7 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         return cutover.run(engine, read, claim, watch)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
     with transaction(engine) as connection, watch.over(connection):
-        connection.exec_driver_sql(f"{UNHURRIED}; {PLANNING}")
+        connection.exec_driver_sql(f"{UNHURRIED}; {sessions.BATCH_PLANNING}")
         context = _context(connection, settings, claim)
         if claim.stage in (VERIFICATION, RECONCILIATION):
             counts = bisect.check(context, claim.stage, step, claim.scope)

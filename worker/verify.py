@@ -6,22 +6,16 @@ is excused here: the replay of the change verifies the row at once.
 
 from __future__ import annotations
 
-from models.engine.checks.verification import read_account, store
+from models.engine.checks.verification import statements_of, store
 from models.engine.step import Context, Counts, Scope, Step, entities
 from models.ledger.tables import RECONCILIATION, VERIFICATION
 
 
 def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
-    """Check one page with the step's own expectations, in the batch's transaction.
-
-    Row by row only where the page's sums do not say at once that all is right.
-    """
+    """Check one page with the step's own expectations, in the batch's transaction."""
     if step.stage == VERIFICATION:
         return step.apply(context, scope)
-    row = read_account(context, step, scope)
-    statements = step.differences(context, scope)
-    if not getattr(row, "matches", False):
-        statements = [*statements, *step.details(context, scope)]
+    row, statements = statements_of(context, step, scope)
     found = store(context, stage, statements, scope)
     if stage == RECONCILIATION:
         checked = f"{context.migration.plural(step.entity)}_checked"

@@ -36,6 +36,15 @@ _VALUES = {
     "jit": "off",
     "migration.worker": "on",
 }
+# For each transaction that applies or checks a batch, and for whatever tries one before a run.
+# Statements pass a batch's rows through a dozen CTEs: without memory these go over disk. They find
+# rows by key, mostly in memory: with the costs of a disk, or with old statistics, the planner would
+# read whole tables for each batch. Batches already run in parallel, so that parallel workers within
+# a statement only compete.
+BATCH_PLANNING = """
+SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off;
+SET LOCAL max_parallel_workers_per_gather = 0
+"""
 # Tables without a schema in the settings are found where the role finds them. Whatever the role's
 # path says, functions, operators and types are PostgreSQL's own, and temporary tables come last.
 _PATH = "pg_catalog.current_setting('search_path')"

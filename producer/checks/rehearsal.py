@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
-from models.engine.checks.verification import read_account
+from models.engine.checks.verification import statements_of
 from models.engine.live.replay import Replay
 from models.engine.schema import target as target_tables
 from models.engine.source import Sources, SourceTable
@@ -41,9 +41,6 @@ _LIMITS: dict[str, Any] = {
     "lock_timeout_ms": 2_000,
     "idle_timeout_ms": 60_000,
 }
-_PLANNING = (
-    "SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off"
-)
 
 
 @dataclass
@@ -75,7 +72,7 @@ def rehearse(engine: Engine, settings: Settings, most: int) -> Rehearsal:
     with engine.connect() as connection, connection.begin() as whole:
         try:
             sessions.begin(connection, **_LIMITS)
-            connection.exec_driver_sql(_PLANNING)
+            connection.exec_driver_sql(sessions.BATCH_PLANNING)
             _refuse_while_open(connection)
             return _rehearse(connection, settings, most)
         finally:
@@ -247,11 +244,8 @@ def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
 
 def find_differences(context: Context, stage: str, step: Step, scope: Scope) -> list[Any]:
     """What the verification's own statements find in the scope: rows as of `Step.differences`."""
-    row = read_account(context, step, scope)
+    _, statements = statements_of(context, step, scope)
     parameters = context.parameters | {"stage": stage} | scope.parameters
-    statements = step.differences(context, scope)
-    if not getattr(row, "matches", False):
-        statements = [*statements, *step.details(context, scope)]
     return [
         found
         for statement in statements

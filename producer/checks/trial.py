@@ -41,10 +41,6 @@ LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, ATTEMPTS = 200, 10_000, 4
 SHARE = 0.1
 # Without an index on a parent's key each statement reads a whole table, while rows are locked.
 SMALL_TABLE = 200_000
-_PLANNING = (
-    "SET LOCAL work_mem = '32MB'; SET LOCAL random_page_cost = 0.1; SET LOCAL enable_seqscan = off;"
-    " SET LOCAL max_parallel_workers_per_gather = 0"
-)
 # More than the trial's own rows take.
 SWEPT_BYTES = 8 * 2**20
 _SWEPT = text("""
@@ -111,7 +107,7 @@ def run(engine: Engine, settings: Settings, picked: Sample | None = None) -> Tri
             with transaction(
                 engine, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=STATEMENT_TIMEOUT_MS
             ) as connection:
-                connection.exec_driver_sql(_PLANNING)
+                connection.exec_driver_sql(sessions.BATCH_PLANNING)
                 _try(connection, settings, found)
                 raise _Undo
         except _Undo:

@@ -26,8 +26,20 @@ class Check(NamedTuple):
     condition: str
 
 
-def read_account(context: Context, step: Step, scope: Scope) -> Any:
-    """The page's counts and sums, None for a step without; optimistic first, then guarded."""
+def statements_of(context: Context, step: Step, scope: Scope) -> tuple[Any, list[str]]:
+    """The page's counts (None for a step without), and the statements that find its differences.
+
+    Row by row only where the sums do not show that every row is right.
+    """
+    row = _read_account(context, step, scope)
+    statements = step.differences(context, scope)
+    if not getattr(row, "matches", False):
+        statements = [*statements, *step.details(context, scope)]
+    return row, statements
+
+
+def _read_account(context: Context, step: Step, scope: Scope) -> Any:
+    """Optimistic first; where a row fails that, with all guards."""
 
     def read(scope: Scope) -> Any:
         statement = step.account(context, scope)
