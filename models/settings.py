@@ -24,6 +24,8 @@ from models import endpoints
 from models.errors import Misconfigured
 from models.postgres import addresses
 from models.postgres.load import Limits, parse_limits
+from models.window import Window
+from models.window import parse as parse_window
 
 DEFAULT_MIGRATION = "models.dashboard:MIGRATION"
 DEFAULT_FLOWER_URL = "http://127.0.0.1:5555"
@@ -137,6 +139,19 @@ class Settings(BaseSettings):
         " wait for `locks`, share of `connections` in use. `unreadable=stop` waits also where the"
         " role may not see a signal.",
     )
+    window: Annotated[Window | None, NoDecode] = Field(
+        "",
+        alias="MIGRATION_WINDOW",
+        validate_default=True,
+        description="Hours in which workers begin batches, as `22:00-06:00 Europe/Berlin` (UTC"
+        " without a zone), by the database's clock; always, where it is not set. A rollback does"
+        " not wait for it.",
+    )
+    log_format: Literal["logfmt", "json"] = Field(
+        "logfmt",
+        alias="MIGRATION_LOG_FORMAT",
+        description="How workers write their logs, a line each.",
+    )
     api_urls: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         alias="MIGRATION_API_URLS",
@@ -234,6 +249,11 @@ class Settings(BaseSettings):
     @classmethod
     def _parse_throttle(cls, text: object) -> object:
         return parse_limits(text) if isinstance(text, str) else text
+
+    @field_validator("window", mode="before")
+    @classmethod
+    def _parse_window(cls, text: object) -> object:
+        return parse_window(text) if isinstance(text, str) else text
 
     @field_validator("api_urls", mode="before")
     @classmethod

@@ -40,16 +40,33 @@ _reconcilers: list[Reconciler] = []
 @setup_logging.connect
 def _log_in_lines(loglevel: int | str | None = None, **_: Any) -> None:
     level = loglevel if isinstance(loglevel, int) else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    fields = ["timestamp", "level", "event"]
+    renderer: Any = (
+        structlog.processors.JSONRenderer()
+        if connect.settings().base.log_format == "json"
+        else structlog.processors.LogfmtRenderer(key_order=fields, drop_missing=True)
+    )
+    shared: list[Any] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
     structlog.configure(
-        processors=[
-            structlog.stdlib.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            logs.render,
-            structlog.processors.KeyValueRenderer(key_order=["timestamp", "level", "event"]),
-        ],
+        processors=[*shared, logs.render, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
     )
+    # Celery and the libraries log by the standard library: their lines have the same form.
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                logs.render,
+                renderer,
+            ],
+        )
+    )
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 @worker_process_init.connect

@@ -32,7 +32,7 @@ _throttle = throttle.Throttle()
 
 def _do(name: str, run_id: str, batch_id: int) -> dict[str, str]:
     try:
-        _throttle.wait(engine(), settings().base.throttle, run_id)
+        _throttle.wait(engine(), settings().base, run_id)
     except Stopped:
         raise Reject("not begun", requeue=True) from None
     worker = batch.worker_name(socket.gethostname(), os.getpid())

@@ -1,4 +1,4 @@
-"""Throttling: workers start no batch while the database shows strain.
+"""Throttling: workers start no batch while the database shows strain, or outside the window.
 
 What is under way ends, so the strain that a batch may add is that of the batches already claimed.
 A worker that waits holds a message and nothing else: no claim, no transaction, no session.
@@ -17,6 +17,8 @@ from models.errors import Stopped
 from models.ledger.tables import runs
 from models.postgres.database import classify, transaction
 from models.postgres.load import Gauge, Limits, excess
+from models.settings import Settings
+from models.window import Window
 from worker import shutdown
 
 LOOK_SECONDS = 1.0
@@ -35,15 +37,15 @@ class Throttle:
         self._looked = float("-inf")
         self._why: str | None = None
 
-    def wait(self, engine: Engine, limits: Limits, run_id: str) -> None:
+    def wait(self, engine: Engine, settings: Settings, run_id: str) -> None:
         """Return when a batch of the run may begin.
 
         Raises Stopped when the worker has to stop, or after LONGEST_WAIT_SECONDS.
         """
-        if limits.is_off:
+        if settings.throttle.is_off and settings.window is None:
             return
         end = time.monotonic() + LONGEST_WAIT_SECONDS
-        while self._is_held(engine, limits, run_id):
+        while self._is_held(engine, settings, run_id):
             shutdown.check()
             if time.monotonic() >= end:
                 raise Stopped("Throttled for too long to keep the message")
@@ -51,12 +53,14 @@ class Throttle:
             engine.dispose()
             time.sleep(LOOK_SECONDS)
 
-    def _is_held(self, engine: Engine, limits: Limits, run_id: str) -> bool:
+    def _is_held(self, engine: Engine, settings: Settings, run_id: str) -> bool:
         if time.monotonic() - self._looked < LOOK_SECONDS:
             return self._why is not None
         before = self._why
         try:
-            self._why = self._look(engine, limits)
+            self._why = _closed(engine, settings.window, run_id) or self._look(
+                engine, settings.throttle
+            )
             if self._why or before:
                 _say(engine, run_id, self._why)
         except DBAPIError as failure:
@@ -71,6 +75,8 @@ class Throttle:
         return self._why is not None
 
     def _look(self, engine: Engine, limits: Limits) -> str | None:
+        if limits.is_off:
+            return None
         with transaction(engine) as connection:
             found = self._gauge.read(connection)
         if limits.commit is not None:
@@ -79,6 +85,24 @@ class Throttle:
                 connection.execute(_COMMIT)
             found["commit"] = time.monotonic() - started
         return excess(found, limits)
+
+
+def _closed(engine: Engine, window: Window | None, run_id: str) -> str | None:
+    """Until when no batch of the run may begin; one of a rollback always may."""
+    if window is None:
+        return None
+    with transaction(engine) as connection:
+        row = connection.execute(
+            sa.select(runs.c.state, sa.func.clock_timestamp().label("now")).where(
+                runs.c.id == run_id
+            )
+        ).one_or_none()
+    if row is None or row.state == "rolling_back":
+        return None
+    opens_at = window.opens_at(row.now)
+    if opens_at is None:
+        return None
+    return f"MIGRATION_WINDOW is {window}; the next batch begins at {opens_at:%H:%M}"
 
 
 def _say(engine: Engine, run_id: str, why: str | None) -> None:

@@ -118,7 +118,7 @@ def _throttled(seen: Seen) -> Iterator[Finding]:
     if seen.after.throttled_by:
         yield Finding(
             kind="throttled",
-            message=f"Workers start no batch, to spare the database: {seen.after.throttled_by}",
+            message=f"Workers start no batch: {seen.after.throttled_by}",
             hint="It continues by itself; the limits are in MIGRATION_THROTTLE of the workers.",
         )
 

@@ -109,7 +109,7 @@ def news(console: Console, found: RunReport, before: RunReport | None) -> None:
     if found.throttled_by and not was:
         console.print(f"Throttled: {found.throttled_by}; it continues by itself")
     elif was and not found.throttled_by:
-        console.print("Going on")
+        console.print("No longer throttled")
     recovery, last = (report and report.live and report.live.recovery for report in (found, before))
     if recovery and (not last or recovery.seconds_ago < last.seconds_ago):
         console.print(f"Reconciler: {recovered(recovery)}", soft_wrap=True)
