@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
 from models.engine.copy import Copy
-from models.errors import MigrationError, TooBig, Transient
-from models.postgres.database import classify
+from models.errors import TooBig, Transient
 from models.postgres.rows import estimate
 from models.preflight.examine import Preflight
 from models.preflight.obstacles import CONSTRAINTS, LEGACY, PRIVILEGES, TARGET, Obstacle
 from models.reports.checks import Check
 from models.settings import Settings
 from producer.checks import examples, trial
+from producer.checks.verdicts import look, unknown
 from producer.schema import upgrade
 
 SKIPPED = "skipped: see "
@@ -57,24 +56,23 @@ def try_out(engine: Engine, settings: Settings, before: Sequence[Check]) -> Chec
     for check in before:
         if check.verdict == "failed" or (check.name, check.verdict) == (LEGACY, "unknown"):
             return skipped(trial.ROW, check.name)
+    return look(trial.ROW, lambda: _tried(engine, settings), _not_made)
+
+
+def _not_made(message: str) -> Check:
+    hint = "Try again when no other session locks the tables or their rows."
+    return unknown(f"could not be made: {message}", hint)
+
+
+def _tried(engine: Engine, settings: Settings) -> Check:
     try:
         found = trial.run(engine, settings)
-    except (DBAPIError, Transient, TooBig) as failure:
-        error = classify(failure) if isinstance(failure, DBAPIError) else failure
-        return Check(
-            name=trial.ROW,
-            verdict="unknown",
-            found=f"could not be made: {error.message}",
-            hint="Try again when no other session locks the tables or their rows.",
-        )
-    except MigrationError as error:
-        return Check(name=trial.ROW, verdict="failed", found=error.message, hint=error.hint)
+    except (Transient, TooBig) as error:
+        return _not_made(error.message)
     if found.is_missing:
-        return Check(
-            name=trial.ROW,
-            verdict="unknown",
-            found=f"could not be made: {found.is_missing}",
-            hint="It is made after the schema step: producer schema upgrade, then producer check.",
+        return unknown(
+            f"could not be made: {found.is_missing}",
+            "It is made after the schema step: producer schema upgrade, then producer check.",
         )
     where = "on the tables themselves" if found.is_real else "on copies of the tables"
     plural = current.migration().sources[0].plural
