@@ -28,7 +28,7 @@ ALL_REDIS = click.option(
 )
 @ALL_REDIS
 def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
-    """Database, Redis and configuration files into a new folder, with checksums of all."""
+    """Save database, Redis and configuration files to a new folder, with checksums."""
     from producer import connect
     from producer.backup import create as saving
 
@@ -60,7 +60,7 @@ def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask before something is replaced.")
 @ALL_REDIS
 def restore(folder: Path, yes: bool, all_redis: bool) -> Any:
-    """Put a backup back, after its checksums are verified, and prove that it is all there."""
+    """Verify a backup, restore it, and compare the result with it."""
     from producer import connect
     from producer.backup import restore as restoring
 

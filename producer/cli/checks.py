@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @command(cli, "check", blank="checks:Checks")
 def check() -> Any:
-    """Versions, disk, memory, privileges, tables, locks, bad rows, and a trial on a few rows."""
+    """Check everything that a run needs, and try it on a few rows, rolled back."""
     from models.reports.checks import Checks
     from producer import connect
     from producer.checks import check as checks
@@ -31,7 +31,7 @@ def check() -> Any:
 @click.option("--users", type=click.IntRange(1), help="Plan for so many; those there by default.")
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
 def plan(users: int | None, workers: int) -> Any:
-    """Time, load and size of a run, from a rehearsal on a sample that is rolled back."""
+    """Estimate time, load and size of a run, measured on a sample and rolled back."""
     from producer import connect
     from producer.checks import plan as planning
     from producer.reports import terminal as output
@@ -44,7 +44,7 @@ def plan(users: int | None, workers: int) -> Any:
 @command(cli, "doctor", blank="diagnosis:Diagnosis")
 @RUN
 def doctor(run: str | None) -> Any:
-    """What a run waits for, in plain words; fixes lost messages, dead leases, stuck stages."""
+    """Say what a run waits for; fix lost messages, expired leases and stuck stages."""
     from producer import connect
     from producer.doctor import examine as diagnosis
     from producer.reports import terminal as output
@@ -56,7 +56,7 @@ def doctor(run: str | None) -> Any:
 
 @command(cli, "health", blank="checks:Checks")
 def health() -> Any:
-    """Database, Redis, workers, queues, Flower and the endpoints of MIGRATION_API_URLS."""
+    """Check that database, Redis, workers, queues, Flower and your endpoints answer."""
     from models.reports.checks import Checks
     from producer import connect
     from producer.checks import health as checking
@@ -69,7 +69,7 @@ def health() -> Any:
 
 @command(cli, "performance", blank="checks:Speeds")
 def performance() -> Any:
-    """Response times of MIGRATION_API_URLS, and of what the application asks the new tables."""
+    """Measure the response times of your endpoints and of the application's queries."""
     from models.reports.checks import Speeds
     from producer import connect
     from producer.checks import performance as measuring

@@ -87,7 +87,24 @@ def say_database() -> None:
     console.print(f"Database: {said_databases[-1]}", soft_wrap=True, markup=False)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Group(click.Group):
+    """A group whose help prints the first sentence of each command whole."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Click's own list, which it would cut at the width of the terminal."""
+        rows = [
+            (name, found.get_short_help_str(limit=10_000))
+            for name in self.list_commands(ctx)
+            if (found := self.get_command(ctx, name)) and not found.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+Group.group_class = Group
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="dashboard-migration", message="%(version)s")
 def cli() -> None:
     """Migrates a dashboard to its new schema, or whatever MIGRATION names.
@@ -104,7 +121,7 @@ def schema() -> None:
 
 @cli.group()
 def repair() -> None:
-    """What was damaged after a migration: one fix each, for one row or all."""
+    """Fix what was damaged after a migration, for one row or all."""
 
 
 @cli.group()

@@ -18,7 +18,7 @@ _WRITTEN: dict[str, Any] = {"folder": None, "files": []}
     "--folder", type=click.Path(path_type=Path), help="Where to write; ./NAME by default."
 )
 def new(name: str, folder: Path | None) -> Any:
-    """Write a package with a migration of one's own, which runs as it stands."""
+    """Write a package with a migration of your own that runs."""
     from producer import new as package
 
     place = folder or Path(name)

@@ -23,7 +23,7 @@ from producer.cli.command import cli, command, console, results
 @command(cli, "enqueue-all")
 @WAIT
 def enqueue_all(wait: bool) -> Any:
-    """Prepare the schema, open a run and fan out its batches; joins a run that is open."""
+    """Start the migration: prepare the schema and open a run, or join the open one."""
     from models.postgres import database
     from producer import connect, tracing
     from producer.broker import readiness
@@ -58,7 +58,7 @@ def enqueue_all(wait: bool) -> Any:
 @click.option("--watch", is_flag=True, help="Follow the run until its end.")
 @click.option("--history", is_flag=True, help="All runs, and what operators did, newest first.")
 def status(run: str | None, watch: bool, history: bool) -> Any:
-    """Progress by stage, rate, time left, what is quarantined and what differs."""
+    """Show progress, rate, time left, quarantined rows and differences of a run."""
     from producer.reports import status as report
     from producer.reports import terminal as output
 
@@ -83,7 +83,7 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
 @RUN
 @click.option("--csv", "as_csv", is_flag=True, help="As CSV on stdout.")
 def differences(run: str | None, as_csv: bool) -> Any:
-    """What verification and reconciliation found, row by row, and the commands that fix it."""
+    """List what verification and reconciliation found, and the commands that fix it."""
     from producer.reports import status as report
     from producer.reports import terminal as output
 
@@ -100,7 +100,7 @@ def differences(run: str | None, as_csv: bool) -> Any:
 @RUN
 @WAIT
 def retry(run: str | None, wait: bool) -> Any:
-    """Try failed batches and the quarantined rows again, and only those."""
+    """Retry the failed batches and the quarantined rows, and only those."""
     from producer import connect
     from producer.runs import control
 
@@ -123,7 +123,7 @@ def verify(run: str | None, wait: bool) -> Any:
 @RUN
 @WAIT
 def reconcile(run: str | None, wait: bool) -> Any:
-    """Run the migration's reconciliation again, such as each balance against its log."""
+    """Run the reconciliation again, such as each balance against its log."""
     from models.ledger.tables import RECONCILIATION
     from producer import connect
     from producer.runs import control
@@ -136,7 +136,7 @@ def reconcile(run: str | None, wait: bool) -> Any:
 @command(cli, "pause")
 @RUN
 def pause(run: str | None) -> Any:
-    """Let no further batch start; the ones under way end."""
+    """Pause a run: no further batch starts, and running ones end."""
     from producer.runs import control
 
     return end(control.pause(open_engine(), run), False)
@@ -156,7 +156,7 @@ def resume(run: str | None) -> Any:
 @RUN
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def cancel(run: str | None, yes: bool) -> Any:
-    """Stop a run; what it wrote stays, is consistent, and `resume` continues it."""
+    """Stop a run. What it wrote stays and is consistent; `resume` continues it."""
     from producer.reports import status as report
     from producer.runs import control
 
@@ -178,7 +178,7 @@ def cancel(run: str | None, yes: bool) -> Any:
 @click.option("--force", is_flag=True, help="Undo what was changed since, too.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
-    """Undo what every run wrote, newest first, or RUN; keeps and lists what was changed since."""
+    """Undo what the runs wrote, newest first, or only RUN; keep what was changed since."""
     from producer import connect
     from producer.reports import status as report
     from producer.reports import terminal as output
@@ -217,7 +217,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
 @click.argument("run")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def forget(run: str, yes: bool) -> Any:
-    """Drop a finished run's before-images; after that it cannot be rolled back."""
+    """Drop a finished run's before-images; it cannot be rolled back after that."""
     from producer.reports import status as report
     from producer.runs import rollback as undo
 

@@ -12,7 +12,7 @@ from producer.cli.command import command, results, schema
 
 @command(schema, "upgrade", blank={"added": []})
 def upgrade() -> Any:
-    """Add the ledger and what the target schema lacks; changes nothing when it is there."""
+    """Add the ledger and what the target schema lacks."""
     from producer import connect
     from producer.schema import upgrade as schema_step
 
@@ -27,7 +27,7 @@ def upgrade() -> Any:
 @command(schema, "downgrade", blank={"dropped": [], "lost": {}})
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def downgrade(yes: bool) -> Any:
-    """Drop what the upgrade and the runs added, after a rollback; says first what would be lost."""
+    """Drop what upgrade and runs added, after a rollback; say first what would be lost."""
     from producer import connect
     from producer.reports import terminal as output
     from producer.schema import downgrade as dropping
@@ -48,7 +48,7 @@ def downgrade(yes: bool) -> Any:
 
 @command(schema, "show", blank={"schema": None, "legacy": {}, "target": {}})
 def show_schema() -> Any:
-    """The legacy tables as found, and what of the target schema exists."""
+    """Show the legacy tables, and which target tables exist."""
     from producer import connect
     from producer.reports import terminal as output
     from producer.schema import upgrade as schema_step

@@ -20,7 +20,7 @@ from producer.cli.command import cli, command, console, results, say_database, s
     help="Where to write it; below MIGRATION_HOME by default.",
 )
 def write_report(run: str | None, output: Path | None) -> Any:
-    """A run as one HTML file: outcome, plots, quarantined rows, what happened."""
+    """Write a run as one HTML file: outcome, plots, quarantined rows, history."""
     from producer import connect
     from producer.reports import html
     from producer.reports import status as report
@@ -36,7 +36,7 @@ def write_report(run: str | None, output: Path | None) -> Any:
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8484, show_default=True)
 def serve(host: str, port: int) -> Any:
-    """The console in the browser: runs, what failed, and pause, resume, cancel, retry."""
+    """Serve the console for the browser: runs, failures, and pause, resume, cancel, retry."""
     from producer import connect
     from producer.console import server as serving
 
@@ -49,7 +49,7 @@ def serve(host: str, port: int) -> Any:
 @click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for everywhere.")
 @click.option("--port", type=click.IntRange(1, 65535), default=9464, show_default=True)
 def metrics(host: str, port: int) -> Any:
-    """Serve the newest run's figures to Prometheus, from the ledger, until it is stopped."""
+    """Serve the newest run's figures to Prometheus until stopped."""
     from producer import connect
     from producer.reports import metrics as ledger
 
@@ -62,7 +62,7 @@ def metrics(host: str, port: int) -> Any:
 @command(cli, "demo", says_database=False)
 @click.option("--users", type=click.IntRange(1), default=5_000, show_default=True)
 def demo(users: int) -> Any:
-    """The whole migration on embedded servers and generated data, from nothing to its end."""
+    """Run the whole migration on embedded servers and generated data."""
     from producer.demo import demo as show
 
     found = show.run(users, console, results)
