@@ -4,33 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from models.engine.source import Sources
+from models.engine.source import Sources, SourceTable
 from models.errors import Incompatible, MigrationError
-from models.postgres.catalog import TEXT_TYPES, Table, quote
+from models.postgres.catalog import TEXT_TYPES
 
 JSON_TYPES = {"json", "jsonb"} | TEXT_TYPES
 
 
-def optional(table: Table, column: str, default: str, *, alias: str) -> str:
-    """SQL for an optional column: the column itself, or `default` where it is missing."""
-    return f"{alias}.{quote(column)}" if column in table.columns else default
+def optional(table: SourceTable, column: str, default: str, *, alias: str) -> str:
+    """SQL for an optional column: its value, or `default` where it is missing."""
+    return table.value(column, alias) if column in table.columns else default
 
 
 # A column may take letters of either case for equal. The database's own collation never does, and
 # is in conflict with no other one.
 _EXACTLY = '::text COLLATE "default"'
-# The texts that target rows are made of, of a user `u`, a subscription `s` and a project `p`.
-EXACT = {
-    "email": f"u.email{_EXACTLY}",
-    "gpt_id": f"s.gpt_id{_EXACTLY}",
-    "active_gpt": f"p.active_gpt_id{_EXACTLY}",
-}
+
+
+def texts(sources: Sources) -> dict[str, str]:
+    """The texts that target rows are made of: of a user `u`, a subscription `s`, a project `p`."""
+    return {
+        "email": sources.users.value("email", "u") + _EXACTLY,
+        "gpt_id": sources.subscriptions.value("gpt_id", "s") + _EXACTLY,
+        "active_gpt": f"p.active_gpt_id{_EXACTLY}",
+    }
 
 
 _USUAL = "'active', 'inactive', 'paused', 'user', 'student', 'teacher', 'admin'"
 
 
-def exact(table: Table, column: str, default: str, *, alias: str = "s") -> str:
+def exact(table: SourceTable, column: str, default: str, *, alias: str = "s") -> str:
     """SQL for an optional column as text that compares byte for byte."""
     return optional(table, column, default, alias=alias) + _EXACTLY
 

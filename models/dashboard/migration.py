@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from sqlalchemy import Connection
@@ -14,6 +14,7 @@ from models.dashboard.checks.proof import proof
 from models.dashboard.checks.statuses import statuses
 from models.dashboard.checks.waiting import waiting
 from models.dashboard.credits import Credits
+from models.dashboard.mapping import file
 from models.dashboard.organization import Organization
 from models.dashboard.projects.apply import Projects
 from models.dashboard.projects.replay import ChangedProjects
@@ -34,6 +35,7 @@ from models.engine.checks.answers import Proof, Rule, Summary
 from models.engine.migration import Migration
 from models.engine.retry import Keys
 from models.engine.sample import Sample
+from models.engine.schema.shape import Shape
 from models.engine.schema.target import Target
 from models.engine.source import Sources
 from models.engine.step import Context, Counts, Scope
@@ -48,7 +50,6 @@ class Dashboard(Migration):
     first_stage = "organization"
     replay_stage = "switch"
     amounts = ("credits_granted",)
-    fragments = FRAGMENTS
     reported_tables = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
     # Measured (docs/performance.md, the busy time by step). What counts is how they stand to each
     # other: a run's own pace takes their place.
@@ -58,6 +59,12 @@ class Dashboard(Migration):
     checks: ClassVar = {"subscription statuses": statuses}
     # Measured (docs/scaling.md), and a little more.
     bytes_a_row = 8_000
+
+    def shape(self, settings: Settings) -> Shape:
+        return file.load(settings.mapping)
+
+    def fragments_of(self, sources: Sources) -> Mapping[str, str]:
+        return FRAGMENTS | legacy.texts(sources)
 
     def examine_sources(self, sources: Sources) -> Iterator[MigrationError]:
         return legacy.examine(sources)

@@ -30,6 +30,7 @@ from models.engine.sample import Sample, pick
 from models.engine.schema.constraints import Contract, Keys
 from models.engine.schema.declaration import Schema
 from models.engine.schema.indexes import EarlyIndexes, TargetIndexes
+from models.engine.schema.shape import Shape
 from models.engine.schema.target import Target
 from models.engine.source import Source, Sources
 from models.engine.step import CONTROL, VERIFY, Context, Counts, Scope, Step, add
@@ -241,10 +242,21 @@ class Migration:
         self, connection: Connection, settings: Settings
     ) -> tuple[Sources | None, list[MigrationError]]:
         """The source tables, where all are there, and all that this migration cannot work with."""
-        found, errors = source.examine(connection, self.sources, current.table_names(settings))
+        shape = self.shape(settings)
+        shape = shape.of_copies() if settings.copies else shape
+        names = current.table_names(settings)
+        found, errors = source.examine(connection, self.sources, names, shape)
         return found, errors if found is None else [*errors, *self.examine_sources(found)]
 
     # Hooks.
+
+    def shape(self, settings: Settings) -> Shape:
+        """How this database differs from what is declared; Misconfigured where that is wrong."""
+        return Shape()
+
+    def fragments_of(self, sources: Sources) -> Mapping[str, str]:
+        """The fragments for the sources as found."""
+        return self.fragments
 
     def examine_sources(self, sources: Sources) -> Iterator[MigrationError]:
         """What the engine does not know to be wrong with the source tables."""

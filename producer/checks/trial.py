@@ -201,7 +201,7 @@ def _probe(connection: Connection, sources: Sources, found: Trial) -> None:
     written = [table for table in sources.values() if table.source.writes]
     for table in written:
         column = next((c for c in table.source.writes if c in table.columns), table.source.key)
-        sql, name = table.sql.replace("%", "%%"), quote(column)
+        sql, name = table.sql.replace("%", "%%"), quote(table.own(column))
         try:
             with connection.begin_nested():
                 connection.exec_driver_sql(
