@@ -209,6 +209,10 @@ SCHEMA = Schema(
     defaults={"users": USER_DEFAULTS},
     never_written=("description", "module_id", "error_message", "expires_at"),
     written_as_null={"ai_tools": ("version",)},
+    added={
+        "ai_tools": {"pricing_tier": "'free'"},
+        "organizations": {"subscription_tier": "'free'"},
+    },
     conflict_keys={"tool_assignments": ("tool_id", "user_id")},
     actor_columns={"assigned_by": "user"},
     never_filled=("marketplace_listings",),

@@ -151,8 +151,10 @@ def _copy(connection: Connection, sources: Sources, settings: Settings, rows_: i
     copies = make_copies(connection, sources, settings)
     schema = current.migration().schema
     target = target_tables.read(connection, schema, sources)
-    for name in schema.adopted:
-        copy_table(connection, target.table(name), name)
+    # A mapping may say something of the target tables that are there.
+    for name in current.migration().written if sources.shape.kept else schema.adopted:
+        if name in target.tables or name in schema.adopted:
+            copy_table(connection, target.table(name), name)
     for name, table in sources.by_plural.items():
         if table.source.parent:
             continue

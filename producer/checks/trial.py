@@ -134,7 +134,7 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
     target = target_tables.read(connection, current.migration().schema, sources)
     is_current = upgrade.is_current(connection, sources)
     found.is_real = not target_tables.missing(
-        current.migration().schema, target, sources, of_legacy=True
+        current.migration().schema, target, sources, of_there=True
     ) and all(
         table.has_index_on(table.source.parent_column or table.source.key)
         or estimate(connection, table) < SMALL_TABLE
