@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from models.dashboard.ids import LARGEST, integers, named
 from models.engine.source import Sources, SourceTable
 from models.errors import Incompatible, MigrationError
 from models.postgres.catalog import TEXT_TYPES
@@ -27,6 +28,10 @@ def texts(sources: Sources) -> dict[str, str]:
         "email": sources.users.value("email", "u") + _EXACTLY,
         "gpt_id": sources.subscriptions.value("gpt_id", "s") + _EXACTLY,
         "active_gpt": f"p.active_gpt_id{_EXACTLY}",
+        # The tool that a project names; braces are doubled, since fragments are templates too.
+        "pointed": named(sources, "ai_tools", "p.active_gpt_id")
+        .replace("{", "{{")
+        .replace("}", "}}"),
     }
 
 
@@ -61,9 +66,11 @@ def examine(sources: Sources) -> Iterator[MigrationError]:
     if gpt is None:
         return
     label = f"{sources.projects.label}.active_gpt_id"
-    if gpt.base not in TEXT_TYPES - {"character"} or (gpt.length is not None and gpt.length < 36):
+    numbers = integers(sources, "ai_tools")
+    room = len(str(LARGEST[numbers.type])) if numbers else 36
+    if gpt.base not in TEXT_TYPES - {"character"} or (gpt.length is not None and gpt.length < room):
         yield Incompatible(
-            f"{label}: expected varchar(36) or longer to hold a tool's id, found {gpt.type}",
+            f"{label}: expected varchar({room}) or longer to hold a tool's id, found {gpt.type}",
             hint="Change the column's type.",
         )
     if gpt.generated:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from sqlalchemy import Connection
 
 from models.dashboard import legacy
-from models.dashboard.checks import fit, rejects, trial_rows
+from models.dashboard.checks import fit, integer_ids, rejects, trial_rows
 from models.dashboard.checks.credit_summary import credits_by_type
 from models.dashboard.checks.proof import proof
 from models.dashboard.checks.statuses import statuses
@@ -68,6 +68,11 @@ class Dashboard(Migration):
 
     def examine_sources(self, sources: Sources) -> Iterator[MigrationError]:
         return legacy.examine(sources)
+
+    def examine_target(
+        self, connection: Connection, sources: Sources, found: Target
+    ) -> Iterator[MigrationError]:
+        return integer_ids.examine(connection, sources, found)
 
     def misfits(
         self, connection: Connection, sources: Sources, target: Target, settings: Settings

@@ -27,6 +27,7 @@ from models.engine.live.replay import Replay, ReplayOf, late
 from models.engine.repair import Repair
 from models.engine.rollback import Loosen, Tidy, UndoRest
 from models.engine.sample import Sample, pick
+from models.engine.schema import target
 from models.engine.schema.constraints import Contract, Keys
 from models.engine.schema.declaration import Schema
 from models.engine.schema.indexes import EarlyIndexes, TargetIndexes
@@ -246,7 +247,10 @@ class Migration:
         shape = shape.of_copies() if settings.copies else shape
         names = current.table_names(settings)
         found, errors = source.examine(connection, self.sources, names, shape)
-        return found, errors if found is None else [*errors, *self.examine_sources(found)]
+        if found is None:
+            return None, errors
+        found = target.with_ids(connection, self.schema, found)
+        return found, [*errors, *self.examine_sources(found)]
 
     # Hooks.
 
@@ -260,6 +264,12 @@ class Migration:
 
     def examine_sources(self, sources: Sources) -> Iterator[MigrationError]:
         """What the engine does not know to be wrong with the source tables."""
+        return iter(())
+
+    def examine_target(
+        self, connection: Connection, sources: Sources, found: Target
+    ) -> Iterator[MigrationError]:
+        """What the engine does not know to be wrong with the target tables that are there."""
         return iter(())
 
     def misfits(

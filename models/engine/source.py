@@ -127,6 +127,10 @@ class Sources(Mapping[str, SourceTable]):
         self._tables = dict(tables)
         self._plurals = {table.source.plural: table for table in tables.values()}
 
+    def with_shape(self, shape: Shape) -> Sources:
+        """The same tables in another shape."""
+        return Sources(self._tables, shape)
+
     def __getitem__(self, entity: str) -> SourceTable:
         return self._tables[entity]
 

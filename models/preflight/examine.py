@@ -57,9 +57,11 @@ def examine(connection: Connection, settings: Settings, *, reads_values: bool = 
     there = target.read(connection, schema, tables)
     rest = [*_create(connection, tables), *obstacles.find(connection, schema, tables, there)]
     if not errors:
-        misfits = [
-            _of(TARGET, error) for error in target.examine(connection, schema, tables, there)
+        wrong = [
+            *target.examine(connection, schema, tables, there),
+            *migration.examine_target(connection, tables, there),
         ]
+        misfits = [_of(TARGET, error) for error in wrong]
         rest += misfits
         # Values are compared with the columns that fit only.
         if reads_values and not misfits:

@@ -151,8 +151,9 @@ def _copy(connection: Connection, sources: Sources, settings: Settings, rows_: i
     copies = make_copies(connection, sources, settings)
     schema = current.migration().schema
     target = target_tables.read(connection, schema, sources)
-    # A mapping may say something of the target tables that are there.
-    for name in current.migration().written if sources.shape.kept else schema.adopted:
+    # What is made follows the types of ids that are there.
+    is_shaped = sources.shape.kept or sources.shape.integer_ids
+    for name in current.migration().written if is_shaped else schema.adopted:
         if name in target.tables or name in schema.adopted:
             copy_table(connection, target.table(name), name)
     for name, table in sources.by_plural.items():

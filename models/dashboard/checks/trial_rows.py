@@ -11,6 +11,7 @@ import uuid
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from models.dashboard import ids
 from models.engine.sample import Sample, children
 from models.engine.source import Sources, SourceTable
 from models.postgres import refusals
@@ -68,14 +69,14 @@ def make_up(connection: Connection, sources: Sources, rows: Sample) -> None:
 
     Each is a copy of a real row with other keys. Where the tables refuse them, `rows.note` says so.
     """
-    tag = secrets.token_hex(4)
+    tag, most = secrets.token_hex(4), ids.largest_key(sources)
     users, subscriptions, projects = sources.users, sources.subscriptions, sources.projects
     owner_columns = [users.columns["id"]] + [
         t.columns["user_id"] for t in (subscriptions, projects)
     ]
     try:
         with connection.begin_nested():
-            user = _key(connection, users, owner_columns, tag)
+            user = _key(connection, users, owner_columns, tag, most)
             changes = {"id": user, "email": f"{tag}@example.invalid"}
             if "credits_balance" in users.columns:
                 changes["credits_balance"] = "1"
@@ -98,7 +99,7 @@ def make_up(connection: Connection, sources: Sources, rows: Sample) -> None:
             try:
                 with connection.begin_nested():
                     own_tag = f"{tag[:-1]}{number}"
-                    key = _key(connection, table, [table.columns["id"]], own_tag)
+                    key = _key(connection, table, [table.columns["id"]], own_tag, most)
                     _insert(
                         connection, table, template,
                         {"id": key, "user_id": user, column: value}, own_tag,
@@ -205,11 +206,14 @@ def _templates(
     return found or list(connection.scalars(text(f"{query} LIMIT 1"), parameters))
 
 
-def _key(connection: Connection, table: Table, columns: list[Column], tag: str) -> str:
+def _key(
+    connection: Connection, table: Table, columns: list[Column], tag: str, most: int | None
+) -> str:
     """A key that nobody has: of the form that the table's keys have, for columns of these types."""
     base = columns[0].base
     if base in INTEGER_TYPES:
         largest = min(_LARGEST[column.base] for column in columns if column.base in _LARGEST)
+        largest = min(largest, most or largest)
         return str(largest - int(tag, 16) % min(largest // 2, 2**31))
     if base == "uuid":
         return str(uuid.uuid4())

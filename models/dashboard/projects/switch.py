@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from models.dashboard import ids
 from models.dashboard.sources import PROJECTS
-from models.engine import keys
 from models.engine.step import Context, Counts, Scope, Step
 
 # Only a tool made for this very choice is switched to. `u` is the row as it is locked: a GPT that
@@ -34,7 +33,7 @@ image AS (
 switched AS (
   UPDATE {projects} u SET
     active_gpt_id = CASE WHEN u.active_gpt_id COLLATE "default" IS NOT DISTINCT FROM p.active_gpt_id
-      THEN coalesce(p.tool_id, u.active_gpt_id) ELSE u.active_gpt_id END,
+      THEN coalesce(p.tool_id::text, u.active_gpt_id) ELSE u.active_gpt_id END,
     is_template = coalesce(u.is_template, false)
   FROM project p WHERE u.id = p.id AND {same_scope}
   RETURNING 1
@@ -67,6 +66,6 @@ class Switch(Step):
             scope=scope.condition("p.id", key),
             same_scope=scope.condition("u.id", key),
             unless_there_is_image=scope.unless_there("entity, legacy_key, run_id", _REMEMBER),
-            tool_id=keys.id_of(ids.PROJECT_TOOL, "p.id", key),
+            tool_id=ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key),
         ).scalar()
         return {"switched": switched}

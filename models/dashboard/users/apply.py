@@ -18,7 +18,6 @@ from models.dashboard.sources import USERS
 from models.dashboard.tools import is_still_ours
 from models.dashboard.users import changes, checksum
 from models.dashboard.users import verify as users_verification
-from models.engine import keys
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, Step, add, counts, default_of
 from models.postgres.catalog import TEXT_TYPES
@@ -311,11 +310,11 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         **changes.locks(context, is_later=is_later(context, scope)),
         "own_image": changes.OWN_IMAGE,
         "still_ours": is_still_ours(context),
-        "suite_id": keys.id_of(ids.SUITE, "u.id", user_key),
-        "grant_id": keys.id_of(ids.GRANT, "u.id", user_key),
-        "opening_id": keys.id_of(ids.OPENING, "u.id", user_key),
-        "tool_id": keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", subscription_key),
-        "usage_id": keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", subscription_key),
+        "suite_id": ids.id_of(context.sources, ids.SUITE, "u.id", user_key),
+        "grant_id": ids.id_of(context.sources, ids.GRANT, "u.id", user_key),
+        "opening_id": ids.id_of(context.sources, ids.OPENING, "u.id", user_key),
+        "tool_id": ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", subscription_key),
+        "usage_id": ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", subscription_key),
         "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions, is_hopeful=scope.is_hopeful),

@@ -62,6 +62,9 @@ class Shape:
     options: Mapping[str, str] = field(default_factory=dict)
     # Where a key of the mapping is, for messages: ("tables", "x") to "line 3 of FILE".
     lines: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+    # As found: the target tables whose `id` is an integer or bigint, and those where it is not.
+    integer_ids: Mapping[str, str] = field(default_factory=dict)
+    text_ids: frozenset[str] = frozenset()
 
     def target(self, name: str) -> str:
         """The name here of a declared target table."""

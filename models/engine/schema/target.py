@@ -7,7 +7,7 @@ need; those come after the load (`indexes` and `constraints`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +24,13 @@ from models.errors import Incompatible, MigrationError
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote, read_tables
 from models.postgres.keys import key_family
 from models.preflight import taken
+
+_IDS = sa.text(
+    "SELECT wanted.name, format_type(a.atttypid, NULL) AS type"
+    " FROM unnest(CAST(:names AS text[])) AS wanted(name)"
+    " JOIN pg_attribute a ON a.attrelid = to_regclass(wanted.name) AND a.attname = 'id'"
+    " AND NOT a.attisdropped"
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,18 @@ def _names(schema: Schema, sources: Sources) -> dict[str, str]:
     home = quote(sources.first.schema)
     wanted = (*schema.tables, *schema.adopted)
     return {f"{home}.{quote(sources.shape.target(name))}": name for name in wanted}
+
+
+def with_ids(connection: Connection, schema: Schema, sources: Sources) -> Sources:
+    """The sources with the shape that knows which target tables have integer ids."""
+    names = _names(schema, sources)
+    found = {names[row.name]: row.type for row in connection.execute(_IDS, {"names": list(names)})}
+    integers = {name: kind for name, kind in found.items() if kind in ("integer", "bigint")}
+    return sources.with_shape(
+        replace(
+            sources.shape, integer_ids=integers, text_ids=frozenset(found.keys() - integers.keys())
+        )
+    )
 
 
 def check(connection: Connection, schema: Schema, sources: Sources) -> Target:
