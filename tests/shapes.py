@@ -134,7 +134,7 @@ TODAY = Variant(
         *_HERE.values(),
         targets=_TARGET_NAMES,
         columns={"subscriptions": {"gpt_id": "gpt_definition_id", "preferences": "configuration"}},
-        active_gpt="gpt",
+        active_gpt="subscription",
     ),
     mapping="today",
 )
@@ -155,7 +155,7 @@ JULY = Variant(
         *_HERE.values(),
         targets=_TARGET_NAMES,
         columns={"subscriptions": {"gpt_id": "name", "preferences": "configuration"}},
-        active_gpt="gpt",
+        active_gpt="subscription",
     ),
     mapping="july-2025",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from models.dashboard import ids
+from models.dashboard.projects.choice import names_subscriptions
 from models.engine.step import Context
 from models.postgres.keys import key_cast
 
@@ -27,7 +28,7 @@ WITH owned AS (
 )
   SELECT o.entity, o.legacy_key, o.target_table
   FROM owned o JOIN migration.changes c ON c.owner_key = o.owner_key
-  WHERE c.entity = 'user' OR c.entity = 'subscription' AND o.entity <> 'project'
+  WHERE c.entity = 'user' OR c.entity = 'subscription' AND (o.entity <> 'project' OR {follows})
   UNION ALL
   SELECT f.entity, f.legacy_key, f.target_table FROM found f JOIN migration.changes c
     ON c.entity = f.entity AND c.legacy_key = f.legacy_key
@@ -45,6 +46,7 @@ def waiting(context: Context) -> str:
     return context.render(
         _WAITING,
         tool_of_project=ids.id_of(sources, ids.PROJECT_TOOL, key, base),
+        follows=str(names_subscriptions(sources)).lower(),
         tool=ids.ours(sources, "ai_tools", "f.legacy_key"),
         usage_log=ids.ours(sources, "tool_usage_logs", "f.legacy_key"),
         project_key=sources.key_named("project", "f.legacy_key"),

@@ -10,6 +10,7 @@ import functools
 
 from models.dashboard import ids
 from models.dashboard.projects import changes, checksum, verify
+from models.dashboard.projects.choice import gpt_of
 from models.dashboard.sources import PROJECTS
 from models.dashboard.tools import is_still_ours
 from models.dashboard.users.apply import assigned_by
@@ -23,7 +24,7 @@ from models.postgres.keys import key_cast
 _MIGRATE = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
-    u.id AS user_id, own.id AS suite_id, coalesce(b.gpt_id, g.id) AS gpt_id,
+    u.id AS user_id, own.id AS suite_id, {chosen} AS gpt_id,
     btrim(coalesce(g.id, ''), :blanks) <> ''
       AND (b.gpt_id IS NOT NULL OR g.id <> ({tool_id})::text)
       AND NOT EXISTS (
@@ -139,6 +140,8 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "unless_there_is_id": scope.unless_there("id"),
         "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
         "kind": key_cast(key),
+        "chosen": gpt_of(context, "coalesce(b.gpt_id, g.id)", "p.user_id"),
+        "renamed": gpt_of(context, "b.gpt_id", "p.user_id"),
         "named": ids.named(context.sources, "ai_tools", "g.id"),
         "row_hash": context.sources.hash_by_key("project", "p.id"),
         "tool_id": ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key),

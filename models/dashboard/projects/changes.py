@@ -93,8 +93,8 @@ SELECT (SELECT count(*) FROM added) - (SELECT count(*) FROM removed) AS tool_ass
 # A tool that is not named after the GPT that the project had; who chose another one is not here.
 _RENAME = """
 WITH expected AS MATERIALIZED (
-  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, b.gpt_id,
-    jsonb_build_object('project_id', p.id::text, 'gpt_id', b.gpt_id) AS configuration
+  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, {renamed} AS gpt_id,
+    jsonb_build_object('project_id', p.id::text, 'gpt_id', {renamed}) AS configuration
   FROM {projects} p JOIN LATERAL (
     SELECT i.was ->> 'active_gpt_id' AS gpt_id FROM migration.before_images i
     WHERE i.entity = 'project' AND i.legacy_key = p.id::text AND i.was ? 'active_gpt_id'

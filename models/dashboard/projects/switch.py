@@ -6,6 +6,7 @@ The GPT that a project had goes into the before-image in the same statement.
 from __future__ import annotations
 
 from models.dashboard import ids
+from models.dashboard.projects.choice import gpt_of
 from models.dashboard.sources import PROJECTS
 from models.engine.step import Context, Counts, Scope, Step
 
@@ -17,7 +18,7 @@ WITH project AS MATERIALIZED (
     p.is_template, t.id AS tool_id
   FROM {projects} p LEFT JOIN LATERAL (
     SELECT o.id, o.name FROM {ai_tools} o WHERE o.id = {tool_id} OFFSET 0
-  ) AS t ON t.name = {active_gpt}
+  ) AS t ON t.name = {chosen}
   WHERE {scope} AND (p.is_template IS NULL OR t.id IS NOT NULL) AND NOT EXISTS (
     SELECT FROM migration.quarantine q WHERE q.entity = 'project' AND q.legacy_key = p.id::text
       AND q.state IN ('open', 'accepted'))
@@ -63,6 +64,7 @@ class Switch(Step):
         switched = context.execute(
             _SWITCH,
             scope,
+            chosen=gpt_of(context, context.render("{active_gpt}"), "p.user_id"),
             scope=scope.condition("p.id", key),
             same_scope=scope.condition("u.id", key),
             unless_there_is_image=scope.unless_there("entity, legacy_key, run_id", _REMEMBER),

@@ -41,7 +41,7 @@ _CHECKS = (
     ),
     *tool_checks(
         {
-            "name": "t.name IS DISTINCT FROM coalesce(e.was ->> 'active_gpt_id', t.name)",
+            "name": "t.name IS DISTINCT FROM coalesce({wanted}, t.name)",
             "version": "t.version IS NOT NULL",
             "is_active": "t.is_active IS DISTINCT FROM true",
             "configuration": "t.configuration::jsonb IS DISTINCT FROM"
@@ -122,6 +122,19 @@ WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> '
 """
 
 
+# The second opinion on the GPT that a key of a subscription stands for: of all that the owner has.
+_WANTED = """(SELECT coalesce(min(x.gpt) FILTER (WHERE btrim(x.gpt, :blanks) <> ''), {held})
+    FROM (SELECT {gpt_id} AS gpt FROM {subscriptions} s
+      WHERE s.user_id = {owner} AND concat(s.id) = {held}) AS x)"""
+
+
+def wanted(context: Context, held: str, owner: str) -> str:
+    """SQL for the name of the tool of a project of this owner that held this text."""
+    if context.sources.shape.options.get("active_gpt") != "subscription":
+        return held
+    return context.render(_WANTED, held=held, owner=owner)
+
+
 def details(context: Context, condition: str) -> list[str]:
     """The statements over the projects `p` that the condition picks."""
     key = context.sources.projects.columns["id"].base
@@ -131,6 +144,7 @@ def details(context: Context, condition: str) -> list[str]:
             scope=condition,
             tool_id=ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key),
             usage_id=ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", key),
+            wanted=wanted(context, "(e.was ->> 'active_gpt_id')", "e.user_id"),
             named=ids.named(context.sources, "ai_tools", "e.active_gpt_id"),
             assigned_by=system_assigner(context),
         )
