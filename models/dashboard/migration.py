@@ -14,7 +14,7 @@ from models.dashboard.checks.proof import proof
 from models.dashboard.checks.statuses import statuses
 from models.dashboard.checks.waiting import waiting
 from models.dashboard.credits import Credits
-from models.dashboard.mapping import file
+from models.dashboard.mapping import draft, file
 from models.dashboard.organization import Organization
 from models.dashboard.projects.apply import Projects
 from models.dashboard.projects.replay import ChangedProjects
@@ -62,6 +62,14 @@ class Dashboard(Migration):
 
     def shape(self, settings: Settings) -> Shape:
         return file.load(settings.mapping)
+
+    def advice(self, connection: Connection, settings: Settings) -> str:
+        found = [] if settings.mapping else draft.fitting(connection, settings)
+        named = " or ".join(f"MIGRATION_MAPPING={name}" for name in found)
+        return f"Set {named}: the tables look like it." if found else ""
+
+    def draft_mapping(self, connection: Connection, settings: Settings) -> str:
+        return draft.text(connection, settings)
 
     def fragments_of(self, sources: Sources) -> Mapping[str, str]:
         return FRAGMENTS | legacy.texts(sources)

@@ -258,6 +258,14 @@ class Migration:
         """How this database differs from what is declared; Misconfigured where that is wrong."""
         return Shape()
 
+    def advice(self, connection: Connection, settings: Settings) -> str:
+        """A sentence for the hint of whatever is in the way: a mapping that would mend it."""
+        return ""
+
+    def draft_mapping(self, connection: Connection, settings: Settings) -> str:
+        """A first mapping file for the tables that are there; "" where there are no mappings."""
+        return ""
+
     def fragments_of(self, sources: Sources) -> Mapping[str, str]:
         """The fragments for the sources as found."""
         return self.fragments

@@ -230,7 +230,9 @@ def examine(
         paths = shape.columns.get(source.plural, {})
         tables[source.entity], unmapped = _map(connection, as_found, paths, shape)
         errors += unmapped
-        errors += _check(connection, tables[source.entity], {*paths} if unmapped else set())
+        refused = {*paths} if unmapped else set()
+        mappable = shape.mappable.get(source.plural, ())
+        errors += _check(connection, tables[source.entity], refused, mappable)
     if len(tables) < len(sources):
         return None, errors
     there = Sources(tables, shape)
@@ -301,7 +303,7 @@ def _unmapped(where: str, table: Table, column: str) -> Misconfigured:
 
 
 def _check(
-    connection: Connection, table: SourceTable, refused: set[str]
+    connection: Connection, table: SourceTable, refused: set[str], mappable: Sequence[str]
 ) -> Iterator[MigrationError]:
     source = table.source
     if table.kind != "r":
@@ -310,9 +312,12 @@ def _check(
         return
     for column in source.columns:
         if column not in table.columns and column not in refused:
+            line = f'[columns.{source.plural}] {column} = "…"'
+            mapped = f" In the mapping: {line}, one of {', '.join(table.columns)}."
             yield Incompatible(
                 f"{table.label} has no column {column}",
-                hint=f"It is required. {candidates.named(connection, source.columns)}",
+                hint=f"It is required. {candidates.named(connection, source.columns)}"
+                + (mapped if column in mappable else ""),
             )
     key = table.columns.get(source.key)
     label = f"{table.label}.{source.key}"

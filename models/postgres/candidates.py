@@ -14,13 +14,18 @@ WHERE c.relkind = 'r' AND n.nspname NOT IN ('information_schema', 'migration')
     SELECT FROM unnest(CAST(:columns AS text[])) AS wanted(name) WHERE NOT EXISTS (
       SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = wanted.name
         AND a.attnum > 0 AND NOT a.attisdropped))
-ORDER BY c.reltuples DESC, 1 LIMIT 5
+ORDER BY c.reltuples DESC, 1 LIMIT :most
 """)
+
+
+def having(connection: Connection, columns: Iterable[str]) -> list[str]:
+    """Up to fifty tables that have all these columns, largest first, each quoted for SQL."""
+    return list(connection.scalars(_WITH_COLUMNS, {"columns": list(columns), "most": 50}))
 
 
 def named(connection: Connection, columns: Iterable[str]) -> str:
     """A sentence that names the tables which have all these columns."""
     wanted = list(columns)
-    found = list(connection.scalars(_WITH_COLUMNS, {"columns": wanted}))
+    found = list(connection.scalars(_WITH_COLUMNS, {"columns": wanted, "most": 5}))
     said = ", ".join(wanted)
     return f"These have {said}: {', '.join(found)}." if found else f"No table has {said}."

@@ -147,11 +147,11 @@ def load(named: str) -> Shape:
     Raises Misconfigured that names every mistake.
     """
     if not named:
-        return Shape()
+        return Shape(mappable=mappable())
     path = Path(named)
     shipped = known()
     if not path.exists() and named in shipped:
-        return _shape(f"mapping {named}", shipped[named])
+        return parse(f"mapping {named}", shipped[named])
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as failure:
@@ -160,11 +160,21 @@ def load(named: str) -> Shape:
             f"MIGRATION_MAPPING: {named} cannot be read: {reason}",
             hint=f"Name a TOML file, or one of the shipped mappings: {', '.join(shipped)}.",
         ) from None
-    return _shape(path.name, text)
+    return parse(path.name, text)
+
+
+def mappable() -> dict[str, tuple[str, ...]]:
+    """The columns that a mapping may name, by source."""
+    models: dict[str, type[BaseModel]] = {
+        "users": UserColumns,
+        "subscriptions": SubscriptionColumns,
+    }
+    return {plural: tuple(model.model_fields) for plural, model in models.items()}
 
 
 @functools.lru_cache(maxsize=8)
-def _shape(name: str, text: str) -> Shape:
+def parse(name: str, text: str) -> Shape:
+    """The shape that the text of a mapping says; `name` stands for it in messages."""
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as failure:
@@ -204,6 +214,7 @@ def _to_shape(found: Mapping, at: dict[tuple[str, ...], str]) -> Shape:
         defaults=defaults,
         first_id=found.ids.first,
         options={"active_gpt": found.active_gpt},
+        mappable=mappable(),
         lines=at,
     )
 

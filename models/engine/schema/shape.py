@@ -60,6 +60,8 @@ class Shape:
     first_id: int | None = None
     # What else the migration reads there.
     options: Mapping[str, str] = field(default_factory=dict)
+    # By plural, the declared columns that a mapping may name.
+    mappable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # Where a key of the mapping is, for messages: ("tables", "x") to "line 3 of FILE".
     lines: Mapping[tuple[str, ...], str] = field(default_factory=dict)
     # As found: the target tables whose `id` is an integer or bigint, and those where it is not.
