@@ -255,7 +255,7 @@ class Migration:
     # Hooks.
 
     def shape(self, settings: Settings) -> Shape:
-        """How this database differs from what is declared; Misconfigured where that is wrong."""
+        """How this database differs from what is declared; OtherTables where it is not known."""
         return Shape()
 
     def advice(self, connection: Connection, settings: Settings) -> str:

@@ -29,3 +29,13 @@ def test_a_shape_ends_as_the_oracle_says(product: Product, shape: variants.Varia
     assert differences == []
     assert ended.json["verification"]["differences"] == 0, ended.json["differences"]
     assert ended.json["reconciliation"]["discrepancies"] == 0
+
+
+def test_a_mistake_in_the_mapping_ends_every_command_at_once(product: Product) -> None:
+    path = product.folder / "here.toml"
+    path.write_text("[tables]\nuser = 'u'\n")
+    for command in (["check"], ["status"], ["schema", "show"]):
+        ended = product.run(*command, "--json", MIGRATION_MAPPING=str(path))
+        error = ended.json["error"]
+        assert (ended.status, error["kind"]) == (2, "misconfigured")
+        assert "here.toml, line 2, tables.user: is not known here" in error["message"]

@@ -84,6 +84,15 @@ def test_a_process_with_another_mapping_does_not_touch_the_run(
                     relations.require(found[0], other, found[1])
 
 
+def test_a_process_whose_mapping_cannot_be_read_leaves_the_run_to_others(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    run_id = start(engine, settings)
+    broken = mapped(settings, tmp_path, "[tables]\nuser = 'u'\n")
+    with engine.connect() as connection, pytest.raises(OtherTables, match="users is meant"):
+        relations.read_run(connection, broken, run_id)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     {

@@ -20,7 +20,7 @@ from models.dashboard.mapping import lines
 from models.dashboard.schema import TABLES
 from models.engine.schema import shape
 from models.engine.schema.shape import Shape
-from models.errors import Misconfigured
+from models.errors import OtherTables
 
 SUFFIX = ".toml"
 _TABLE = re.compile(r"(?:[^.\s\":%][^.\":%]*\.)?[^.\s\":%][^.\":%]*")
@@ -144,7 +144,7 @@ def known() -> dict[str, str]:
 def load(named: str) -> Shape:
     """The shape of a mapping file, or of a shipped mapping by its name.
 
-    Raises Misconfigured that names every mistake.
+    Raises OtherTables that names every mistake: this process knows no tables.
     """
     if not named:
         return Shape(mappable=mappable())
@@ -156,7 +156,7 @@ def load(named: str) -> Shape:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as failure:
         reason = getattr(failure, "strerror", None) or "it is no text"
-        raise Misconfigured(
+        raise OtherTables(
             f"MIGRATION_MAPPING: {named} cannot be read: {reason}",
             hint=f"Name a TOML file, or one of the shipped mappings: {', '.join(shipped)}.",
         ) from None
@@ -280,8 +280,9 @@ def _unknown(key: tuple[str, ...]) -> str:
     return f"is not known here: one of {', '.join(allowed)}{meant}"
 
 
-def _refused(wrong: list[str]) -> Misconfigured:
-    return Misconfigured(
+def _refused(wrong: list[str]) -> OtherTables:
+    # A worker whose mapping says nothing that holds leaves a run to others, and fails no batch.
+    return OtherTables(
         "\n".join(f"MIGRATION_MAPPING: {each}" for each in wrong),
         hint="Correct the file; docs/mapping.md has all that it may say. Nothing was changed.",
     )
