@@ -110,6 +110,12 @@ class Settings(BaseSettings):
         alias="MIGRATION_PROJECTS_TABLE",
         description="The legacy table of projects, also as `schema.table`.",
     )
+    mapping: str = Field(
+        "",
+        alias="MIGRATION_MAPPING",
+        description="A TOML file with the names and columns of a dashboard of another shape, or the"
+        " name of a mapping that is shipped ([mapping.md](mapping.md)). A run keeps what it said.",
+    )
     batch_size: int | Literal["auto"] = Field(
         "auto",
         alias="MIGRATION_BATCH_SIZE",
@@ -190,6 +196,10 @@ class Settings(BaseSettings):
             if field.alias == variable:
                 return str(getattr(self, name))
         return os.environ.get(variable, "") if variable else ""
+
+    def sets(self, variable: str) -> bool:
+        """Whether a setting, by its variable, is set; not where it has its default."""
+        return any(Settings.model_fields[name].alias == variable for name in self.model_fields_set)
 
     # A trial's copies. Private: as a field it would be read from a variable COPIES.
     _copies: dict[str, str] = PrivateAttr(default_factory=dict)

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import redis
 from sqlalchemy import Engine
 
+from models.engine import current
 from models.errors import MigrationError, Misconfigured, NotAllowed, Unreachable
 from models.postgres import database
 from models.settings import Settings, load
@@ -39,6 +40,9 @@ def settings() -> Connected:
     Raises Misconfigured otherwise, and then no folder and no server was made.
     """
     base = load()
+    if base.mapping:
+        # A mistake in it is named before anything is started.
+        current.migration().shape(base)
     if base.database_url is None:
         if not embedded.exist(base.home.absolute()):
             raise Misconfigured(

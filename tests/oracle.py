@@ -41,11 +41,18 @@ USER_COLUMNS = {
 
 @dataclass(frozen=True)
 class Names:
-    """What the three legacy tables are called, optionally `schema.table`."""
+    """What the three legacy tables are called, optionally `schema.table`.
+
+    `targets` has target tables of other names, `columns` by legacy table the columns of other
+    names, by those that the rules have. `active_gpt` is what a project's column holds.
+    """
 
     users: str = "users"
     subscriptions: str = "gpt_subscriptions"
     projects: str = "projects"
+    targets: dict[str, str] = field(default_factory=dict, hash=False)
+    columns: dict[str, dict[str, str]] = field(default_factory=dict, hash=False)
+    active_gpt: str = "gpt"
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,11 @@ def snapshot(connection: Connection, names: Names) -> Snapshot:
         "users": _read(connection, names.users),
         "subscriptions": _read(connection, names.subscriptions),
         "projects": _read(connection, names.projects),
-    } | {name: _read(connection, name) for name in TARGETS}
+    }
+    for name, columns in names.columns.items():
+        for row in tables[name]:
+            row.update({rule: row[here] for rule, here in columns.items()})
+    tables |= {name: _read(connection, names.targets.get(name, name)) for name in TARGETS}
     is_key = connection.scalar(
         text(
             "SELECT count(*) FROM pg_constraint c JOIN pg_attribute a ON a.attrelid = c.conrelid"
@@ -199,9 +210,14 @@ def refreshed(before: Snapshot, now: Snapshot) -> Snapshot:
         untouched = {name: value for name, value in row.items() if name not in USER_COLUMNS}
         was = old.get((row["id"],), before.defaults)
         users.append(untouched | {name: was.get(name) for name in adopted})
-    projects = []
+    projects, held = [], before.by_key("projects")
     for row in now.rows("projects"):
         tool = tools.get(row["active_gpt_id"])
+        was = held.get((row["id"],))
+        if before.names.active_gpt == "subscription" and was and tool:
+            # The tool is named after the subscription that the project held.
+            projects.append(row | {"active_gpt_id": was["active_gpt_id"]})
+            continue
         if isinstance(tool, dict) and tool.get("project_id") == row["id"]:
             projects.append(row | {"active_gpt_id": tool["gpt_id"]})
         else:
@@ -225,9 +241,13 @@ def expected(before: Snapshot, grants: dict[str, Decimal]) -> Expectation:
     for row in before.rows("subscriptions"):
         _expect_subscription(result, row)
     pointed = _tools_at_hand(before)
+    gpts = {}
+    if before.names.active_gpt == "subscription":
+        subscriptions = before.rows("subscriptions")
+        gpts = {(row["id"], row["user_id"]): row["gpt_id"] for row in subscriptions}
     for row in before.rows("projects"):
         if not result.quarantine("projects", row, *_owner_reasons(result, row)):
-            _expect_project(result, row, pointed)
+            _expect_project(result, row, pointed, gpts)
     return result
 
 
@@ -311,12 +331,18 @@ def _tools_at_hand(before: Snapshot) -> set[tuple[str | None, str | None]]:
 
 
 def _expect_project(
-    result: Expectation, row: Row, pointed: set[tuple[str | None, str | None]]
+    result: Expectation,
+    row: Row,
+    pointed: set[tuple[str | None, str | None]],
+    gpts: dict[tuple[str | None, str | None], str | None],
 ) -> None:
     key, gpt = str(row["id"]), row["active_gpt_id"]
     result.is_template[key] = row.get("is_template") == "true"
     if gpt is None or _is_blank(gpt) or (gpt, row["user_id"]) in pointed:
         return
+    named = gpts.get((gpt, row["user_id"]))
+    if named is not None and not _is_blank(named):
+        gpt = named
     configuration = {"project_id": key, "gpt_id": gpt}
     result.tools.append(Tool("project", key, str(row["user_id"]), gpt, None, configuration, True))
 

@@ -19,6 +19,7 @@ class Variant:
     special: str
     script: str = ""
     names: Names = field(default_factory=Names)
+    mapping: str = ""
 
     def build(self, connection: Connection, users: int, *, seed: int = 1) -> None:
         """Fill an empty database, in the caller's transaction; 100 users show every oddity."""
@@ -29,7 +30,9 @@ class Variant:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The settings that name the tables."""
+        """The settings that name the tables, or the mapping that does."""
+        if self.mapping:
+            return {"MIGRATION_MAPPING": self.mapping}
         return {
             "MIGRATION_USERS_TABLE": self.names.users,
             "MIGRATION_SUBSCRIPTIONS_TABLE": self.names.subscriptions,

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from models.engine.source import Sources
+from models.dashboard.ids import LARGEST, integers, named
+from models.engine.source import Sources, SourceTable
 from models.errors import Incompatible, MigrationError
-from models.postgres.catalog import TEXT_TYPES, Table, quote
+from models.postgres.catalog import TEXT_TYPES
 
 JSON_TYPES = {"json", "jsonb"} | TEXT_TYPES
 
 
-def optional(table: Table, column: str, default: str, *, alias: str) -> str:
-    """SQL for an optional column: the column itself, or `default` where it is missing."""
-    return f"{alias}.{quote(column)}" if column in table.columns else default
+def optional(table: SourceTable, column: str, default: str, *, alias: str) -> str:
+    """SQL for an optional column: its value, or `default` where it is missing."""
+    return table.value(column, alias) if column in table.columns else default
 
 
 # A column may take letters of either case for equal. The database's own collation never does, and
 # is in conflict with no other one.
 _EXACTLY = '::text COLLATE "default"'
-# The texts that target rows are made of, of a user `u`, a subscription `s` and a project `p`.
-EXACT = {
-    "email": f"u.email{_EXACTLY}",
-    "gpt_id": f"s.gpt_id{_EXACTLY}",
-    "active_gpt": f"p.active_gpt_id{_EXACTLY}",
-}
+
+
+def texts(sources: Sources) -> dict[str, str]:
+    """The texts that target rows are made of: of a user `u`, a subscription `s`, a project `p`."""
+    return {
+        "email": sources.users.value("email", "u") + _EXACTLY,
+        "gpt_id": sources.subscriptions.value("gpt_id", "s") + _EXACTLY,
+        "active_gpt": f"p.active_gpt_id{_EXACTLY}",
+        # The tool that a project names; braces are doubled, since fragments are templates too.
+        "pointed": named(sources, "ai_tools", "p.active_gpt_id")
+        .replace("{", "{{")
+        .replace("}", "}}"),
+    }
 
 
 _USUAL = "'active', 'inactive', 'paused', 'user', 'student', 'teacher', 'admin'"
 
 
-def exact(table: Table, column: str, default: str, *, alias: str = "s") -> str:
+def exact(table: SourceTable, column: str, default: str, *, alias: str = "s") -> str:
     """SQL for an optional column as text that compares byte for byte."""
     return optional(table, column, default, alias=alias) + _EXACTLY
 
@@ -58,9 +66,11 @@ def examine(sources: Sources) -> Iterator[MigrationError]:
     if gpt is None:
         return
     label = f"{sources.projects.label}.active_gpt_id"
-    if gpt.base not in TEXT_TYPES - {"character"} or (gpt.length is not None and gpt.length < 36):
+    numbers = integers(sources, "ai_tools")
+    room = len(str(LARGEST[numbers.type])) if numbers else 36
+    if gpt.base not in TEXT_TYPES - {"character"} or (gpt.length is not None and gpt.length < room):
         yield Incompatible(
-            f"{label}: expected varchar(36) or longer to hold a tool's id, found {gpt.type}",
+            f"{label}: expected varchar({room}) or longer to hold a tool's id, found {gpt.type}",
             hint="Change the column's type.",
         )
     if gpt.generated:

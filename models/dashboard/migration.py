@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from sqlalchemy import Connection
 
 from models.dashboard import legacy
-from models.dashboard.checks import fit, rejects, trial_rows
+from models.dashboard.checks import fit, integer_ids, rejects, trial_rows
 from models.dashboard.checks.credit_summary import credits_by_type
 from models.dashboard.checks.proof import proof
 from models.dashboard.checks.waiting import waiting
 from models.dashboard.credits import Credits
+from models.dashboard.mapping import draft, file
 from models.dashboard.organization import Organization
 from models.dashboard.projects.apply import Projects
 from models.dashboard.projects.replay import ChangedProjects
@@ -33,6 +34,7 @@ from models.engine.checks.answers import Proof, Rule, Summary
 from models.engine.migration import Migration
 from models.engine.retry import Keys
 from models.engine.sample import Sample
+from models.engine.schema.shape import Shape
 from models.engine.schema.target import Target
 from models.engine.source import Sources
 from models.engine.step import Context, Counts, Scope
@@ -47,7 +49,6 @@ class Dashboard(Migration):
     first_stage = "organization"
     replay_stage = "switch"
     amounts = ("credits_granted",)
-    fragments = FRAGMENTS
     reported_tables = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
     repairs = REPAIRS
     queries = QUERIES
@@ -55,8 +56,27 @@ class Dashboard(Migration):
     # Measured (docs/scaling.md), and a little more.
     bytes_a_row = 8_000
 
+    def shape(self, settings: Settings) -> Shape:
+        return file.load(settings.mapping)
+
+    def advice(self, connection: Connection, settings: Settings) -> str:
+        found = [] if settings.mapping else draft.fitting(connection, settings)
+        named = " or ".join(f"MIGRATION_MAPPING={name}" for name in found)
+        return f"Set {named}: the tables look like it." if found else ""
+
+    def draft_mapping(self, connection: Connection, settings: Settings) -> str:
+        return draft.text(connection, settings)
+
+    def fragments_of(self, sources: Sources) -> Mapping[str, str]:
+        return FRAGMENTS | legacy.texts(sources)
+
     def examine_sources(self, sources: Sources) -> Iterator[MigrationError]:
         return legacy.examine(sources)
+
+    def examine_target(
+        self, connection: Connection, sources: Sources, found: Target
+    ) -> Iterator[MigrationError]:
+        return integer_ids.examine(connection, sources, found)
 
     def misfits(
         self, connection: Connection, sources: Sources, target: Target, settings: Settings

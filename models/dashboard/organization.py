@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from models.dashboard import ids
 from models.engine.step import Context, Counts, Scope, Step
 
 # An organization of that name that is there already is adopted; the fixed ids make two writers
@@ -15,7 +16,7 @@ WITH existing AS (
 ), organization AS (
   INSERT INTO {organizations}
     (id, name, type, subscription_tier, credits_balance, settings, created_at, updated_at)
-  SELECT 'default-organization', 'Default Organization', 'education',
+  SELECT {organization}, 'Default Organization', 'education',
          CAST('free' AS {tier_type}), 0, '{{}}', now(), now()
   WHERE NOT EXISTS (SELECT FROM existing)
   ON CONFLICT (id) DO NOTHING
@@ -23,7 +24,7 @@ WITH existing AS (
 ), department AS (
   INSERT INTO {departments}
     (id, organization_id, name, description, settings, created_at, updated_at)
-  SELECT 'default-department', owner.id, 'General', 'Default department', '{{}}', now(), now()
+  SELECT {department}, owner.id, 'General', 'Default department', '{{}}', now(), now()
   FROM (SELECT id FROM existing UNION ALL SELECT id FROM organization) AS owner
   WHERE NOT EXISTS (SELECT FROM {departments} d
                     WHERE d.organization_id = owner.id AND d.name = 'General')
@@ -43,9 +44,9 @@ WHERE NOT EXISTS (
   SELECT FROM {departments} d JOIN {organizations} o ON o.id = d.organization_id
   WHERE o.name = 'Default Organization' AND d.name = 'General')
 UNION ALL
-SELECT 'extra', 'organization', o.id, 'organizations', NULL
+SELECT 'extra', 'organization', o.id::text, 'organizations', NULL
 FROM {organizations} o
-WHERE o.id = 'default-organization' AND EXISTS (
+WHERE o.id = {organization} AND EXISTS (
   SELECT FROM {organizations} e
   WHERE e.name = o.name AND (e.created_at, e.id) < (o.created_at, o.id))
 """
@@ -72,8 +73,12 @@ class Organization(Step):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         tier = context.type_of("organizations", "subscription_tier")
-        row = context.execute(_CREATE, scope, tier_type=tier).one()
+        made = {
+            "organization": ids.organization(context.sources),
+            "department": ids.department(context.sources),
+        }
+        row = context.execute(_CREATE, scope, tier_type=tier, **made).one()
         return {"rows": dict(row._mapping)}
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
-        return [context.render(_DIFFERENCES)]
+        return [context.render(_DIFFERENCES, organization=ids.organization(context.sources))]

@@ -27,7 +27,7 @@ QUERIES = {
         SELECT o.id, o.user_type FROM {users} u
         JOIN {users} o ON o.department_id = u.department_id WHERE u.id = :key LIMIT 50""",
     "projects of a user with their tools": """
-        SELECT p.id, t.name FROM {projects} p LEFT JOIN {ai_tools} t ON t.id = p.active_gpt_id
+        SELECT p.id, t.name FROM {projects} p LEFT JOIN {ai_tools} t ON t.id = {pointed}
         WHERE p.user_id = :key""",
     "newest listings of the marketplace": """
         SELECT m.id, m.title FROM {marketplace_listings} m WHERE m.is_public

@@ -16,7 +16,6 @@ from models.dashboard.legacy import exact, word
 from models.dashboard.projects.apply import Projects
 from models.dashboard.schema import ENUMS
 from models.dashboard.users.apply import assigned_by, is_active, preferences
-from models.engine import keys
 from models.engine.repair import Change, Repair
 from models.engine.rollback import lock_rows
 from models.engine.step import Context, Scope
@@ -87,7 +86,7 @@ assignment AS (
   INSERT INTO {tool_assignments} (tool_id, user_id, assigned_by, assigned_at, permissions)
   SELECT l.tool_id, l.user_id, {assigned_by}, now(), '{{"full_access"\\: true}}' FROM lacking l
   ON CONFLICT (tool_id, user_id) DO NOTHING
-  RETURNING tool_id || ' ' || user_id::text AS id
+  RETURNING tool_id::text || ' ' || user_id::text AS id
 ),
 usage_log AS (
   INSERT INTO {tool_usage_logs} (id, user_id, tool_id, session_id, action, parameters,
@@ -98,15 +97,15 @@ usage_log AS (
   ON CONFLICT (id) DO NOTHING
   RETURNING id
 )
-SELECT 'ai_tools', id, NULL::text, NULL::text, 'created' FROM tool
+SELECT 'ai_tools', id::text, NULL::text, NULL::text, 'created' FROM tool
 UNION ALL SELECT 'tool_assignments', id, NULL, NULL, 'created' FROM assignment
-UNION ALL SELECT 'tool_usage_logs', id, NULL, NULL, 'created' FROM usage_log
+UNION ALL SELECT 'tool_usage_logs', id::text, NULL, NULL, 'created' FROM usage_log
 """
 
 # Projects that point at their own tool, of which something is gone (rule 6).
 _PROJECTS_LACKING = """
 SELECT p.id::text FROM {users} u JOIN {projects} p ON p.user_id = u.id
-WHERE {scope} AND {is_migrated} AND {active_gpt} = {project_tool_id} AND NOT (
+WHERE {scope} AND {is_migrated} AND {active_gpt} = ({project_tool_id})::text AND NOT (
   EXISTS (SELECT FROM {ai_tools} t WHERE t.id = {project_tool_id})
   AND EXISTS (SELECT FROM {tool_assignments} a
               WHERE a.tool_id = {project_tool_id} AND a.user_id = u.id)
@@ -130,14 +129,15 @@ FROM tool t
 ON CONFLICT (id) DO NOTHING
 """
 _OF_PROJECTS = """
-SELECT 'ai_tools' AS name, t.id FROM {projects} p JOIN {ai_tools} t ON t.id = {project_tool_id}
+SELECT 'ai_tools' AS name, t.id::text
+FROM {projects} p JOIN {ai_tools} t ON t.id = {project_tool_id}
 WHERE {projects_scope}
 UNION ALL
-SELECT 'tool_assignments', a.tool_id || ' ' || a.user_id::text
+SELECT 'tool_assignments', a.tool_id::text || ' ' || a.user_id::text
 FROM {projects} p JOIN {tool_assignments} a ON a.tool_id = {project_tool_id}
 WHERE {projects_scope}
 UNION ALL
-SELECT 'tool_usage_logs', l.id
+SELECT 'tool_usage_logs', l.id::text
 FROM {projects} p JOIN {tool_usage_logs} l ON l.id = {project_usage_id} WHERE {projects_scope}
 """
 
@@ -251,10 +251,10 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
         "user_type_type": users.columns["user_type"].type,
         "billing_tier_type": users.columns["billing_tier"].type,
-        "tool_id": keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", key),
-        "usage_id": keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", key),
-        "project_tool_id": keys.id_of(ids.PROJECT_TOOL, "p.id", project_key),
-        "project_usage_id": keys.id_of(ids.PROJECT_USAGE, "p.id", project_key),
+        "tool_id": ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", key),
+        "usage_id": ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", key),
+        "project_tool_id": ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", project_key),
+        "project_usage_id": ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", project_key),
         "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from models.dashboard import ids
 from models.engine.retry import Keys
 from models.engine.step import Context
 from models.ledger.quarantine import WORKER_DIED
@@ -12,11 +13,11 @@ from models.postgres.keys import key_cast
 # Differences may name a tool instead of a row: the legacy row behind it may be gone.
 _TOOL_OWNERS = (
     "SELECT s.user_id FROM {ai_suites} s JOIN {ai_tools} t ON t.suite_id = s.id"
-    " JOIN migration.differences d ON d.legacy_key = t.id WHERE d.run_id = :run_id"
+    " JOIN migration.differences d ON {tool} = t.id WHERE d.run_id = :run_id"
     " UNION SELECT a.user_id FROM {tool_assignments} a"
-    " JOIN migration.differences d ON d.legacy_key = a.tool_id WHERE d.run_id = :run_id"
+    " JOIN migration.differences d ON {tool} = a.tool_id WHERE d.run_id = :run_id"
     " UNION SELECT l.user_id FROM {tool_usage_logs} l"
-    " JOIN migration.differences d ON d.legacy_key = l.id WHERE d.run_id = :run_id"
+    " JOIN migration.differences d ON {usage_log} = l.id WHERE d.run_id = :run_id"
 )
 
 
@@ -58,7 +59,11 @@ def retried(context: Context, *, quarantined: bool) -> list[Keys]:
     users, subscriptions, projects = tables.values()
     tried = {entity: standing(entity, table) for entity, table in tables.items()}
     died = {entity: in_quarantine(entity, f"q.reason = '{WORKER_DIED}'") for entity in tables}
-    named = _TOOL_OWNERS.format(**{name: table.sql for name, table in target.tables.items()})
+    named = _TOOL_OWNERS.format(
+        **{name: table.sql for name, table in target.tables.items()},
+        tool=ids.ours(sources, "ai_tools", "d.legacy_key"),
+        usage_log=ids.ours(sources, "tool_usage_logs", "d.legacy_key"),
+    )
     return [
         Keys(
             "users",

@@ -7,6 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from models.dashboard.ids import integers
 from models.engine.schema.declaration import RawType, Reference, Schema
 from models.engine.source import Sources
 
@@ -62,6 +63,13 @@ def declare(sources: Sources) -> sa.MetaData:
     def string(name: str, *, null: bool = True) -> sa.Column[Any]:
         return sa.Column(name, sa.String, nullable=null)
 
+    def id_type(table: str) -> Any:
+        found = integers(sources, table)
+        return RawType(found.type) if found else sa.String()
+
+    def key(name: str, table: str, *, null: bool = True, primary: bool = False) -> sa.Column[Any]:
+        return sa.Column(name, id_type(table), nullable=null and not primary, primary_key=primary)
+
     def owner(*, primary_key: bool = False) -> sa.Column[Any]:
         return sa.Column("user_id", user_key, nullable=False, primary_key=primary_key)
 
@@ -81,15 +89,12 @@ def declare(sources: Sources) -> sa.MetaData:
     def table(name: str, *columns: sa.Column[Any]) -> None:
         sa.Table(name, metadata, *columns)
 
-    def identity() -> sa.Column[Any]:
-        return sa.Column("id", sa.String, primary_key=True)
-
     table(
         "users",
         sa.Column("user_type", user_type),
         sa.Column("billing_tier", tier),
-        string("organization_id"),
-        string("department_id"),
+        key("organization_id", "organizations"),
+        key("department_id", "departments"),
         sa.Column("credits_balance", sa.Numeric(10, 2)),
         sa.Column("is_active", sa.Boolean),
         sa.Column("last_login", sa.DateTime),
@@ -98,7 +103,7 @@ def declare(sources: Sources) -> sa.MetaData:
     table("projects", sa.Column("is_template", sa.Boolean))
     table(
         "organizations",
-        identity(),
+        key("id", "organizations", primary=True),
         string("name", null=False),
         string("type"),
         sa.Column("subscription_tier", tier, nullable=False),
@@ -109,8 +114,8 @@ def declare(sources: Sources) -> sa.MetaData:
     )
     table(
         "departments",
-        identity(),
-        string("organization_id", null=False),
+        key("id", "departments", primary=True),
+        key("organization_id", "organizations", null=False),
         string("name", null=False),
         string("description"),
         document("settings"),
@@ -119,7 +124,7 @@ def declare(sources: Sources) -> sa.MetaData:
     )
     table(
         "ai_suites",
-        identity(),
+        key("id", "ai_suites", primary=True),
         owner(),
         string("name", null=False),
         string("description"),
@@ -130,7 +135,7 @@ def declare(sources: Sources) -> sa.MetaData:
     )
     table(
         "ai_tools",
-        identity(),
+        key("id", "ai_tools", primary=True),
         string("name", null=False),
         string("description"),
         string("tool_type", null=False),
@@ -142,11 +147,11 @@ def declare(sources: Sources) -> sa.MetaData:
         flag("requires_approval", "false"),
         moment("created_at"),
         moment("updated_at"),
-        string("suite_id"),
+        key("suite_id", "ai_suites"),
     )
     table(
         "tool_assignments",
-        sa.Column("tool_id", sa.String, primary_key=True),
+        key("tool_id", "ai_tools", primary=True),
         owner(primary_key=True),
         string("assigned_by"),
         moment("assigned_at"),
@@ -155,9 +160,9 @@ def declare(sources: Sources) -> sa.MetaData:
     )
     table(
         "tool_usage_logs",
-        identity(),
+        key("id", "tool_usage_logs", primary=True),
         owner(),
-        string("tool_id", null=False),
+        key("tool_id", "ai_tools", null=False),
         string("session_id"),
         string("module_id"),
         string("action", null=False),
@@ -171,8 +176,8 @@ def declare(sources: Sources) -> sa.MetaData:
     )
     table(
         "marketplace_listings",
-        identity(),
-        string("tool_id", null=False),
+        key("id", "marketplace_listings", primary=True),
+        key("tool_id", "ai_tools", null=False),
         string("title", null=False),
         string("description"),
         document("features"),
@@ -188,7 +193,7 @@ def declare(sources: Sources) -> sa.MetaData:
     )
     table(
         "credit_logs",
-        identity(),
+        key("id", "credit_logs", primary=True),
         owner(),
         string("operation", null=False),
         money("amount", null=False),
@@ -209,6 +214,10 @@ SCHEMA = Schema(
     defaults={"users": USER_DEFAULTS},
     never_written=("description", "module_id", "error_message", "expires_at"),
     written_as_null={"ai_tools": ("version",)},
+    added={
+        "ai_tools": {"pricing_tier": "'free'"},
+        "organizations": {"subscription_tier": "'free'"},
+    },
     conflict_keys={"tool_assignments": ("tool_id", "user_id")},
     actor_columns={"assigned_by": "user"},
     never_filled=("marketplace_listings",),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from models.dashboard.legacy import EXACT
 from models.engine.source import SourceTable
 from models.engine.step import Context, Scope
 from models.postgres.catalog import INTEGER_TYPES, Table
 
-FRAGMENTS = EXACT | {
+FRAGMENTS = {
     # Rule 4: the suite that the user `u` keeps.
     "oldest_suite": "SELECT o.id FROM {ai_suites} o WHERE o.user_id = u.id"
     " ORDER BY o.created_at, o.id LIMIT 1",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from models.dashboard import ids
 from models.dashboard.scopes import near, sorts_as_owners
-from models.engine import keys
 from models.engine.source import SourceTable, parents_are_enforced
 from models.engine.step import Context, Counts, Scope, Step, counts
 
@@ -117,7 +116,7 @@ class Orphans(Step):
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
         key = context.sources.subscriptions.columns["id"].base
-        usage_id = keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", key)
+        usage_id = ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", key)
         theirs = _condition(context, scope)
         if _is_range(context, scope):
             theirs = near(context, context.sources.subscriptions, "s", scope)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from models.dashboard import ids
 from models.engine.step import Context, Counts, Scope, counts
 from models.postgres.keys import list_cast
 
@@ -30,17 +29,17 @@ ORDER BY t.id FOR UPDATE OF t
 
 _TOOLS = """
 WITH listing AS (
-  DELETE FROM {marketplace_listings} m WHERE m.tool_id = ANY(CAST(:keys AS text[]))
+  DELETE FROM {marketplace_listings} m WHERE m.tool_id = ANY(CAST(:keys AS {tool_kind}[]))
 ),
 usage_log AS (
-  DELETE FROM {tool_usage_logs} l WHERE l.tool_id = ANY(CAST(:keys AS text[]))
+  DELETE FROM {tool_usage_logs} l WHERE l.tool_id = ANY(CAST(:keys AS {tool_kind}[]))
   RETURNING l.session_id IS NOT DISTINCT FROM :run_id AND l.action = 'migration' AS is_ours
 ),
 assignment AS (
-  DELETE FROM {tool_assignments} a WHERE a.tool_id = ANY(CAST(:keys AS text[])) RETURNING 1
+  DELETE FROM {tool_assignments} a WHERE a.tool_id = ANY(CAST(:keys AS {tool_kind}[])) RETURNING 1
 ),
 tool AS (
-  DELETE FROM {ai_tools} t WHERE t.id = ANY(CAST(:keys AS text[])) RETURNING 1
+  DELETE FROM {ai_tools} t WHERE t.id = ANY(CAST(:keys AS {tool_kind}[])) RETURNING 1
 )
 SELECT -(SELECT count(*) FROM usage_log WHERE is_ours) AS tool_usage_logs,
   -(SELECT count(*) FROM assignment) AS tool_assignments,
@@ -95,7 +94,8 @@ def remove_tools(context: Context, doomed: str, scope: Scope, /, **names: str) -
     lock = _LOCK_DOOMED.replace("{doomed}", doomed)
     if not (found := context.execute(lock, scope, **names).scalars().all()):
         return {"rows": {}}
-    return {"rows": dict(context.execute(_TOOLS, scope.only(found)).one()._mapping)}
+    only, kind = scope.only(found), context.target.table("ai_tools").columns["id"].base
+    return {"rows": dict(context.execute(_TOOLS, only, tool_kind=list_cast(kind)).one()._mapping)}
 
 
 def remove_deleted_users(context: Context, scope: Scope) -> list[Counts]:
@@ -135,12 +135,3 @@ def is_untouched(context: Context, alias: str, assigned_by: str) -> str:
 def is_still_ours(context: Context) -> str:
     """SQL condition on `t` and `e`: the migration may bring the tool in line with its row."""
     return context.render(_STILL_OURS)
-
-
-def usage_of(tool_id: str, kind: str) -> str:
-    """SQL for the id of the usage log that was made beside a tool of ours."""
-    usage = {
-        ids.SUBSCRIPTION_TOOL: ids.SUBSCRIPTION_USAGE,
-        ids.PROJECT_TOOL: ids.PROJECT_USAGE,
-    }[kind]
-    return f"'{usage}' || substr({tool_id}, 2)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from models.dashboard import ids
 from models.dashboard.tools import remove_tools
 from models.engine.rollback import NOTE
 from models.engine.step import Context, Counts, Scope
@@ -43,17 +44,17 @@ WITH made AS (
   FROM migration.batches b WHERE b.run_id = :run_id AND b.step = 'organization'
 ),
 found AS MATERIALIZED (
-  SELECT 'departments' AS table_name, d.id, d.updated_at IS NOT DISTINCT FROM d.created_at
-      AND d.name = 'General' AS is_untouched,
+  SELECT 'departments' AS table_name, d.id::text AS id,
+    d.updated_at IS NOT DISTINCT FROM d.created_at AND d.name = 'General' AS is_untouched,
     EXISTS (SELECT FROM {users} u WHERE u.department_id = d.id) AS is_used
-  FROM {departments} d, made WHERE d.id = 'default-department' AND made.department
+  FROM {departments} d, made WHERE d.id = {department} AND made.department
   UNION ALL
-  SELECT 'organizations', o.id, o.updated_at IS NOT DISTINCT FROM o.created_at
+  SELECT 'organizations', o.id::text, o.updated_at IS NOT DISTINCT FROM o.created_at
       AND o.name = 'Default Organization' AND o.credits_balance = 0,
     EXISTS (SELECT FROM {users} u WHERE u.organization_id = o.id)
       OR EXISTS (SELECT FROM {departments} d
-                 WHERE d.organization_id = o.id AND d.id <> 'default-department')
-  FROM {organizations} o, made WHERE o.id = 'default-organization' AND made.organization
+                 WHERE d.organization_id = o.id AND d.id <> {department})
+  FROM {organizations} o, made WHERE o.id = {organization} AND made.organization
 ),
 noted AS (
   {note}
@@ -65,14 +66,14 @@ noted AS (
 doomed AS (SELECT f.* FROM found f WHERE :forced OR (f.is_untouched AND NOT f.is_used)),
 department AS (
   DELETE FROM {departments} d USING doomed f
-  WHERE f.table_name = 'departments' AND d.id = f.id RETURNING 1
+  WHERE f.table_name = 'departments' AND d.id::text = f.id RETURNING 1
 ),
 organization AS (
   DELETE FROM {organizations} o USING doomed f
-  WHERE f.table_name = 'organizations' AND o.id = f.id
+  WHERE f.table_name = 'organizations' AND o.id::text = f.id
     AND (:forced OR NOT EXISTS (
       SELECT FROM {departments} d WHERE d.organization_id = o.id
-        AND d.id NOT IN (SELECT x.id FROM doomed x))) RETURNING 1
+        AND d.id::text NOT IN (SELECT x.id FROM doomed x))) RETURNING 1
 )
 SELECT -(SELECT count(*) FROM organization) AS organizations,
   -(SELECT count(*) FROM department) AS departments
@@ -83,7 +84,11 @@ def undo_rest(context: Context, scope: Scope) -> Counts:
     """Undo what no page of users or projects reaches; returns negative counts of rows."""
     removed = remove_tools(context, _GONE_TOOLS, scope)
     rest = context.execute(_GONE_REST, scope).one()
-    made = context.execute(_ORGANIZATION, scope, note=NOTE).one()
+    names = {
+        "organization": ids.organization(context.sources),
+        "department": ids.department(context.sources),
+    }
+    made = context.execute(_ORGANIZATION, scope, note=NOTE, **names).one()
     rows = {"ai_suites": rest.ai_suites, "tool_usage_logs": rest.tool_usage_logs}
     for name, count in removed["rows"].items():
         rows[name] = rows.get(name, 0) + count

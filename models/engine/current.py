@@ -12,6 +12,7 @@ from models.settings import DEFAULT_MIGRATION, Settings
 
 if TYPE_CHECKING:
     from models.engine.migration import Migration
+    from models.engine.source import Source
 
 
 def migration() -> Migration:
@@ -41,8 +42,14 @@ def _load(name: str) -> Migration:
 
 def table_names(settings: Settings) -> list[str]:
     """The names of the source tables, as the settings or the migration have them."""
-    copies = settings.copies
-    return [
-        copies.get(each.plural) or settings.named(each.setting) or each.table
-        for each in migration().sources
-    ]
+    copies, mapped = settings.copies, migration().shape(settings).sources
+
+    def name(each: Source) -> str:
+        if each.plural in copies:
+            return copies[each.plural]
+        # A setting goes before the mapping, and the mapping before a setting's default.
+        if each.plural in mapped and not settings.sets(each.setting):
+            return mapped[each.plural]
+        return settings.named(each.setting) or each.table
+
+    return [name(each) for each in migration().sources]

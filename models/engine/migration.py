@@ -27,9 +27,11 @@ from models.engine.live.replay import Replay, ReplayOf, late
 from models.engine.repair import Repair
 from models.engine.rollback import Loosen, Tidy, UndoRest
 from models.engine.sample import Sample, pick
+from models.engine.schema import target
 from models.engine.schema.constraints import Contract, Keys
 from models.engine.schema.declaration import Schema
 from models.engine.schema.indexes import EarlyIndexes, TargetIndexes
+from models.engine.schema.shape import Shape
 from models.engine.schema.target import Target
 from models.engine.source import Source, Sources
 from models.engine.step import CONTROL, VERIFY, Context, Counts, Scope, Step, add
@@ -251,13 +253,41 @@ class Migration:
         self, connection: Connection, settings: Settings
     ) -> tuple[Sources | None, list[MigrationError]]:
         """The source tables, where all are there, and all that this migration cannot work with."""
-        found, errors = source.examine(connection, self.sources, current.table_names(settings))
-        return found, errors if found is None else [*errors, *self.examine_sources(found)]
+        shape = self.shape(settings)
+        shape = shape.of_copies() if settings.copies else shape
+        names = current.table_names(settings)
+        found, errors = source.examine(connection, self.sources, names, shape)
+        if found is None:
+            return None, errors
+        found = target.with_ids(connection, self.schema, found)
+        return found, [*errors, *self.examine_sources(found)]
 
     # Hooks.
 
+    def shape(self, settings: Settings) -> Shape:
+        """How this database differs from what is declared; OtherTables where it is not known."""
+        return Shape()
+
+    def advice(self, connection: Connection, settings: Settings) -> str:
+        """A sentence for the hint of whatever is in the way: a mapping that would fix it."""
+        return ""
+
+    def draft_mapping(self, connection: Connection, settings: Settings) -> str:
+        """A first mapping file for the tables that are there; "" where there are no mappings."""
+        return ""
+
+    def fragments_of(self, sources: Sources) -> Mapping[str, str]:
+        """The fragments for the sources as found."""
+        return self.fragments
+
     def examine_sources(self, sources: Sources) -> Iterator[MigrationError]:
         """What the engine does not know to be wrong with the source tables."""
+        return iter(())
+
+    def examine_target(
+        self, connection: Connection, sources: Sources, found: Target
+    ) -> Iterator[MigrationError]:
+        """What the engine does not know to be wrong with the target tables that are there."""
         return iter(())
 
     def misfits(

@@ -6,11 +6,13 @@ and the names in reports.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from sqlalchemy import Connection
 
+from models.engine.schema.shape import Mapped, Path, Shape
 from models.errors import Incompatible, MigrationError, Misconfigured
 from models.postgres.catalog import (
     DEFAULT_COLLATION,
@@ -69,9 +71,29 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceTable(Table):
-    """A source as found in the database."""
+    """A source as found in the database.
+
+    `columns` has a declared column that is mapped under its declared name, as what it is mapped to.
+    """
 
     source: Source
+    mapped: Mapping[str, Mapped] = field(default_factory=dict)
+    # The table's own columns by their own names.
+    own_columns: Mapping[str, Column] = field(default_factory=dict)
+
+    def value(self, column: str, alias: str) -> str:
+        """SQL for the value of a declared column in the row under this alias."""
+        found = self.mapped.get(column)
+        return found.sql(alias) if found else f"{alias}.{quote(column)}"
+
+    def own(self, column: str) -> str:
+        """The table's own column that a declared one is, or that points at its value."""
+        found = self.mapped.get(column)
+        return found.own if found else column
+
+    def points(self, column: str) -> bool:
+        """Whether the value of a declared column is in another table."""
+        return column in self.mapped and bool(self.mapped[column].reached)
 
     @property
     def key(self) -> Column:
@@ -99,9 +121,15 @@ class SourceTable(Table):
 class Sources(Mapping[str, SourceTable]):
     """The sources as found, by entity (`sources["badge"]`) or plural (`sources.badges`)."""
 
-    def __init__(self, tables: Mapping[str, SourceTable]) -> None:
+    def __init__(self, tables: Mapping[str, SourceTable], shape: Shape | None = None) -> None:
+        # How this database differs from what the migration declares.
+        self.shape = shape or Shape()
         self._tables = dict(tables)
         self._plurals = {table.source.plural: table for table in tables.values()}
+
+    def with_shape(self, shape: Shape) -> Sources:
+        """The same tables in another shape."""
+        return Sources(self._tables, shape)
 
     def __getitem__(self, entity: str) -> SourceTable:
         return self._tables[entity]
@@ -144,11 +172,11 @@ class Sources(Mapping[str, SourceTable]):
         """
         table = self[entity]
         judged_by = table.source.judged_by or table.source.reads or tuple(table.columns)
-        texts = [f"{alias}.{quote(c)}::text" for c in judged_by if c in table.columns]
+        texts = [f"{table.value(c, alias)}::text" for c in judged_by if c in table.columns]
         parent = self.parent(table)
         if parent is not None:
             there = [c for c in parent.source.judged_by if c in parent.columns]
-            judged = ", ".join(f"o.{quote(column)}::text" for column in there) or "''"
+            judged = ", ".join(f"{parent.value(c, 'o')}::text" for c in there) or "''"
             # Null without a parent: whether there is one is what the rules ask first.
             texts.append(
                 f"(SELECT concat({judged}) FROM {parent.sql} o"
@@ -174,12 +202,16 @@ class Sources(Mapping[str, SourceTable]):
 
 
 def examine(
-    connection: Connection, sources: Sequence[Source], names: Sequence[str]
+    connection: Connection,
+    sources: Sequence[Source],
+    names: Sequence[str],
+    shape: Shape | None = None,
 ) -> tuple[Sources | None, list[MigrationError]]:
     """The tables under these names, where all are there, and all that the engine cannot work with.
 
     Misconfigured for a table that is not there, Incompatible for a table or a column.
     """
+    shape = shape or Shape()
     found = read_tables(connection, [quote_name(name) for name in names])
     tables: dict[str, SourceTable] = {}
     errors: list[MigrationError] = []
@@ -194,11 +226,16 @@ def examine(
                 )
             )
             continue
-        tables[source.entity] = SourceTable(**vars(table), source=source)
-        errors += _check(connection, tables[source.entity])
+        as_found = SourceTable(**vars(table), source=source, own_columns=table.columns)
+        paths = shape.columns.get(source.plural, {})
+        tables[source.entity], unmapped = _map(connection, as_found, paths, shape)
+        errors += unmapped
+        refused = {*paths} if unmapped else set()
+        mappable = shape.mappable.get(source.plural, ())
+        errors += _check(connection, tables[source.entity], refused, mappable)
     if len(tables) < len(sources):
         return None, errors
-    there = Sources(tables)
+    there = Sources(tables, shape)
     for child in there.values():
         errors += _check_parent(there, child)
     return there, errors
@@ -211,17 +248,76 @@ def parents_are_enforced(sources: Sources, child: SourceTable) -> bool:
     return bool(key and key.valid and key.refers_to == parent.oid and child.parent_key.not_null)
 
 
-def _check(connection: Connection, table: SourceTable) -> Iterator[MigrationError]:
+def _map(
+    connection: Connection, table: SourceTable, paths: Mapping[str, Path], shape: Shape
+) -> tuple[SourceTable, list[MigrationError]]:
+    """The table with its mapped columns in place, and what of the mapping is not there."""
+    mapped: dict[str, Mapped] = {}
+    errors: list[MigrationError] = []
+    wanted = {name: quote_name(path.table) for name, path in paths.items() if path.table}
+    others = read_tables(connection, list(dict.fromkeys(wanted.values()))) if wanted else {}
+    for name, path in paths.items():
+        where = shape.where("columns", table.source.plural, name)
+        own = table.columns.get(path.column)
+        other = others.get(wanted.get(name, ""))
+        if own is None:
+            errors.append(_unmapped(where, table, path.column))
+        elif not path.table:
+            mapped[name] = Mapped(path.column, own)
+        elif other is None:
+            errors.append(
+                Misconfigured(
+                    f"{where}: the table {path.table} does not exist",
+                    hint="Name a table that is there: column -> table.column.",
+                )
+            )
+        elif path.value not in other.columns:
+            errors.append(_unmapped(where, other, path.value))
+        elif not _is_reached(own, other):
+            errors.append(
+                Misconfigured(
+                    f"{where}: {table.label}.{path.column} ({own.type}) cannot point at"
+                    f" {other.label}: that needs a unique id of the same type",
+                    hint="Name a column that holds the id of a row of that table.",
+                )
+            )
+        else:
+            mapped[name] = Mapped(path.column, other.columns[path.value], other.sql)
+    columns = table.columns | {name: each.value for name, each in mapped.items()}
+    return replace(table, columns=columns, mapped=mapped), errors
+
+
+def _is_reached(own: Column, other: Table) -> bool:
+    key = other.columns.get("id")
+    is_key = key is not None and other.is_unique("id")
+    return bool(is_key and key and key_family(key.base) == key_family(own.base))
+
+
+def _unmapped(where: str, table: Table, column: str) -> Misconfigured:
+    near = difflib.get_close_matches(column, table.columns, n=1)
+    meant = f"; {near[0]} is meant?" if near else ""
+    return Misconfigured(
+        f"{where}: {table.label} has no column {column}{meant}",
+        hint=f"It has {', '.join(table.columns)}.",
+    )
+
+
+def _check(
+    connection: Connection, table: SourceTable, refused: set[str], mappable: Sequence[str]
+) -> Iterator[MigrationError]:
     source = table.source
     if table.kind != "r":
         kind = "partitioned" if table.kind == "p" else "no plain table"
         yield Incompatible(f"{table.label} is {kind}", hint="Only plain tables can be migrated.")
         return
     for column in source.columns:
-        if column not in table.columns:
+        if column not in table.columns and column not in refused:
+            line = f'[columns.{source.plural}] {column} = "…"'
+            mapped = f" In the mapping: {line}, one of {', '.join(table.columns)}."
             yield Incompatible(
                 f"{table.label} has no column {column}",
-                hint=f"It is required. {tables_with(connection, source.columns)}",
+                hint=f"It is required. {tables_with(connection, source.columns)}"
+                + (mapped if column in mappable else ""),
             )
     key = table.columns.get(source.key)
     label = f"{table.label}.{source.key}"

@@ -166,7 +166,8 @@ class Context:
         """
         names = {name: table.sql for name, table in self.target.tables.items()}
         names |= {name: table.sql for name, table in self.sources.by_plural.items()}
-        names |= {name: sql.format(**names) for name, sql in self.migration.fragments.items()}
+        fragments = self.migration.fragments_of(self.sources)
+        names |= {name: sql.format(**names) for name, sql in fragments.items()}
         return sql.format(**names, quarantine_again=QUARANTINE_AGAIN, **expressions)
 
     def hash_by_text(self, entity: str, text: str) -> str:

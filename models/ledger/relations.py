@@ -5,6 +5,7 @@ The same words lead elsewhere where an address or a role has another search_path
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from models.postgres.catalog import quote_name
 from models.settings import Settings
 
 # What a run keeps besides its tables.
-_NO_TABLES = {"target", "ledger"}
+_NO_TABLES = {"target", "ledger", "mapping"}
 _HERE = """
 SELECT migration.ledger_id() AS ledger_id, 'migration.runs'::regclass::oid::bigint AS ledger_oid,
   (SELECT jsonb_object_agg(w.role, jsonb_build_object(
@@ -37,12 +38,15 @@ class Here:
     ledger_id: str | None
     ledger_oid: int
     resolved: dict[str, Any]
+    # What the mapping says, if there is one.
+    mapping: dict[str, Any]
 
     @property
     def kept(self) -> dict[str, Any]:
         """What a run keeps of it. The target tables lie in the schema of the first."""
         schema = self.resolved.get(_roles()[0], {}).get("schema")
-        return {**self.resolved, "target": {"schema": schema}, "ledger": {"oid": self.ledger_oid}}
+        kept = {"target": {"schema": schema}, "ledger": {"oid": self.ledger_oid}}
+        return self.resolved | kept | ({"mapping": self.mapping} if self.mapping else {})
 
     def is_same(self, kept: dict[str, Any], *, by_name: bool = False) -> bool:
         """Whether a run's tables are these: by oid, so that a renamed table is the same one.
@@ -53,7 +57,7 @@ class Here:
         roles = set(_roles())
         if set(self.resolved) != roles or roles != set(kept) - _NO_TABLES:
             return False
-        if self.kept["target"] != kept["target"]:
+        if self.kept["target"] != kept["target"] or self.mapping != kept.get("mapping", {}):
             return False
         is_own_oid = self.kept["ledger"] == kept["ledger"]
         return all(
@@ -100,7 +104,7 @@ def _here(settings: Settings) -> sa.Subquery:
 
 def read(connection: Connection, settings: Settings) -> Here:
     """What this session resolves."""
-    return _found(connection.execute(sa.select(_here(settings))).one())
+    return _found(connection.execute(sa.select(_here(settings))).one(), settings)
 
 
 def read_run(
@@ -112,11 +116,12 @@ def read_run(
     if is_locked:
         query = query.with_for_update(of=runs)
     row = connection.execute(query).one_or_none()
-    return None if row is None else (row, _found(row))
+    return None if row is None else (row, _found(row, settings))
 
 
-def _found(row: Any) -> Here:
-    return Here(row.ledger_id, row.ledger_oid, row.resolved or {})
+def _found(row: Any, settings: Settings) -> Here:
+    mapping = dict(current.migration().shape(settings).kept)
+    return Here(row.ledger_id, row.ledger_oid, row.resolved or {}, mapping)
 
 
 def fits(run: Any, settings: Settings, here: Here, *, by_name: bool = False) -> bool:
@@ -137,6 +142,13 @@ def require(run: Any, settings: Settings, here: Here, *, by_name: bool = False) 
             hint="Run: producer schema upgrade",
         )
     if not fits(run, settings, here, by_name=by_name):
+        kept = (run.relations or {}).get("mapping", {})
+        if here.mapping != kept:
+            raise OtherTables(
+                f"The mapping here says {_said(here.mapping)}, but that of run {run.id} said"
+                f" {_said(kept)}",
+                hint="Set MIGRATION_MAPPING to the file as it was when the run was opened.",
+            )
         raise OtherTables(
             f"The tables are set to {', '.join(current.table_names(settings))} and resolve to"
             f" {labels(here.resolved) or 'none that exists'}, but run {run.id} migrates"
@@ -144,6 +156,11 @@ def require(run: Any, settings: Settings, here: Here, *, by_name: bool = False) 
             hint=f"Set MIGRATION, {_settings()}the search_path of the address and the role as they"
             " were when the run was opened.",
         )
+
+
+def _said(mapping: dict[str, Any]) -> str:
+    """What a mapping says, in one line."""
+    return json.dumps(mapping, sort_keys=True) if mapping else "nothing"
 
 
 def _migrated(run: Any) -> str:

@@ -217,13 +217,18 @@ WHERE c.relkind = 'r' AND n.nspname NOT IN ('information_schema', 'migration')
     SELECT FROM unnest(CAST(:columns AS text[])) AS wanted(name) WHERE NOT EXISTS (
       SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = wanted.name
         AND a.attnum > 0 AND NOT a.attisdropped))
-ORDER BY c.reltuples DESC, 1 LIMIT 5
+ORDER BY c.reltuples DESC, 1 LIMIT :most
 """)
+
+
+def tables_having(connection: Connection, columns: Iterable[str], most: int = 50) -> list[str]:
+    """Up to so many tables that have all these columns, largest first, each quoted for SQL."""
+    return list(connection.scalars(_WITH_COLUMNS, {"columns": list(columns), "most": most}))
 
 
 def tables_with(connection: Connection, columns: Iterable[str]) -> str:
     """A sentence that names the tables which have all these columns."""
     wanted = list(columns)
-    found = list(connection.scalars(_WITH_COLUMNS, {"columns": wanted}))
+    found = tables_having(connection, wanted, most=5)
     said = ", ".join(wanted)
     return f"These have {said}: {', '.join(found)}." if found else f"No table has {said}."

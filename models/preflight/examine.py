@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, text
 
@@ -39,6 +39,8 @@ class Preflight:
     obstacles: list[Obstacle]
     # Whether the legacy tables have what every statement on them needs.
     is_sound: bool = False
+    # Whether they have their keys at least, so that the target tables can be judged.
+    has_keys: bool = False
 
     @property
     def fatal(self) -> list[Obstacle]:
@@ -51,21 +53,31 @@ def examine(connection: Connection, settings: Settings, *, reads_values: bool = 
     migration = current.migration()
     tables, errors = migration.examine(connection, settings)
     found = [_of(LEGACY, error) for error in errors]
+    if errors and (advice := migration.advice(connection, settings)):
+        found[0] = replace(found[0], hint=f"{advice} {found[0].hint}")
     if tables is None:
         return Preflight(None, None, found)
     schema = migration.schema
     there = target.read(connection, schema, tables)
     rest = [*_create(connection, tables), *obstacles.find(connection, schema, tables, there)]
-    if not errors:
-        misfits = [
-            _of(TARGET, error) for error in target.examine(connection, schema, tables, there)
+    has_keys = all(
+        {each.source.key, each.source.parent_column} - {""} <= each.columns.keys()
+        for each in tables.values()
+    )
+    if has_keys:
+        wrong = [
+            *target.examine(connection, schema, tables, there),
+            *migration.examine_target(connection, tables, there),
         ]
+        misfits = [_of(TARGET, error) for error in wrong]
         rest += misfits
         # Values are compared with the columns that fit only.
-        if reads_values and not misfits:
+        if reads_values and not misfits and not errors:
             rest += migration.misfits(connection, tables, there, settings)
     rest.sort(key=lambda obstacle: obstacle.row != PRIVILEGES)
-    return Preflight(tables, there, found + rest, is_sound=not errors)
+    if not errors:
+        rest = _advised(rest, migration.advice(connection, settings) if misfits else "")
+    return Preflight(tables, there, found + rest, is_sound=not errors, has_keys=has_keys)
 
 
 def refuse(connection: Connection, fatal: Sequence[Obstacle]) -> None:
@@ -84,6 +96,14 @@ def refuse(connection: Connection, fatal: Sequence[Obstacle]) -> None:
     if not hint.endswith(_UNCHANGED):
         hint = f"{hint.removesuffix('.')}. {_UNCHANGED}" if hint else _UNCHANGED
     raise first.kind(message, hint=hint)
+
+
+def _advised(found: list[Obstacle], advice: str) -> list[Obstacle]:
+    """The obstacles with the advice before the hint of the first one of the target tables."""
+    first = next((each for each in found if each.row == TARGET and each.is_fatal), None)
+    if not advice or first is None:
+        return found
+    return [replace(e, hint=f"{advice} {e.hint}") if e is first else e for e in found]
 
 
 def _of(row: str, error: MigrationError) -> Obstacle:

@@ -148,8 +148,11 @@ def _copy(connection: Connection, sources: Sources, settings: Settings, rows_: i
     copies = make_copies(connection, sources, settings)
     schema = current.migration().schema
     target = target_tables.read(connection, schema, sources)
-    for name in schema.adopted:
-        copy_table(connection, target.table(name), name)
+    # What is made follows the types of ids that are there.
+    is_shaped = sources.shape.kept or sources.shape.integer_ids
+    for name in current.migration().written if is_shaped else schema.adopted:
+        if name in target.tables or name in schema.adopted:
+            copy_table(connection, target.table(name), name)
     for name, table in sources.by_plural.items():
         if table.source.parent:
             continue

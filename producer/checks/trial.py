@@ -130,7 +130,7 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
     target = target_tables.read(connection, current.migration().schema, sources)
     is_current = upgrade.is_current(connection, sources)
     found.is_real = not target_tables.missing(
-        current.migration().schema, target, sources, of_legacy=True
+        current.migration().schema, target, sources, of_there=True
     ) and all(
         table.has_index_on(table.source.parent_column or table.source.key)
         or estimate(connection, table) < SMALL_TABLE
@@ -197,7 +197,7 @@ def _probe(connection: Connection, sources: Sources, found: Trial) -> None:
     written = [table for table in sources.values() if table.source.writes]
     for table in written:
         column = next((c for c in table.source.writes if c in table.columns), table.source.key)
-        sql, name = table.sql.replace("%", "%%"), quote(column)
+        sql, name = table.sql.replace("%", "%%"), quote(table.own(column))
         try:
             with connection.begin_nested():
                 connection.exec_driver_sql(

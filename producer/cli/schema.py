@@ -46,13 +46,29 @@ def downgrade(yes: bool) -> Any:
     }
 
 
-@command(schema, "show", blank={"schema": None, "legacy": {}, "target": {}})
-def show_schema() -> Any:
-    """Show the legacy tables, and which target tables exist."""
+_BLANK: dict[str, Any] = {
+    "schema": None,
+    "legacy": {},
+    "target": {},
+    "obstacles": [],
+    "advice": "",
+    "mapping": "",
+}
+
+
+@command(schema, "show", blank=_BLANK)
+@click.option("--mapping", is_flag=True, help="Print a first mapping file for these tables.")
+def show_schema(mapping: bool) -> Any:
+    """Show the legacy tables, which target tables exist, and all that is in the way."""
     from producer import connect
     from producer.reports import terminal as output
-    from producer.schema import upgrade as schema_step
+    from producer.schema import show
 
-    found = schema_step.describe(open_engine(), connect.settings().base)
+    engine, settings = open_engine(), connect.settings().base
+    if mapping:
+        text = show.draft(engine, settings)
+        results.out(text, end="", highlight=False)
+        return {"mapping": text, "error": None}
+    found = show.describe(engine, settings)
     output.schema(results, found)
     return {**found, "error": None}

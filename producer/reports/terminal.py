@@ -306,6 +306,13 @@ def schema(console: Console, found: dict[str, Any]) -> None:
         ],
         "",
     )
+    # Each on lines of its own: a column would cut the statement that fixes it.
+    for each in found["obstacles"]:
+        console.print(f"{'In the way' if each['is_fatal'] else 'Warning'}: {each['what']}")
+        if each["fix"]:
+            console.print(f"  {each['fix']}")
+    if found["advice"]:
+        console.print(found["advice"])
 
 
 def _table(*columns: str) -> Table:

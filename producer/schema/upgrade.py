@@ -118,30 +118,3 @@ def _alembic() -> Config:
     config = Config()
     config.set_main_option("script_location", str(resources.files("models.ledger") / "revisions"))
     return config
-
-
-def describe(engine: Engine, settings: Settings) -> dict[str, object]:
-    """What is there: the legacy tables, and each target table with its state and row estimate."""
-    with transaction(engine) as connection:
-        tables = current.migration().read(connection, settings)
-        found = target.read(connection, current.migration().schema, tables)
-        declared = current.migration().schema.declare(tables)
-        return {
-            "schema": found.schema,
-            "legacy": {
-                role: {"table": table.label, "key": table.columns["id"].type}
-                for role, table in vars(tables).items()
-            },
-            "target": {
-                table.name: {
-                    "exists": table.name in found.tables,
-                    "missing_columns": [
-                        column.name
-                        for column in table.columns
-                        if table.name in found.tables
-                        and column.name not in found.tables[table.name].columns
-                    ],
-                }
-                for table in declared.tables.values()
-            },
-        }

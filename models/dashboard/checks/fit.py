@@ -43,7 +43,8 @@ def _casts(connection: Connection, sources: Sources) -> Iterator[Obstacle]:
     try:
         with connection.begin_nested():
             connection.exec_driver_sql(
-                f"SELECT count(s.is_active::boolean) FROM {sources.subscriptions.sql} s"
+                f"SELECT count({sources.subscriptions.value('is_active', 's')}::boolean)"
+                f" FROM {sources.subscriptions.sql} s"
             )
     except DBAPIError as failure:
         # 42: there is no such cast; 22: some value has none.
@@ -60,13 +61,15 @@ def _casts(connection: Connection, sources: Sources) -> Iterator[Obstacle]:
 
 def _widths(connection: Connection, sources: Sources, target: Target) -> Iterator[Obstacle]:
     users, subscriptions, projects = sources.users, sources.subscriptions, sources.projects
+    email, gpt_id = users.value("email", "t"), subscriptions.value("gpt_id", "t")
+    version = subscriptions.value("version", "t")
     origins: dict[tuple[str, str], list[tuple[Table, str, str]]] = {
-        ("ai_suites", "name"): [(users, "email", f"t.email::text || '{_SUFFIX}'")],
+        ("ai_suites", "name"): [(users, "email", f"{email}::text || '{_SUFFIX}'")],
         ("ai_tools", "name"): [
-            (subscriptions, "gpt_id", "t.gpt_id::text"),
+            (subscriptions, "gpt_id", f"{gpt_id}::text"),
             (projects, "active_gpt_id", "t.active_gpt_id::text"),
         ],
-        ("ai_tools", "version"): [(subscriptions, "version", "t.version::text")],
+        ("ai_tools", "version"): [(subscriptions, "version", f"{version}::text")],
         **{
             (name, "user_id"): [(users, "id", "t.id::text")]
             for name in ("ai_suites", "tool_assignments", "tool_usage_logs", "credit_logs")
@@ -101,7 +104,8 @@ def _excess(found: Column, origin: Column, expression: str) -> str | None:
 def _money(
     connection: Connection, sources: Sources, target: Target, grants: Mapping[str, Decimal]
 ) -> Iterator[Obstacle]:
-    role = "lower(btrim(t.role::text))" if "role" in sources.users.columns else "NULL"
+    has_role = "role" in sources.users.columns
+    role = f"lower(btrim({sources.users.value('role', 't')}::text))" if has_role else "NULL"
     if "user_type" in sources.users.columns:
         role = f"coalesce(nullif(t.user_type::text, 'student'), {role})"
     cases = " ".join(f"WHEN '{name}' THEN {value}" for name, value in grants.items() if name != "*")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from models.dashboard import ids
-from models.engine import keys
 from models.engine.checks.answers import Proof
 from models.engine.step import Context
 
@@ -11,10 +10,10 @@ from models.engine.step import Context
 # only the grant is gone: the reconciliation names it), a subscription its tool, a project a value
 # for the new column, a tool where it has a GPT, and an owner who is migrated.
 _JOINS = {
-    "user": 'LEFT JOIN {credit_logs} m ON m.id COLLATE "C" = ({grant_id}) COLLATE "C"',
-    "subscription": 'LEFT JOIN {ai_tools} m ON m.id COLLATE "C" = ({tool_id}) COLLATE "C"',
+    "user": "LEFT JOIN {credit_logs} m ON m.id {logs_exactly} = ({grant_id}) {logs_exactly}",
+    "subscription": "LEFT JOIN {ai_tools} m ON m.id {tools_exactly} = ({tool_id}) {tools_exactly}",
     "project": """
-LEFT JOIN {ai_tools} m ON m.id COLLATE "C" = t.active_gpt_id COLLATE "C"
+LEFT JOIN {ai_tools} m ON m.id {tools_exactly} = {tool_named} {tools_exactly}
 LEFT JOIN {users} o ON o.id = t.user_id
 LEFT JOIN quarantined_rows oa ON oa.entity = 'user' AND oa.legacy_key = t.user_id::text COLLATE "C"
 """,
@@ -31,9 +30,15 @@ _IS_MIGRATED = {
 def proof(context: Context, entity: str) -> Proof:
     """Joins and condition for the rows `t` of one source."""
     key = context.sources[entity].key.base
+    exactly = {
+        name: "" if ids.integers(context.sources, table) else 'COLLATE "C"'
+        for name, table in (("logs_exactly", "credit_logs"), ("tools_exactly", "ai_tools"))
+    }
     joins = context.render(
         _JOINS[entity],
-        grant_id=keys.id_of(ids.GRANT, "t.id", key),
-        tool_id=keys.id_of(ids.SUBSCRIPTION_TOOL, "t.id", key),
+        **exactly,
+        tool_named=ids.named(context.sources, "ai_tools", "t.active_gpt_id"),
+        grant_id=ids.id_of(context.sources, ids.GRANT, "t.id", key),
+        tool_id=ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "t.id", key),
     )
     return Proof(joins, _IS_MIGRATED[entity])

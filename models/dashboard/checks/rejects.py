@@ -7,22 +7,20 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, text
 
-from models.dashboard.legacy import EXACT, exact, word
+from models.dashboard.legacy import exact, texts, word
 from models.engine.checks.answers import Rule
 from models.engine.source import Sources
 from models.engine.step import Context
 from models.postgres import sessions
-from models.postgres.catalog import quote
 from models.reports.checks import Check
 
-_IS_BLANK = "btrim(coalesce({}, ''), :blanks) = ''"
 # Each row has one reason, in the order in which the run looks for them; null: it is good.
-_OWNER = f"""CASE WHEN u.id IS NULL THEN 'owner_missing'
-    WHEN {_IS_BLANK.format(EXACT["email"])} THEN 'owner_quarantined'"""
+_OWNER = """CASE WHEN u.id IS NULL THEN 'owner_missing'
+    WHEN btrim(coalesce({email}, ''), :blanks) = '' THEN 'owner_quarantined'"""
 _REASONS = {
-    "user": f"CASE WHEN {_IS_BLANK.format(EXACT['email'])} THEN 'email_blank' END",
+    "user": "CASE WHEN btrim(coalesce({email}, ''), :blanks) = '' THEN 'email_blank' END",
     "subscription": f"""{_OWNER}
-    WHEN {_IS_BLANK.format(EXACT["gpt_id"])} THEN 'gpt_id_blank'
+    WHEN btrim(coalesce({{gpt_id}}, ''), :blanks) = '' THEN 'gpt_id_blank'
     WHEN {{is_malformed}} THEN 'preferences_malformed'
     WHEN {{type}} NOT IN ('object', 'null') THEN 'preferences_not_object' END""",
     "project": f"{_OWNER} END",
@@ -94,9 +92,8 @@ def reason_of(
     """
     version = int(connection.scalar(text("SHOW server_version_num")) or 0)
     is_malformed, kind, is_exact = _preferences(sources, version, has_ledger=has_ledger)
-    if entity != "subscription":
-        return _REASONS[entity], True
-    return _REASONS[entity].format(is_malformed=is_malformed, type=kind), is_exact
+    reason = _REASONS[entity].format(is_malformed=is_malformed, type=kind, **texts(sources))
+    return reason, is_exact or entity != "subscription"
 
 
 def _preferences(sources: Sources, version: int, *, has_ledger: bool) -> tuple[str, str, bool]:
@@ -104,7 +101,7 @@ def _preferences(sources: Sources, version: int, *, has_ledger: bool) -> tuple[s
     column = sources.subscriptions.columns.get("preferences")
     if column is None:
         return "false", "'null'", True
-    name = f"s.{quote('preferences')}"
+    name = sources.subscriptions.value("preferences", "s")
     if column.base == "jsonb":
         return "false", f"coalesce(jsonb_typeof({name}), 'null')", True
     if has_ledger:

@@ -80,6 +80,7 @@ def expected_preferences(context: Context, *, is_optimistic: bool = False) -> st
     document = context.sources.subscriptions.columns.get("preferences")
     if document is None:
         return "NULL::jsonb"
+    value = context.sources.subscriptions.value("preferences", "s")
     if document.base == "jsonb" or is_optimistic:
-        return "s.preferences::jsonb"
-    return "migration.try_jsonb(s.preferences::text)"
+        return f"{value}::jsonb"
+    return f"migration.try_jsonb({value}::text)"

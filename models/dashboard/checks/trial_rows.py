@@ -11,8 +11,9 @@ import uuid
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from models.dashboard import ids
 from models.engine.sample import Sample, children
-from models.engine.source import Sources
+from models.engine.source import Sources, SourceTable
 from models.postgres import refusals
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote
 from models.postgres.keys import key_cast, list_cast
@@ -68,14 +69,14 @@ def make_up(connection: Connection, sources: Sources, rows: Sample) -> None:
 
     Each is a copy of a real row with other keys. Where the tables refuse them, `rows.note` says so.
     """
-    tag = secrets.token_hex(4)
+    tag, most = secrets.token_hex(4), ids.largest_key(sources)
     users, subscriptions, projects = sources.users, sources.subscriptions, sources.projects
     owner_columns = [users.columns["id"]] + [
         t.columns["user_id"] for t in (subscriptions, projects)
     ]
     try:
         with connection.begin_nested():
-            user = _key(connection, users, owner_columns, tag)
+            user = _key(connection, users, owner_columns, tag, most)
             changes = {"id": user, "email": f"{tag}@example.invalid"}
             if "credits_balance" in users.columns:
                 changes["credits_balance"] = "1"
@@ -98,7 +99,7 @@ def make_up(connection: Connection, sources: Sources, rows: Sample) -> None:
             try:
                 with connection.begin_nested():
                     own_tag = f"{tag[:-1]}{number}"
-                    key = _key(connection, table, [table.columns["id"]], own_tag)
+                    key = _key(connection, table, [table.columns["id"]], own_tag, most)
                     _insert(
                         connection, table, template,
                         {"id": key, "user_id": user, column: value}, own_tag,
@@ -135,7 +136,7 @@ def _user_kinds(users: Table) -> list[str]:
     return queries
 
 
-def _owner_kinds(connection: Connection, table: Table, column: str) -> list[str]:
+def _owner_kinds(connection: Connection, table: SourceTable, column: str) -> list[str]:
     """Queries for keys of the users who own a row of some kind."""
     sample = _sample(connection, table)
     value = f"t.{quote(column)}::text"
@@ -153,14 +154,13 @@ def _owner_kinds(connection: Connection, table: Table, column: str) -> list[str]
     ]  # fmt: skip
 
 
-def _sample(connection: Connection, table: Table) -> str:
+def _sample(connection: Connection, table: SourceTable) -> str:
     """SQL for at most SAMPLE rows `t`, from all over a large table."""
     estimate = estimate_rows(connection, table)
     share = 100.0 if not estimate else min(100.0, 100.0 * SAMPLE / estimate)
-    columns = ", ".join(map(quote, _readable(table)))
-    return (
-        f"(SELECT {columns} FROM {table.sql} TABLESAMPLE SYSTEM ({share:.6f}) LIMIT {SAMPLE}) AS t"
-    )
+    columns = ", ".join(f"{table.value(name, 'r')} AS {quote(name)}" for name in _readable(table))
+    pages = f"TABLESAMPLE SYSTEM ({share:.6f})"
+    return f"(SELECT {columns} FROM {table.sql} r {pages} LIMIT {SAMPLE}) AS t"
 
 
 def _readable(table: Table) -> list[str]:
@@ -187,26 +187,33 @@ def _of(users: Table, column: str) -> str:
     return f"{column} = ANY(CAST(:keys AS {list_cast(users.columns['id'].base)}[]))"
 
 
-def _templates(connection: Connection, table: Table, keys: list[str], column: str) -> list[str]:
+def _templates(
+    connection: Connection, table: SourceTable, keys: list[str], column: str
+) -> list[str]:
     """Keys of rows to copy: those with a value that the migration takes."""
     preferences = ""
     if "preferences" in table.columns and column == "gpt_id":
-        preferences = " AND left(btrim(coalesce(t.preferences::text, '{}')), 1) = '{'"
+        document = table.value("preferences", "t")
+        preferences = f" AND left(btrim(coalesce({document}::text, '{{}}')), 1) = '{{'"
     query = (
         f"SELECT t.id::text FROM {table.sql} t"
         f" WHERE t.id = ANY(CAST(:keys AS {list_cast(table.columns['id'].base)}[]))"
     )
-    good = f" AND btrim(coalesce(t.{column}::text, ''), :blanks) <> ''{preferences}"
+    value = table.value(column, "t")
+    good = f" AND btrim(coalesce({value}::text, ''), :blanks) <> ''{preferences}"
     parameters = {"keys": keys, "blanks": blanks(connection)}
     found = list(connection.scalars(text(f"{query}{good} LIMIT 1"), parameters))
     return found or list(connection.scalars(text(f"{query} LIMIT 1"), parameters))
 
 
-def _key(connection: Connection, table: Table, columns: list[Column], tag: str) -> str:
+def _key(
+    connection: Connection, table: Table, columns: list[Column], tag: str, most: int | None
+) -> str:
     """A key that nobody has: of the form that the table's keys have, for columns of these types."""
     base = columns[0].base
     if base in INTEGER_TYPES:
         largest = min(_LARGEST[column.base] for column in columns if column.base in _LARGEST)
+        largest = min(largest, most or largest)
         return str(largest - int(tag, 16) % min(largest // 2, 2**31))
     if base == "uuid":
         return str(uuid.uuid4())
@@ -218,12 +225,25 @@ def _key(connection: Connection, table: Table, columns: list[Column], tag: str) 
 
 
 def _insert(
-    connection: Connection, table: Table, template: str | None, changes: dict[str, str], tag: str
+    connection: Connection,
+    table: SourceTable,
+    template: str | None,
+    changes: dict[str, str],
+    tag: str,
 ) -> None:
     """Insert a copy of the template's row with these values, or a row of these values only."""
-    changes = {name: value for name, value in changes.items() if name in table.columns}
+    # A mapped column that holds no text of its own keeps what the template has.
+    changes = {
+        table.own(name): value
+        for name, value in changes.items()
+        if name in table.columns
+        and not (
+            name in table.mapped
+            and (table.points(name) or table.columns[name].base not in TEXT_TYPES)
+        )
+    }
     written: dict[str, str] = {}
-    for name, column in table.columns.items():
+    for name, column in table.own_columns.items():
         if column.generated and name not in changes:
             continue
         if name in changes:

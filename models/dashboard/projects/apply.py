@@ -10,10 +10,10 @@ import functools
 
 from models.dashboard import ids
 from models.dashboard.projects import changes, checksum, verify
+from models.dashboard.projects.choice import gpt_of
 from models.dashboard.sources import PROJECTS
 from models.dashboard.tools import is_still_ours
 from models.dashboard.users.apply import assigned_by
-from models.engine import keys
 from models.engine.step import Context, Counts, Scope, Step, add, counts
 from models.postgres.keys import key_cast
 
@@ -24,11 +24,11 @@ from models.postgres.keys import key_cast
 _MIGRATE = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
-    u.id AS user_id, own.id AS suite_id, coalesce(b.gpt_id, g.id) AS gpt_id,
+    u.id AS user_id, own.id AS suite_id, {chosen} AS gpt_id,
     btrim(coalesce(g.id, ''), :blanks) <> ''
-      AND (b.gpt_id IS NOT NULL OR g.id <> {tool_id})
+      AND (b.gpt_id IS NOT NULL OR g.id <> ({tool_id})::text)
       AND NOT EXISTS (
-        SELECT FROM {ai_tools} t WHERE t.id = g.id AND (t.id = {tool_id}
+        SELECT FROM {ai_tools} t WHERE t.id = {named} AND (t.id = {tool_id}
           OR EXISTS (SELECT FROM {ai_suites} h
                      WHERE h.id = t.suite_id AND h.user_id = u.id OFFSET 0)
           OR EXISTS (SELECT FROM {tool_assignments} a
@@ -44,7 +44,7 @@ WITH project AS MATERIALIZED (
   LEFT JOIN LATERAL ({oldest_suite}) AS own ON true
   LEFT JOIN LATERAL (
     SELECT i.was ->> 'active_gpt_id' AS gpt_id FROM migration.before_images i
-    WHERE g.id = {tool_id} AND i.entity = 'project' AND i.legacy_key = p.id::text
+    WHERE g.id = ({tool_id})::text AND i.entity = 'project' AND i.legacy_key = p.id::text
       AND i.was ? 'active_gpt_id'
     ORDER BY i.run_id DESC LIMIT 1
   ) AS b ON true
@@ -141,11 +141,14 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "unless_there_is_id": scope.unless_there("id"),
         "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
         "kind": key_cast(key),
+        "chosen": gpt_of(context, "coalesce(b.gpt_id, g.id)", "p.user_id"),
+        "renamed": gpt_of(context, "b.gpt_id", "p.user_id"),
+        "named": ids.named(context.sources, "ai_tools", "g.id"),
         "row_hash": context.sources.hash_by_key("project", "p.id"),
-        "tool_id": keys.id_of(ids.PROJECT_TOOL, "p.id", key),
-        "usage_id": keys.id_of(ids.PROJECT_USAGE, "p.id", key),
-        "tool_id_of_key": keys.id_of(ids.PROJECT_TOOL, "k.id", key),
-        "usage_id_of_key": keys.id_of(ids.PROJECT_USAGE, "k.id", key),
+        "tool_id": ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key),
+        "usage_id": ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", key),
+        "tool_id_of_key": ids.id_of(context.sources, ids.PROJECT_TOOL, "k.id", key),
+        "usage_id_of_key": ids.id_of(context.sources, ids.PROJECT_USAGE, "k.id", key),
         "assigned_by": assigned_by(context),
         "still_ours": is_still_ours(context),
         "tool_json": context.type_of("ai_tools", "configuration"),

@@ -44,7 +44,7 @@ restored AS (
     SELECT i.was FROM migration.before_images i WHERE i.entity = 'project'
       AND i.legacy_key = p.legacy_key AND i.run_id = :own_run OFFSET 0
   ) AS b
-  WHERE t.id = p.id AND p.is_ownerless AND t.active_gpt_id COLLATE "default" = p.tool_id
+  WHERE t.id = p.id AND p.is_ownerless AND t.active_gpt_id COLLATE "default" = p.tool_id::text
     AND b.was ? 'active_gpt_id'
 ),
 image AS (
@@ -93,14 +93,14 @@ SELECT (SELECT count(*) FROM added) - (SELECT count(*) FROM removed) AS tool_ass
 # A tool that is not named after the GPT that the project had; who chose another one is not here.
 _RENAME = """
 WITH expected AS MATERIALIZED (
-  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, b.gpt_id,
-    jsonb_build_object('project_id', p.id::text, 'gpt_id', b.gpt_id) AS configuration
+  SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, {renamed} AS gpt_id,
+    jsonb_build_object('project_id', p.id::text, 'gpt_id', {renamed}) AS configuration
   FROM {projects} p JOIN LATERAL (
     SELECT i.was ->> 'active_gpt_id' AS gpt_id FROM migration.before_images i
     WHERE i.entity = 'project' AND i.legacy_key = p.id::text AND i.was ? 'active_gpt_id'
     ORDER BY i.run_id DESC LIMIT 1
   ) AS b ON true
-  WHERE {scope} AND {active_gpt} = {tool_id}
+  WHERE {scope} AND {active_gpt} = ({tool_id})::text
 )
 UPDATE {ai_tools} t SET name = e.gpt_id, configuration = e.configuration::{tool_json}
 FROM expected e

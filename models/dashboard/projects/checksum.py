@@ -7,7 +7,7 @@ project is not plainly right, `projects_verification.py` compares the page and s
 from __future__ import annotations
 
 from models.dashboard import ids
-from models.engine import keys
+from models.dashboard.projects.verify import wanted
 from models.engine.checks.verification import newest_images
 from models.engine.step import Context, Scope
 
@@ -17,7 +17,7 @@ SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined,
     WHEN q.legacy_key IS NOT NULL THEN t.id IS NULL
     WHEN p.is_template IS NULL OR NOT EXISTS ({project_owner}) THEN false
     WHEN btrim(coalesce({active_gpt}, ''), :blanks) = '' THEN t.id IS NULL AND b.was IS NULL
-    ELSE {active_gpt} = t.id AND t.name = b.was ->> 'active_gpt_id' AND t.is_active
+    ELSE {active_gpt} = t.id::text AND t.name = {wanted} AND t.is_active
       AND t.version IS NULL AND t.configuration::jsonb
         = jsonb_build_object('project_id', p.id::text, 'gpt_id', t.name)
   END, false)), true) AS matches
@@ -37,6 +37,7 @@ def statement(context: Context, scope: Scope) -> str:
     return context.render(
         _TALLY,
         images=newest_images(context, "project", context.sources.projects, scope, switched),
+        wanted=wanted(context, "(b.was ->> 'active_gpt_id')", "p.user_id"),
         scope=scope.condition("p.id", key),
-        tool_id=keys.id_of(ids.PROJECT_TOOL, "p.id", key),
+        tool_id=ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key),
     )

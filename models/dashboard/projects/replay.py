@@ -7,7 +7,6 @@ import functools
 from models.dashboard import ids
 from models.dashboard.projects.apply import Projects
 from models.dashboard.projects.switch import Switch
-from models.engine import keys
 from models.engine.checks import judgement
 from models.engine.live.replay import Replay
 from models.engine.step import Context, Counts, Scope, add, only_written
@@ -48,7 +47,7 @@ class ChangedProjects(Replay, Projects):
         left = context.render(
             _LEFT,
             kind=key_cast(key),
-            tool_id=keys.id_of(ids.PROJECT_TOOL, "k.id", key),
-            usage_id=keys.id_of(ids.PROJECT_USAGE, "k.id", key),
+            tool_id=ids.id_of(context.sources, ids.PROJECT_TOOL, "k.id", key),
+            usage_id=ids.id_of(context.sources, ids.PROJECT_USAGE, "k.id", key),
         )
         return [*self.details(context, scope), left, *judgement.of_rows(context, "project", scope)]

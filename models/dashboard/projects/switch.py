@@ -6,8 +6,8 @@ The GPT that a project had goes into the before-image in the same statement.
 from __future__ import annotations
 
 from models.dashboard import ids
+from models.dashboard.projects.choice import gpt_of
 from models.dashboard.sources import PROJECTS
-from models.engine import keys
 from models.engine.step import Context, Counts, Scope, Step
 
 # Only a tool made for this very choice is switched to. `u` is the row as it is locked: a GPT that
@@ -18,7 +18,7 @@ WITH project AS MATERIALIZED (
     p.is_template, t.id AS tool_id
   FROM {projects} p LEFT JOIN LATERAL (
     SELECT o.id, o.name FROM {ai_tools} o WHERE o.id = {tool_id} OFFSET 0
-  ) AS t ON t.name = {active_gpt}
+  ) AS t ON t.name = {chosen}
   WHERE {scope} AND (p.is_template IS NULL OR t.id IS NOT NULL) AND NOT EXISTS (
     SELECT FROM migration.quarantine q WHERE q.entity = 'project' AND q.legacy_key = p.id::text
       AND q.state IN ('open', 'accepted'))
@@ -34,7 +34,7 @@ image AS (
 switched AS (
   UPDATE {projects} u SET
     active_gpt_id = CASE WHEN u.active_gpt_id COLLATE "default" IS NOT DISTINCT FROM p.active_gpt_id
-      THEN coalesce(p.tool_id, u.active_gpt_id) ELSE u.active_gpt_id END,
+      THEN coalesce(p.tool_id::text, u.active_gpt_id) ELSE u.active_gpt_id END,
     is_template = coalesce(u.is_template, false)
   FROM project p WHERE u.id = p.id AND {same_scope}
   RETURNING 1
@@ -65,9 +65,10 @@ class Switch(Step):
         switched = context.execute(
             _SWITCH,
             scope,
+            chosen=gpt_of(context, context.render("{active_gpt}"), "p.user_id"),
             scope=scope.condition("p.id", key),
             same_scope=scope.condition("u.id", key),
             unless_there_is_image=scope.unless_there("entity, legacy_key, run_id", _REMEMBER),
-            tool_id=keys.id_of(ids.PROJECT_TOOL, "p.id", key),
+            tool_id=ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key),
         ).scalar()
         return {"switched": switched}

@@ -7,7 +7,6 @@ from typing import Any
 
 from models.dashboard import ids
 from models.dashboard.sources import PROJECTS
-from models.engine import keys
 from models.engine.rollback import NOTE, lock_rows, note_refused
 from models.engine.step import Context, Counts, Scope, Step
 
@@ -16,7 +15,7 @@ _UNDO = """
 WITH page AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {active_gpt} AS active_gpt_id,
     p.is_template, b.was,
-    {tool_id} AS tool_id
+    ({tool_id})::text AS tool_id
   FROM {projects} p LEFT JOIN migration.before_images b
     ON b.entity = 'project' AND b.legacy_key = p.id::text AND b.run_id = :run_id
   WHERE {scope}
@@ -30,7 +29,7 @@ decided AS MATERIALIZED (
     p.is_template IS FALSE OR :forced AS may_set_template,
     NOT :forced AND p.active_gpt_id <> p.tool_id AND EXISTS (
       SELECT FROM {tool_usage_logs} l WHERE l.session_id = :run_id
-        AND l.id = {usage_id} AND l.tool_id = p.active_gpt_id) AS hangs
+        AND l.id = {usage_id} AND l.tool_id = {named}) AS hangs
   FROM page p
 ),
 noted AS (
@@ -80,23 +79,17 @@ class UndoProjects(Step):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         key = context.sources.projects.columns["id"].base
+        named = ids.named(context.sources, "ai_tools", "p.active_gpt_id")
         restored = context.execute(
             _UNDO,
             scope,
             note=NOTE,
             scope=scope.condition("p.id", key),
-            tool_id=keys.id_of(ids.PROJECT_TOOL, "p.id", key),
-            usage_id=usage_of_tool("p.active_gpt_id"),
+            tool_id=ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key),
+            named=named,
+            usage_id=ids.usage_of(context.sources, named),
         ).scalar()
         return {"restored": {"projects": restored}}
 
     def quarantine(self, context: Context, entity: str, keys: Sequence[str], **why: Any) -> None:
         note_refused(context, "projects", keys)
-
-
-def usage_of_tool(tool_id: str) -> str:
-    """SQL for the id of the usage log that stands beside a tool of ours, of either kind."""
-    return (
-        f"(CASE left({tool_id}, 1) WHEN '{ids.SUBSCRIPTION_TOOL}' THEN '{ids.SUBSCRIPTION_USAGE}'"
-        f" WHEN '{ids.PROJECT_TOOL}' THEN '{ids.PROJECT_USAGE}' END || substr({tool_id}, 2))"
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from models.dashboard import ids
 from models.dashboard.checks.tool_checks import system_assigner, tool_checks
-from models.engine import keys
 from models.engine.checks.verification import Check, with_checks
 from models.engine.step import Context
 
@@ -20,7 +19,7 @@ _CHECKS = (
         "wrong_value",
         "projects",
         "active_gpt_id",
-        "CASE WHEN e.had_gpt THEN e.active_gpt_id IS DISTINCT FROM e.tool_id"
+        "CASE WHEN e.had_gpt THEN e.active_gpt_id IS DISTINCT FROM e.tool_id::text"
         " ELSE e.has_gpt AND (c.id IS NULL OR NOT (c.id = e.tool_id"
         " OR EXISTS (SELECT FROM {ai_suites} o"
         " WHERE o.id = c.suite_id AND o.user_id = e.user_id OFFSET 0)"
@@ -42,7 +41,7 @@ _CHECKS = (
     ),
     *tool_checks(
         {
-            "name": "t.name IS DISTINCT FROM coalesce(e.was ->> 'active_gpt_id', t.name)",
+            "name": "t.name IS DISTINCT FROM coalesce({wanted}, t.name)",
             "version": "t.version IS NOT NULL",
             "is_active": "t.is_active IS DISTINCT FROM true",
             "configuration": "t.configuration::jsonb IS DISTINCT FROM"
@@ -82,7 +81,7 @@ FROM (
     p.is_template,
     {tool_id} AS tool_id, {usage_id} AS usage_id, b.was,
     btrim(coalesce(b.was ->> 'active_gpt_id', ''), :blanks) <> ''
-      AND (b.run_id = :own_run OR {active_gpt} = {tool_id}) AS had_gpt,
+      AND (b.run_id = :own_run OR {active_gpt} = ({tool_id})::text) AS had_gpt,
     btrim(coalesce({active_gpt}, ''), :blanks) <> '' AS has_gpt
   FROM {projects} p LEFT JOIN LATERAL (
     SELECT i.was, i.run_id FROM migration.before_images i
@@ -94,7 +93,7 @@ FROM (
       AND q.legacy_key = p.id::text AND q.state IN ('open', 'accepted'))
 ) AS e
 LEFT JOIN {ai_tools} t ON t.id = e.tool_id
-LEFT JOIN {ai_tools} c ON c.id = e.active_gpt_id
+LEFT JOIN {ai_tools} c ON c.id = {named}
 LEFT JOIN {ai_suites} home ON home.id = t.suite_id
 LEFT JOIN {tool_assignments} a ON a.tool_id = e.tool_id AND a.user_id = e.user_id
 LEFT JOIN {tool_usage_logs} l ON l.id = e.usage_id
@@ -123,6 +122,19 @@ WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> '
 """
 
 
+# The second opinion on the GPT that a key of a subscription stands for: of all that the owner has.
+_WANTED = """(SELECT coalesce(min(x.gpt) FILTER (WHERE btrim(x.gpt, :blanks) <> ''), {held})
+    FROM (SELECT {gpt_id} AS gpt FROM {subscriptions} s
+      WHERE s.user_id = {owner} AND concat(s.id) = {held}) AS x)"""
+
+
+def wanted(context: Context, held: str, owner: str) -> str:
+    """SQL for the name of the tool of a project of this owner that held this text."""
+    if context.sources.shape.options.get("active_gpt") != "subscription":
+        return held
+    return context.render(_WANTED, held=held, owner=owner)
+
+
 def details(context: Context, condition: str) -> list[str]:
     """The statements over the projects `p` that the condition picks."""
     key = context.sources.projects.columns["id"].base
@@ -130,8 +142,10 @@ def details(context: Context, condition: str) -> list[str]:
         context.render(
             sql,
             scope=condition,
-            tool_id=keys.id_of(ids.PROJECT_TOOL, "p.id", key),
-            usage_id=keys.id_of(ids.PROJECT_USAGE, "p.id", key),
+            tool_id=ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key),
+            usage_id=ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", key),
+            wanted=wanted(context, "(e.was ->> 'active_gpt_id')", "e.user_id"),
+            named=ids.named(context.sources, "ai_tools", "e.active_gpt_id"),
             assigned_by=system_assigner(context),
         )
         for sql in (with_checks(_PROJECTS, _CHECKS), _SET_ASIDE)

@@ -18,9 +18,9 @@ from models.dashboard.sources import USERS
 from models.dashboard.tools import is_still_ours
 from models.dashboard.users import changes, checksum
 from models.dashboard.users import verify as users_verification
-from models.engine import keys
+from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, Step, add, counts, default_of
-from models.postgres.catalog import TEXT_TYPES, Table, quote
+from models.postgres.catalog import TEXT_TYPES
 
 # A user whose balance somebody may be moving is locked before the statement takes its snapshot,
 # so that the balance and the log that it reads belong together. Waits in key order.
@@ -306,11 +306,11 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         **changes.locks(context, may_be_there=context.may_be_there(scope)),
         "own_image": changes.OWN_IMAGE,
         "still_ours": is_still_ours(context),
-        "suite_id": keys.id_of(ids.SUITE, "u.id", user_key),
-        "grant_id": keys.id_of(ids.GRANT, "u.id", user_key),
-        "opening_id": keys.id_of(ids.OPENING, "u.id", user_key),
-        "tool_id": keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", subscription_key),
-        "usage_id": keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", subscription_key),
+        "suite_id": ids.id_of(context.sources, ids.SUITE, "u.id", user_key),
+        "grant_id": ids.id_of(context.sources, ids.GRANT, "u.id", user_key),
+        "opening_id": ids.id_of(context.sources, ids.OPENING, "u.id", user_key),
+        "tool_id": ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", subscription_key),
+        "usage_id": ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", subscription_key),
         "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions, is_optimistic=scope.is_optimistic),
@@ -329,7 +329,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     }
 
 
-def preferences(subscriptions: Table, *, is_optimistic: bool = False) -> str:
+def preferences(subscriptions: SourceTable, *, is_optimistic: bool = False) -> str:
     """SQL for the preferences as jsonb: a JSON null for SQL's null, null for what jsonb refuses.
 
     Optimistic, the statement fails for what a json column holds and jsonb refuses, which is rare.
@@ -337,7 +337,7 @@ def preferences(subscriptions: Table, *, is_optimistic: bool = False) -> str:
     column = subscriptions.columns.get("preferences")
     if column is None:
         return "'{}'::jsonb"
-    name = f"s.{quote('preferences')}"
+    name = subscriptions.value("preferences", "s")
     if column.base == "jsonb" or (column.base == "json" and is_optimistic):
         return f"coalesce({name}::jsonb, 'null'::jsonb)"
     return f"CASE WHEN {name} IS NULL THEN 'null'::jsonb ELSE migration.try_jsonb({name}::text) END"
@@ -364,7 +364,7 @@ def grant_amount(context: Context, user_type: str) -> str:
     return f"CASE {user_type} {cases} ELSE {other} END" if cases else other
 
 
-def is_active(subscriptions: Table) -> str:
+def is_active(subscriptions: SourceTable) -> str:
     """SQL for whether the tool of a subscription is active."""
     status = word(exact(subscriptions, "status", "'active'"))
     active = optional(subscriptions, "is_active", "NULL", alias="s")

@@ -13,8 +13,7 @@ from sqlalchemy import text
 
 from models.dashboard import ids
 from models.dashboard.schema import USER_DEFAULTS
-from models.dashboard.tools import is_untouched, remove_deleted_users, remove_tools, usage_of
-from models.engine import keys
+from models.dashboard.tools import is_untouched, remove_deleted_users, remove_tools
 from models.engine.step import Context, Counts, Scope
 from models.postgres.keys import key_from_text, list_cast
 
@@ -107,7 +106,7 @@ restored AS (
   UPDATE {users} u SET
     {columns}
     department_id = CASE WHEN i.kept ? 'organization_id' THEN u.department_id
-      ELSE i.was ->> 'department_id' END,
+      ELSE CAST(i.was ->> 'department_id' AS {department_type}) END,
     credits_balance = CASE WHEN g.amount IS NULL THEN u.credits_balance
       WHEN i.was ? 'credits_balance' THEN u.credits_balance - g.amount
       ELSE nullif(u.credits_balance - g.amount, 0) END
@@ -281,8 +280,9 @@ def _restore(context: Context, parameters: dict[str, Any], scope: str, was_key: 
         _WITHDRAW,
         scope=scope,
         was_key=was_key,
-        suite_id=keys.id_of(ids.SUITE, "g.was_key", kind),
+        suite_id=ids.id_of(context.sources, ids.SUITE, "g.was_key", kind),
         columns=_restored(context),
+        department_type=context.sources.users.columns["department_id"].type,
     )
     row = context.connection.execute(text(statement), context.parameters | parameters).one()
     return {
@@ -309,12 +309,12 @@ def _tools(context: Context, names: dict[str, str]) -> dict[str, str]:
     kind = context.sources.projects.columns["id"].base
     project_key = key_from_text("(t.configuration::jsonb ->> 'project_id')", kind)
     return {
-        "is_tool": keys.has_kind(ids.SUBSCRIPTION_TOOL, "t.id"),
-        "is_project_tool": keys.has_kind(ids.PROJECT_TOOL, "t.id"),
-        "subscription_usage": usage_of("t.id", ids.SUBSCRIPTION_TOOL),
-        "project_usage": usage_of("t.id", ids.PROJECT_TOOL),
+        "is_tool": ids.has_kind(context.sources, ids.SUBSCRIPTION_TOOL, "t.id"),
+        "is_project_tool": ids.has_kind(context.sources, ids.PROJECT_TOOL, "t.id"),
+        "subscription_usage": ids.usage_of(context.sources, "t.id", ids.SUBSCRIPTION_TOOL),
+        "project_usage": ids.usage_of(context.sources, "t.id", ids.PROJECT_TOOL),
         "project_key": project_key,
-        "project_tool": keys.id_of(ids.PROJECT_TOOL, project_key, kind),
+        "project_tool": ids.id_of(context.sources, ids.PROJECT_TOOL, project_key, kind),
         "untouched": is_untouched(context, "t", names["assigned_by"]),
     }
 

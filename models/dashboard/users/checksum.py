@@ -12,7 +12,6 @@ from models.dashboard import ids
 from models.dashboard.checks.tool_checks import expected_preferences, system_assigner
 from models.dashboard.legacy import exact, optional, word
 from models.dashboard.scopes import near, owned
-from models.engine import keys
 from models.engine.checks.verification import newest_images
 from models.engine.step import Context, Scope
 
@@ -28,7 +27,8 @@ WITH page AS MATERIALIZED (
         ELSE 'student' END
       AND u.billing_tier::text = 'free' AND u.is_active AND u.credits_balance IS NOT NULL
       AND u.organization_id = home.organization_id
-      AND u.department_id = coalesce(b.was ->> 'department_id', home.department_id), false)
+      AND u.department_id::text
+        = coalesce(b.was ->> 'department_id', home.department_id::text), false)
       AS is_plain
   FROM {users} u
   CROSS JOIN LATERAL (SELECT {role} AS name) AS role
@@ -80,7 +80,7 @@ asked_by_projects AS (
   FROM (
     SELECT p.user_id::text AS user_id, {project_tool} AS tool_id, {project_usage} AS usage_id
     FROM page JOIN {projects} p ON p.user_id = page.id AND {projects_scope}
-    WHERE {active_gpt} = {project_tool}
+    WHERE {active_gpt} = ({project_tool})::text
   ) AS e
 ),
 tools AS (
@@ -129,12 +129,12 @@ def statement(context: Context, scope: Scope) -> str:
         images=newest_images(context, "user", users, scope),
         subscriptions_scope=near(context, subscriptions, "s", scope),
         projects_scope=near(context, context.sources.projects, "p", scope),
-        tool_id=keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", key),
-        usage_id=keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", key),
-        project_tool=keys.id_of(ids.PROJECT_TOOL, "p.id", project_key),
-        project_usage=keys.id_of(ids.PROJECT_USAGE, "p.id", project_key),
-        is_project_tool=keys.has_kind(ids.PROJECT_TOOL, "t.id"),
-        suite_id=keys.id_of(ids.SUITE, "u.id", user_key),
+        tool_id=ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", key),
+        usage_id=ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", key),
+        project_tool=ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", project_key),
+        project_usage=ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", project_key),
+        is_project_tool=ids.has_kind(context.sources, ids.PROJECT_TOOL, "t.id"),
+        suite_id=ids.id_of(context.sources, ids.SUITE, "u.id", user_key),
         role=word(exact(users, "role", "NULL", alias="u")),
         suite_asked=_hash("e.suite_id", "e.suite_name", "e.id::text"),
         suite_found=_hash("h.id", "h.name", "h.user_id::text"),
@@ -165,5 +165,5 @@ def _tool(tool_id: str, user: str, name: str, version: str, is_active: str, docu
 def _hash(*texts: str, seed: str = "0") -> str:
     """SQL for 64 bits of all the texts; each is the seed of the next, so none runs into another."""
     for text in texts:
-        seed = f"hashtextextended({text}, {seed})"
+        seed = f"hashtextextended({text}::text, {seed})"
     return seed

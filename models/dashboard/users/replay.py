@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 from models.dashboard.credits import Credits
+from models.dashboard.projects.choice import names_subscriptions
 from models.dashboard.subscriptions import Orphans
 from models.dashboard.tools import remove_reinserted_users
 from models.dashboard.users import verify
@@ -25,7 +26,7 @@ their_projects AS (
   INSERT INTO migration.changes (entity, legacy_key, owner_key, operation)
   SELECT DISTINCT 'project', p.id::text, p.user_id::text, 'UPDATE'
   FROM taken t JOIN {projects} p ON p.user_id = CAST(t.owner_key AS {kind})
-  WHERE t.entity = 'user'
+  WHERE t.entity IN ({of_projects})
 )
 SELECT DISTINCT t.owner_key FROM taken t WHERE t.entity = 'user' AND t.operation = 'DELETE'
 """
@@ -54,7 +55,11 @@ class ChangedUsers(Replay, Users):
             # What came since the user passed alone is replayed with all that is the user's.
             return super().prepare(context, scope)
         kind = list_cast(context.sources.users.key.base)
-        deleted = context.execute(_FORGET_USERS, scope, kind=kind).scalars().all()
+        # Where a project holds the key of a subscription, its tool follows that one, too.
+        follows = names_subscriptions(context.sources)
+        of_projects = "'user', 'subscription'" if follows else "'user'"
+        names = {"kind": kind, "of_projects": of_projects}
+        deleted = context.execute(_FORGET_USERS, scope, **names).scalars().all()
         found = remove_reinserted_users(context, scope.only(deleted))
         return functools.reduce(add, found, super().prepare(context, scope))
 

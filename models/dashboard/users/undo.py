@@ -12,15 +12,13 @@ from typing import Any
 
 from models.dashboard import ids
 from models.dashboard.legacy import exact
-from models.dashboard.projects.undo import usage_of_tool
 from models.dashboard.scopes import owned
 from models.dashboard.sources import USERS
 from models.dashboard.tools import remove_tools
 from models.dashboard.users.apply import assigned_by, is_active, preferences
-from models.engine import keys
 from models.engine.rollback import NOTE, lock_rows, note_refused
 from models.engine.step import Context, Counts, Scope, Step, add, counts
-from models.postgres.catalog import Table, quote
+from models.postgres.catalog import quote
 
 # With the lock, the insert of a row that depends on one of these waits for this transaction.
 _LOCK_SUITES = """
@@ -59,34 +57,34 @@ tool AS MATERIALIZED (
   FROM made m LEFT JOIN {ai_tools} t ON t.id = m.tool_id
 ),
 reason AS MATERIALIZED (
-  SELECT 'changed' AS kind, 'ai_tools' AS table_name, t.tool_id AS row_key, t.tool_id
+  SELECT 'changed' AS kind, 'ai_tools' AS table_name, t.tool_id::text AS row_key, t.tool_id
   FROM tool t WHERE NOT t.is_untouched
   UNION ALL
-  SELECT 'changed', 'tool_usage_logs', t.usage_id, t.tool_id
+  SELECT 'changed', 'tool_usage_logs', t.usage_id::text, t.tool_id
   FROM tool t WHERE t.is_log_untouched IS NOT TRUE
   UNION ALL
   SELECT CASE WHEN a.user_id = t.user_id THEN 'changed' ELSE 'hanging' END, 'tool_assignments',
-    a.tool_id || ' ' || a.user_id::text, t.tool_id
+    a.tool_id::text || ' ' || a.user_id::text, t.tool_id
   FROM tool t JOIN {tool_assignments} a ON a.tool_id = t.tool_id
   WHERE NOT (a.user_id = t.user_id AND a.assigned_by IS NOT DISTINCT FROM {assigned_by}
     AND a.expires_at IS NULL AND a.permissions::jsonb = '{{"full_access"\\: true}}')
   UNION ALL
-  SELECT 'hanging', 'tool_usage_logs', x.id, t.tool_id
+  SELECT 'hanging', 'tool_usage_logs', x.id::text, t.tool_id
   FROM tool t JOIN {tool_usage_logs} x ON x.tool_id = t.tool_id AND x.id <> t.usage_id
   UNION ALL
-  SELECT 'hanging', 'marketplace_listings', x.id, t.tool_id
+  SELECT 'hanging', 'marketplace_listings', x.id::text, t.tool_id
   FROM tool t JOIN {marketplace_listings} x ON x.tool_id = t.tool_id
   UNION ALL
-  SELECT 'held', 'ai_tools', t.tool_id, t.tool_id
-  FROM migration.conflicts c JOIN tool t ON t.tool_id = c.holds
+  SELECT 'held', 'ai_tools', t.tool_id::text, t.tool_id
+  FROM migration.conflicts c JOIN tool t ON t.tool_id::text = c.holds
   WHERE c.run_id = :run_id AND c.table_name = 'projects'
 ),
 noted AS (
   {note}
-  SELECT :run_id, r.kind, r.table_name, r.row_key, '', r.tool_id
+  SELECT :run_id, r.kind, r.table_name, r.row_key, '', r.tool_id::text
   FROM reason r WHERE NOT :forced
   UNION
-  SELECT :run_id, 'held', 'ai_tools', r.tool_id, '', NULL FROM reason r WHERE NOT :forced
+  SELECT :run_id, 'held', 'ai_tools', r.tool_id::text, '', NULL FROM reason r WHERE NOT :forced
   GROUP BY r.tool_id HAVING NOT bool_or(r.table_name = 'ai_tools')
   ON CONFLICT DO NOTHING
   RETURNING 1
@@ -169,11 +167,11 @@ noted AS (
   {note}
   SELECT :run_id, 'changed', 'users', c.legacy_key, c.detail, NULL FROM changed c
   UNION ALL
-  SELECT :run_id, CASE WHEN s.is_untouched THEN 'held' ELSE 'changed' END, 'ai_suites', s.id, '',
-    NULL
+  SELECT :run_id, CASE WHEN s.is_untouched THEN 'held' ELSE 'changed' END, 'ai_suites',
+    s.id::text, '', NULL
   FROM suite s WHERE NOT :forced AND (s.is_used OR NOT s.is_untouched)
   UNION ALL
-  SELECT :run_id, 'hanging', 'ai_tools', t.id, '', s.id
+  SELECT :run_id, 'hanging', 'ai_tools', t.id::text, '', s.id::text
   FROM suite s JOIN {ai_tools} t ON t.suite_id = s.id
   WHERE NOT :forced AND NOT EXISTS (
     SELECT FROM {tool_usage_logs} l WHERE l.id = {usage_of_t} AND l.session_id = :run_id)
@@ -210,11 +208,11 @@ _WRITTEN = {
     "is_active": ("NOT p.kept ? 'is_active'", "p.is_active"),
     "organization_id": (
         "NOT p.kept ? 'organization_id'",
-        "p.organization_id IN (h.organization_id, 'default-organization')",
+        "p.organization_id IN (h.organization_id, {organization})",
     ),
     "department_id": (
         "NOT p.kept ? 'organization_id' AND NOT p.was ? 'department_id'",
-        "p.department_id IN (h.department_id, 'default-department')",
+        "p.department_id IN (h.department_id, {department})",
     ),
     # The logs go with the balance, and stay with it.
     "credits_balance": (
@@ -261,23 +259,24 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "suites_scope": owned(context, context.target.table("ai_suites"), "s", scope),
         "usage_scope": owned(context, context.target.table("tool_usage_logs"), "l", scope),
         "logs_scope": owned(context, context.target.table("credit_logs"), "c", scope),
-        "is_usage": " OR ".join(keys.has_kind(kind, "l.id") for kind in usage),
-        "is_subscription_tool": keys.has_kind(ids.SUBSCRIPTION_TOOL, "t.id"),
-        "subscription_tool": keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", key),
+        "is_usage": " OR ".join(ids.has_kind(context.sources, kind, "l.id") for kind in usage),
+        "is_subscription_tool": ids.has_kind(context.sources, ids.SUBSCRIPTION_TOOL, "t.id"),
+        "subscription_tool": ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", key),
         "version": exact(subscriptions, "version", "NULL"),
         "is_active": is_active(subscriptions),
         "preferences": preferences(subscriptions),
-        "usage_of_tool": usage_of_tool("l.tool_id"),
-        "usage_of_t": usage_of_tool("t.id"),
+        "usage_of_tool": ids.usage_of(context.sources, "l.tool_id"),
+        "usage_of_t": ids.usage_of(context.sources, "t.id"),
         "assigned_by": assigned_by(context),
-        "suite_id": keys.id_of(ids.SUITE, "u.id", user_key),
-        "suite_id_of_page": keys.id_of(ids.SUITE, "p.id", user_key),
-        **_columns(users),
+        "suite_id": ids.id_of(context.sources, ids.SUITE, "u.id", user_key),
+        "suite_id_of_page": ids.id_of(context.sources, ids.SUITE, "p.id", user_key),
+        **_columns(context),
     }
 
 
-def _columns(users: Table) -> dict[str, str]:
+def _columns(context: Context) -> dict[str, str]:
     """What is decided for each column: it goes back where it still is as the run wrote it."""
+    users, made = context.sources.users, _made(context)
     decisions, changes, assignments = [], [], []
     for name, (is_set, is_as_written) in _WRITTEN.items():
         column = quote(name)
@@ -286,7 +285,7 @@ def _columns(users: Table) -> dict[str, str]:
         if name == "credits_balance":
             # A grant of nothing leaves a log behind, too.
             differs = is_set
-        may = f"(:forced OR ({is_as_written}) IS TRUE)"
+        may = f"(:forced OR ({is_as_written.format(**made)}) IS TRUE)"
         decisions += [
             f"{before} AS before_{name}",
             f"{differs} AND {may} AS restores_{name}",
@@ -305,3 +304,9 @@ def _columns(users: Table) -> dict[str, str]:
         "assignments": ",\n    ".join(assignments),
         "restores_any": " OR ".join(f"d.restores_{name}" for name in _WRITTEN),
     }
+
+
+def _made(context: Context) -> dict[str, str]:
+    """The ids of the organization and the department that the migration makes."""
+    sources = context.sources
+    return {"organization": ids.organization(sources), "department": ids.department(sources)}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from models.dashboard import ids
 from models.dashboard.checks.tool_checks import expected_preferences, system_assigner, tool_checks
 from models.dashboard.legacy import exact, optional, word
-from models.engine import keys
 from models.engine.checks.verification import Check, with_checks, wrong_values
 from models.engine.step import Context, Scope
 from models.postgres.keys import key_from_text
@@ -91,7 +90,7 @@ SELECT found.kind, 'user', u.legacy_key, found.target_table, found.detail
 FROM (
   SELECT u.id, u.id::text AS legacy_key, {email} AS email,
     u.user_type::text, u.billing_tier::text,
-    u.is_active, u.organization_id, u.department_id, u.credits_balance,
+    u.is_active, u.organization_id::text, u.department_id::text, u.credits_balance,
     b.was, coalesce(b.was -> 'kept', '[]') AS kept,
     coalesce(b.run_id = :own_run, false) AS is_known,
     {role} AS role
@@ -104,8 +103,9 @@ FROM (
       AND q.state IN ('open', 'accepted'))
 ) AS u
 LEFT JOIN (
-  SELECT (array_agg(o.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1] AS organization_id,
-    (array_agg(d.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1] AS department_id
+  SELECT (array_agg(o.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1]::text
+      AS organization_id,
+    (array_agg(d.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1]::text AS department_id
   FROM {organizations} o
   LEFT JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
   WHERE o.name = 'Default Organization'
@@ -212,9 +212,9 @@ judged AS MATERIALIZED (
       AND (SELECT count(*) FROM {marketplace_listings} m WHERE m.tool_id = x.id) = 0) AS is_extra
   FROM stray x JOIN tools t ON t.id = x.id
 )
-SELECT 'extra', j.entity, j.id, 'ai_tools', NULL FROM judged j WHERE j.is_extra
+SELECT 'extra', j.entity, j.id::text, 'ai_tools', NULL FROM judged j WHERE j.is_extra
 UNION ALL
-SELECT 'extra', 'subscription', t.id, 'ai_tools', 'duplicate'
+SELECT 'extra', 'subscription', t.id::text, 'ai_tools', 'duplicate'
 FROM tools t JOIN tools o
   ON o.suite_id = t.suite_id AND o.name = t.name AND o.tool_type = t.tool_type
   AND o.configuration = t.configuration AND o.version IS NOT DISTINCT FROM t.version
@@ -223,14 +223,14 @@ WHERE NOT {is_tool} AND t.tool_type = 'gpt'
   AND t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
                        WHERE r.id = :own_run)
 UNION ALL
-SELECT 'extra', 'subscription', a.tool_id, 'tool_assignments', NULL
+SELECT 'extra', 'subscription', a.tool_id::text, 'tool_assignments', NULL
 FROM page JOIN {tool_assignments} a ON a.user_id = page.id
 LEFT JOIN legacy e ON e.tool_id = a.tool_id AND e.user_id = a.user_id AND e.stands
 LEFT JOIN judged j ON j.id = a.tool_id
 WHERE {is_assigned_tool} AND e.tool_id IS NULL AND j.is_extra IS NOT FALSE
   AND a.assigned_by IS NOT DISTINCT FROM {assigned_by}
 UNION ALL
-SELECT 'extra', 'subscription', l.id, 'tool_usage_logs', NULL
+SELECT 'extra', 'subscription', l.id::text, 'tool_usage_logs', NULL
 FROM page JOIN {tool_usage_logs} l ON l.user_id = page.id
 LEFT JOIN legacy e ON e.usage_id = l.id AND e.user_id = l.user_id AND e.stands
 LEFT JOIN judged j ON j.id = l.tool_id
@@ -262,21 +262,21 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     return {
         "scope": scope.condition("u.id", user_key),
         "role": word(exact(users, "role", "NULL", alias="u")),
-        "suite_id": keys.id_of(ids.SUITE, "u.id", user_key),
-        "grant_id": keys.id_of(ids.GRANT, "u.id", user_key),
-        "tool_id": keys.id_of(ids.SUBSCRIPTION_TOOL, "s.id", key),
-        "usage_id": keys.id_of(ids.SUBSCRIPTION_USAGE, "s.id", key),
+        "suite_id": ids.id_of(context.sources, ids.SUITE, "u.id", user_key),
+        "grant_id": ids.id_of(context.sources, ids.GRANT, "u.id", user_key),
+        "tool_id": ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", key),
+        "usage_id": ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", key),
         "version": exact(subscriptions, "version", "NULL"),
         "status": word(exact(subscriptions, "status", "'active'")),
         "is_active": optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
         "preferences": expected_preferences(context),
         "assigned_by": system_assigner(context),
-        "is_tool": keys.has_kind(ids.SUBSCRIPTION_TOOL, "t.id"),
-        "is_project_tool": keys.has_kind(ids.PROJECT_TOOL, "t.id"),
+        "is_tool": ids.has_kind(context.sources, ids.SUBSCRIPTION_TOOL, "t.id"),
+        "is_project_tool": ids.has_kind(context.sources, ids.PROJECT_TOOL, "t.id"),
         "project_key": key_from_text(
             "(t.configuration ->> 'project_id')", context.sources.projects.columns["id"].base
         ),
-        "is_assigned_tool": keys.has_kind(ids.SUBSCRIPTION_TOOL, "a.tool_id"),
-        "is_usage": keys.has_kind(ids.SUBSCRIPTION_USAGE, "l.id"),
-        "is_used_tool": keys.has_kind(ids.SUBSCRIPTION_TOOL, "l.tool_id"),
+        "is_assigned_tool": ids.has_kind(context.sources, ids.SUBSCRIPTION_TOOL, "a.tool_id"),
+        "is_usage": ids.has_kind(context.sources, ids.SUBSCRIPTION_USAGE, "l.id"),
+        "is_used_tool": ids.has_kind(context.sources, ids.SUBSCRIPTION_TOOL, "l.tool_id"),
     }

@@ -75,6 +75,8 @@ class Schema:
     conflict_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     # Text columns that may hold a key of this entity instead: null is written there.
     actor_columns: Mapping[str, str] = field(default_factory=dict)
+    # By table, the SQL of constants for columns that are added to a table that is there already.
+    added: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     # Tables that must be there already.
     adopted: tuple[str, ...] = ()
     # Tables that a run never fills.

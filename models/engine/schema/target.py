@@ -7,7 +7,7 @@ need; those come after the load (`indexes` and `constraints`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,12 +16,21 @@ from sqlalchemy.dialects import postgresql as pg
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from models.engine import keys
+from models.engine.schema import additions
 from models.engine.schema.declaration import RawType, Schema
+from models.engine.schema.shape import Shape
 from models.engine.source import Sources
 from models.errors import Incompatible, MigrationError
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote, read_tables
 from models.postgres.keys import key_family
 from models.preflight import taken
+
+_IDS = sa.text(
+    "SELECT wanted.name, format_type(a.atttypid, NULL) AS type"
+    " FROM unnest(CAST(:names AS text[])) AS wanted(name)"
+    " JOIN pg_attribute a ON a.attrelid = to_regclass(wanted.name) AND a.attname = 'id'"
+    " AND NOT a.attisdropped"
+)
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,29 @@ class Target:
 def read(connection: Connection, schema: Schema, sources: Sources) -> Target:
     """The target tables as they stand, in the schema of the first source."""
     home = sources.first.schema
-    wanted = (*schema.tables, *schema.adopted)
-    names = {f"{quote(home)}.{quote(name)}": name for name in wanted}
+    names = _names(schema, sources)
     found = read_tables(connection, list(names))
     tables = {names[qualified]: table for qualified, table in found.items()}
     return Target(home, {**tables, **sources.by_plural})
+
+
+def _names(schema: Schema, sources: Sources) -> dict[str, str]:
+    """The declared names of the target tables by their names here, quoted."""
+    home = quote(sources.first.schema)
+    wanted = (*schema.tables, *schema.adopted)
+    return {f"{home}.{quote(sources.shape.target(name))}": name for name in wanted}
+
+
+def with_ids(connection: Connection, schema: Schema, sources: Sources) -> Sources:
+    """The sources with the shape that knows which target tables have integer ids."""
+    names = _names(schema, sources)
+    found = {names[row.name]: row.type for row in connection.execute(_IDS, {"names": list(names)})}
+    integers = {name: kind for name, kind in found.items() if kind in ("integer", "bigint")}
+    return sources.with_shape(
+        replace(
+            sources.shape, integer_ids=integers, text_ids=frozenset(found.keys() - integers.keys())
+        )
+    )
 
 
 def check(connection: Connection, schema: Schema, sources: Sources) -> Target:
@@ -75,6 +102,7 @@ def examine(
         taken.require_plain(connection, schema, target.schema, found_tables)
     except MigrationError as error:
         yield error
+    yield from additions.examine(connection, sources.shape, found_tables, target.schema)
     yield from _check_enums(connection, schema, target.schema)
     for declared in schema.declare(sources).tables.values():
         found = target.tables.get(declared.name)
@@ -90,21 +118,29 @@ def examine(
             existing = found.columns.get(column.name)
             if existing is not None:
                 yield from _check_column(schema, sources, found, column, existing)
-            elif adopted:
-                yield _differs(found, column.name, str(column.type), "no such column")
         if adopted:
-            yield from _check_insertable(schema, found, declared)
+            for column in additions.lacking(schema, declared, found):
+                if not additions.can_be_added(schema, declared, column):
+                    yield _differs(found, column.name, str(column.type), "no such column")
+            yield from _check_insertable(schema, sources.shape, found, declared)
 
 
 def missing(
-    schema: Schema, target: Target, sources: Sources, *, of_legacy: bool = False
+    schema: Schema, target: Target, sources: Sources, *, of_there: bool = False
 ) -> list[str]:
-    """Tables and columns that `expand` would add; only columns of legacy tables on demand."""
-    found = [] if of_legacy else [name for name in schema.tables if name not in target.tables]
+    """Tables, columns and defaults that `expand` would add; only those of tables that are there,
+    on demand: they need a lock on these.
+    """
+    found = [] if of_there else [name for name in schema.tables if name not in target.tables]
     for declared in schema.declare(sources).tables.values():
+        there = target.tables.get(declared.name)
+        if there is None:
+            continue
         if declared.name in sources.by_plural:
-            there = target.tables[declared.name].columns
-            found += [column.name for column in declared.columns if column.name not in there]
+            found += [each.name for each in declared.columns if each.name not in there.columns]
+        else:
+            found += [column.name for column in additions.lacking(schema, declared, there)]
+            found += [column for column, _ in additions.unset(sources.shape, declared.name, there)]
     return found
 
 
@@ -142,6 +178,7 @@ def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tup
             free, _ = next(names)
             connection.execute(CreateIndex(sa.Index(free, table.c[column])))
             added.append(("index", name, free))
+    added += _complete(connection, schema, sources, target)
     added_to = [name for name in sources.by_plural if f"{target.schema}.{name}" in metadata.tables]
     for role in reversed(added_to):
         found = target.tables[role]
@@ -158,6 +195,25 @@ def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tup
             connection.exec_driver_sql(f"ALTER TABLE {found.sql} {clauses}")
             added.extend(("column", role, column.name) for column in missing)
     return added
+
+
+def _complete(
+    connection: Connection, schema: Schema, sources: Sources, target: Target
+) -> Iterator[tuple[str, str, str]]:
+    """Give adopted tables the columns and the defaults that they lack."""
+    for declared in schema.declare(sources).tables.values():
+        found = target.tables.get(declared.name)
+        if found is None or declared.name in sources.by_plural:
+            continue
+        columns = additions.lacking(schema, declared, found)
+        defaults = additions.unset(sources.shape, declared.name, found)
+        clauses = [additions.clause(connection, schema, declared, column) for column in columns]
+        clauses += [f"ALTER COLUMN {quote(name)} SET DEFAULT {value}" for name, value in defaults]
+        if clauses:
+            statement = f"ALTER TABLE {found.sql} {', '.join(clauses)}"
+            connection.exec_driver_sql(statement.replace("%", "%%"))
+        yield from (("column", declared.name, column.name) for column in columns)
+        yield from (("default", declared.name, name) for name, _ in defaults)
 
 
 def _enum_labels(connection: Connection, schema: str, name: str) -> list[str] | None:
@@ -222,13 +278,19 @@ def _check_column(
         yield _differs(table, found.name, expected, found.type)
 
 
-def _check_insertable(schema: Schema, table: Table, declared: sa.Table) -> Iterator[Incompatible]:
+def _check_insertable(
+    schema: Schema, shape: Shape, table: Table, declared: sa.Table
+) -> Iterator[Incompatible]:
     nulls = schema.written_as_null.get(declared.name, ())
     for column in table.columns.values():
         written = column.name in declared.columns and column.name not in schema.never_written
         filled = written or column.default is not None or column.generated
         is_actor = column.name in schema.actor_columns and table.key_on(column.name) is not None
-        if column.not_null and (not filled or column.name in nulls or is_actor):
+        if (declared.name, column.name) in shape.defaults or declared.name in schema.never_filled:
+            continue
+        if column.not_null and not filled:
+            yield additions.required(declared.name, table, column)
+        elif column.not_null and (column.name in nulls or is_actor):
             yield _differs(table, column.name, "null allowed, for rows that have no value", "none")
     conflict_key = schema.conflict_keys.get(declared.name, ("id",))
     if not any(i.valid and i.unique and set(i.columns) == set(conflict_key) for i in table.indexes):

@@ -1,0 +1,1 @@
+"""The mapping file: how one dashboard differs from what the rules name."""

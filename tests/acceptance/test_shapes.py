@@ -1,0 +1,41 @@
+"""The public dashboard's own shapes go the whole way, and end as the naive oracle says."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from models.settings import DEFAULT_GRANTS, parse_grants
+from tests import oracle, shapes, variants
+from tests.acceptance.conftest import Product
+
+GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
+
+
+@pytest.mark.parametrize("shape", shapes.EACH, ids=str)
+def test_a_shape_ends_as_the_oracle_says(product: Product, shape: variants.Variant) -> None:
+    with product.engine.begin() as connection:
+        shape.build(connection, 300)
+        before = oracle.snapshot(connection, shape.names)
+    product.environment |= shape.environment
+    upgraded = product.run("schema", "upgrade")
+    assert upgraded.status == 0, upgraded.err
+    with product.worker():
+        ended = product.run("enqueue-all", "--wait", "--json")
+    with product.engine.connect() as connection:
+        differences = oracle.compare(connection, before, oracle.expected(before, GRANTS))
+    assert ended.status == 3, ended.err
+    assert differences == []
+    assert ended.json["verification"]["differences"] == 0, ended.json["differences"]
+    assert ended.json["reconciliation"]["discrepancies"] == 0
+
+
+def test_a_mistake_in_the_mapping_ends_every_command_at_once(product: Product) -> None:
+    path = product.folder / "here.toml"
+    path.write_text("[tables]\nuser = 'u'\n")
+    for command in (["check"], ["status"], ["schema", "show"]):
+        ended = product.run(*command, "--json", MIGRATION_MAPPING=str(path))
+        error = ended.json["error"]
+        assert (ended.status, error["kind"]) == (2, "misconfigured")
+        assert "here.toml, line 2, tables.user: is not known here" in error["message"]
