@@ -21,6 +21,7 @@ from models.engine.checks.accounting import Accounting, Totals
 from models.engine.checks.answers import Proof, Rule, Summary
 from models.engine.checks.judgement import LateRemoved, Removed
 from models.engine.declarations import require_declared
+from models.engine.live import replay
 from models.engine.live.capture import Capture, Release
 from models.engine.live.cutover import Settle
 from models.engine.live.replay import Replay, ReplayOf, late
@@ -347,21 +348,7 @@ class Migration:
 
         Columns: entity, legacy_key, target_table.
         """
-        statements = [_WAITING]
-        for table in context.sources.values():
-            if table.source.parent:
-                names = {"entity": table.source.entity, "parent": table.source.parent}
-                key = context.sources.key_named(table.source.entity, "f.legacy_key")
-                statements.append(
-                    _PARENT_WAITING.format(
-                        **names,
-                        table=table.sql,
-                        own=table.key_of("t"),
-                        key=key,
-                        owner=table.parent_of("t"),
-                    )
-                )
-        return "\nUNION ALL\n".join(statements)
+        return replay.waiting(context.sources)
 
     def whole(self, context: Context) -> list[str]:
         """Statements over whole tables that select differences, run once after all pages."""
@@ -390,15 +377,3 @@ class Migration:
             if isinstance(step, Authored) and step.has_undo:
                 counts = add(counts, step.undo(context, None))
         return counts
-
-
-_WAITING = """
-SELECT f.entity, f.legacy_key, f.target_table FROM found f
-JOIN migration.changes c ON c.entity = f.entity AND c.legacy_key = f.legacy_key
-"""
-_PARENT_WAITING = """
-SELECT f.entity, f.legacy_key, f.target_table FROM found f
-JOIN {table} t ON {own} = {key}
-JOIN migration.changes c ON c.entity = '{parent}' AND c.owner_key = {owner}::text
-WHERE f.entity = '{entity}'
-"""

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import text
 
 from models.engine.checks import judgement
-from models.engine.source import Source
+from models.engine.source import Source, Sources
 from models.engine.step import Context, Counts, Scope, Step, add, only_written
 
 KEYS_A_BATCH = 200
@@ -126,3 +126,36 @@ def late(replay: Replay) -> Replay:
 
 def _sum(found: Any) -> Counts:
     return functools.reduce(add, found, Counts())
+
+
+_WAITING = """
+SELECT f.entity, f.legacy_key, f.target_table FROM found f
+JOIN migration.changes c ON c.entity = f.entity AND c.legacy_key = f.legacy_key
+"""
+_PARENT_WAITING = """
+SELECT f.entity, f.legacy_key, f.target_table FROM found f
+JOIN {table} t ON {own} = {key}
+JOIN migration.changes c ON c.entity = '{parent}' AND c.owner_key = {owner}::text
+WHERE f.entity = '{entity}'
+"""
+
+
+def waiting(sources: Sources) -> str:
+    """SQL for what differs only because a change is not replayed yet, of the rows `found`.
+
+    A change of the row itself, or of its parent. Columns: entity, legacy_key, target_table.
+    """
+    statements = [_WAITING]
+    for table in sources.values():
+        if table.source.parent:
+            statements.append(
+                _PARENT_WAITING.format(
+                    entity=table.source.entity,
+                    parent=table.source.parent,
+                    table=table.sql,
+                    own=table.key_of("t"),
+                    key=sources.key_named(table.source.entity, "f.legacy_key"),
+                    owner=table.parent_of("t"),
+                )
+            )
+    return "\nUNION ALL\n".join(statements)
