@@ -87,7 +87,7 @@ def test_in_a_pipe_a_line_comes_when_something_changed_and_no_other() -> None:
         "Run 20261122-221104-752c is running, 28 % done, 32 to 48 min left",
         "Run 20261122-221104-752c is running, 31 % done, 32 to 48 min left",
         "Throttled",
-        "Going on",
+        "No longer throttled",
     ]
     assert lines[0].endswith("users, 9,100 rows/s")
 

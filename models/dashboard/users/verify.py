@@ -215,13 +215,16 @@ judged AS MATERIALIZED (
 SELECT 'extra', j.entity, j.id::text, 'ai_tools', NULL FROM judged j WHERE j.is_extra
 UNION ALL
 SELECT 'extra', 'subscription', t.id::text, 'ai_tools', 'duplicate'
-FROM tools t JOIN tools o
-  ON o.suite_id = t.suite_id AND o.name = t.name AND o.tool_type = t.tool_type
-  AND o.configuration = t.configuration AND o.version IS NOT DISTINCT FROM t.version
-JOIN legacy e ON e.tool_id = o.id AND e.stands
-WHERE NOT {is_tool} AND t.tool_type = 'gpt'
+FROM tools t
+WHERE NOT ({is_tool} OR {is_project_tool}) AND t.tool_type = 'gpt'
   AND t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
                        WHERE r.id = :own_run)
+  -- IS TRUE keeps these hash tables: as joins, they may loop over all pairs of a page.
+  AND (jsonb_build_array(t.suite_id, t.name, t.configuration, t.version) IN (
+    SELECT jsonb_build_array(o.suite_id, o.name, o.configuration, o.version)
+    FROM tools o WHERE o.tool_type = 'gpt'
+      AND (o.id IN (SELECT e.tool_id FROM legacy e WHERE e.stands)) IS TRUE
+  )) IS TRUE
 UNION ALL
 SELECT 'extra', 'subscription', a.tool_id::text, 'tool_assignments', NULL
 FROM page JOIN {tool_assignments} a ON a.user_id = page.id
