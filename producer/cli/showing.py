@@ -61,11 +61,16 @@ def metrics(host: str, port: int) -> Any:
 
 @command(cli, "demo", says_database=False)
 @click.option("--users", type=click.IntRange(1), default=5_000, show_default=True)
-def demo(users: int) -> Any:
+@click.option(
+    "--shape",
+    type=click.Choice(["today", "july-2025"]),
+    help="The public dashboard's tables of that time, with their mapping.",
+)
+def demo(users: int, shape: str | None) -> Any:
     """Run the whole migration on embedded servers and generated data."""
     from producer.demo import demo as show
 
-    found = show.run(users, console, results)
+    found = show.run(users, shape, console, results)
     say_database()
     # A demonstration has dirty rows on purpose: quarantined rows are its right end.
     return found, 0 if found.exit_status == 3 else found.exit_status

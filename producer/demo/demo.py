@@ -21,7 +21,7 @@ from models.postgres import database
 from models.reports.run import RunReport
 from models.settings import load
 from producer import embedded
-from producer.demo import sample
+from producer.demo import sample, shapes
 from producer.reports import terminal
 
 _ADDRESSES = ("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
@@ -35,16 +35,20 @@ class Interrupted(MigrationError):
     exit_status = 130
 
 
-def run(users: int, console: Console, results: Console) -> RunReport:
+def run(users: int, shape: str | None, console: Console, results: Console) -> RunReport:
     """Migrate a school of `users` generated users, from nothing to the report.
+
+    `shape` is one of `producer.demo.shapes`; the legacy tables of the guide without one.
 
     Works in a home of its own, so that no address of the environment and no other embedded
     database is ever touched; what an earlier demonstration left there goes.
     """
     home = load().home.absolute() / "demo"
-    for variable in _ADDRESSES:
+    for variable in (*_ADDRESSES, "MIGRATION_MAPPING"):
         os.environ.pop(variable, None)
     os.environ["MIGRATION_HOME"] = str(home)
+    if shape:
+        os.environ["MIGRATION_MAPPING"] = shape
     started = time.monotonic()
     try:
         servers = _fresh_servers(home, console)
@@ -52,6 +56,8 @@ def run(users: int, console: Console, results: Console) -> RunReport:
         engine = database.create(servers.database_url)
         with engine.begin() as connection:
             sample.load(connection, users)
+            if shape:
+                connection.exec_driver_sql(shapes.SCRIPTS[shape])
         engine.dispose()
         found, report = _migrate(home, console, results)
     except KeyboardInterrupt:
@@ -63,14 +69,15 @@ def run(users: int, console: Console, results: Console) -> RunReport:
         embedded.stop(home)
     console.print(f"\nDone in {time.monotonic() - started:.0f} s. Where to look next:")
     shown = os.path.relpath(home)
+    variables = f"MIGRATION_HOME={shown}" + (f" MIGRATION_MAPPING={shape}" if shape else "")
     producer = "producer" if shutil.which("producer") else os.path.relpath(sys.argv[0])
     for what, where in (
         ("the report", f"{os.path.relpath(report)}"),
-        ("the console in a browser", f"MIGRATION_HOME={shown} {producer} serve"),
-        ("the quarantined rows", f"MIGRATION_HOME={shown} {producer} quarantine"),
-        ("the ledger and the tables", f"MIGRATION_HOME={shown} {producer} status"),
+        ("the console in a browser", f"{variables} {producer} serve"),
+        ("the quarantined rows", f"{variables} {producer} quarantine"),
+        ("the ledger and the tables", f"{variables} {producer} status"),
         ("the workers' logs", f"{os.path.relpath(home / 'logs')}"),
-        ("when you are done", f"MIGRATION_HOME={shown} {producer} servers stop"),
+        ("when you are done", f"{variables} {producer} servers stop"),
     ):
         console.print(f"  {what:<26} {where}", highlight=False, soft_wrap=True)
     return found

@@ -39,3 +39,11 @@ def test_a_mistake_in_the_mapping_ends_every_command_at_once(product: Product) -
         error = ended.json["error"]
         assert (ended.status, error["kind"]) == (2, "misconfigured")
         assert "here.toml, line 2, tables.user: is not known here" in error["message"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shape", shapes.EACH, ids=str)
+def test_the_demonstration_shows_a_shape(product: Product, shape: variants.Variant) -> None:
+    ended = product.run("demo", "--users", "200", "--shape", shape.name, "--json")
+    assert (ended.status, ended.json["state"]) == (0, "completed_with_quarantine"), ended.err
+    assert ended.json["verification"]["differences"] == 0
