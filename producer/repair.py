@@ -70,7 +70,51 @@ def run(
                 page.commit()
         changed += len(found)
         shown += found[: SHOWN - len(shown)]
-    return {"changed": changed, "changes": shown, "left_alone": left, "dry_run": dry_run}
+    note = _unmigrated(engine, settings, key) if key and not (changed or left) else ""
+    return {
+        "changed": changed,
+        "changes": shown,
+        "left_alone": left,
+        "dry_run": dry_run,
+        "note": note,
+    }
+
+
+_IS_MIGRATED = """
+WITH quarantined_rows AS (
+  SELECT q.entity, q.legacy_key, q.reason FROM migration.quarantine q
+  WHERE q.state IN ('open', 'accepted')
+)
+SELECT ({is_migrated}) IS TRUE AS is_migrated,
+  (SELECT q.reason FROM quarantined_rows q
+   WHERE q.entity = :entity AND q.legacy_key = {key}::text) AS reason
+FROM {table} t {joins} WHERE {scope}
+"""
+
+
+def _unmigrated(engine: Engine, settings: Settings, key: str) -> str:
+    """Why a repair has nothing to do with a row of the first source: it was never migrated."""
+    with transaction(engine) as connection:
+        context = _context(connection, settings)
+        first = context.sources.first
+        proof = current.migration().proof(context, first.source.entity)
+        scope = Scope(keys=(key,))
+        row = context.connection.execute(
+            sa.text(
+                _IS_MIGRATED.format(
+                    is_migrated=proof.is_migrated,
+                    joins=proof.joins,
+                    table=first.sql,
+                    key=first.key_of("t"),
+                    scope=scope.of(first),
+                )
+            ),
+            context.parameters | scope.parameters | {"entity": first.source.entity},
+        ).one()
+    name = f"The {first.source.entity} {key}"
+    if row.reason:
+        return f"{name} is quarantined: {row.reason}. Fix it, then: producer retry --wait"
+    return "" if row.is_migrated else f"{name} is not migrated yet: producer enqueue-all --wait"
 
 
 def _require_row(connection: Connection, settings: Settings, run: Any, key: str | None) -> None:

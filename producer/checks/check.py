@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -79,7 +80,11 @@ WHERE pid <> pg_backend_pid() AND datname = current_database()
 def examine(engine: Engine, settings: Settings) -> list[Check]:
     """Every check, in the order of the guide's list; nothing of what they do remains."""
     return [
-        look("python", lambda: ok(platform.python_version()), _unread),
+        look(
+            "python",
+            lambda: ok(f"{platform.python_version()} on {_here()}"),
+            _unread,
+        ),
         *_database(engine, settings),
         *readiness.examine(),
         look("fastapi", lambda: _fastapi(settings), _unread),
@@ -297,7 +302,7 @@ def _disk(folder: Path, needed: int) -> Check:
 
 
 def _memory(there: int) -> Check:
-    said = f"{there / GIGABYTE:,.1f} GB"
+    said = f"{there / GIGABYTE:,.1f} GB on {_here()}"
     # What is sold as 4 GB shows a little less: firmware and kernel take theirs.
     if there >= 0.9 * MEMORY_BYTES:
         return ok(said)
@@ -305,7 +310,13 @@ def _memory(there: int) -> Check:
 
 
 def _cores(there: int) -> Check:
-    return ok(str(there)) if there >= CORES else failed(str(there), "The guide asks for 2.")
+    said = f"{there} on {_here()}"
+    return ok(said) if there >= CORES else failed(said, "The guide asks for 2.")
+
+
+def _here() -> str:
+    """Whose Python, memory and cores are checked: those of the machine of this command."""
+    return f"this machine ({socket.gethostname()})"
 
 
 def _fastapi(settings: Settings) -> Check:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from producer.cli.asking import RUN, open_engine
-from producer.cli.command import cli, command, results
+from producer.cli.command import cli, command, console, results
 
 if TYPE_CHECKING:
     from models.reports.checks import Check, Checks, Speed, Speeds
@@ -77,6 +77,8 @@ def performance() -> Any:
 
     found = measuring.measure(open_engine(), connect.settings().base)
     output.speeds(results, found)
+    if not connect.settings().base.api_urls:
+        console.print("No endpoint was measured: set MIGRATION_API_URLS to the dashboard's.")
     return verdict_of(Speeds(speeds=found), found)
 
 

@@ -9,7 +9,13 @@ import click
 from producer.cli.asking import open_engine
 from producer.cli.command import command, repair, results
 
-_REPAIRED: dict[str, Any] = {"changed": 0, "changes": [], "left_alone": [], "dry_run": False}
+_REPAIRED: dict[str, Any] = {
+    "changed": 0,
+    "changes": [],
+    "left_alone": [],
+    "dry_run": False,
+    "note": "",
+}
 
 
 USER = click.option("--user", metavar="ID", help="One user; all by default.")
@@ -50,7 +56,7 @@ def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> 
 
     settings = connect.settings().base
     found = repairing.run(open_engine(), settings, what, key=user, dry_run=dry_run, force=force)
-    output.rows(results, found["changes"][:100], "Nothing to repair.")
+    output.rows(results, found["changes"][:100], found["note"] or "Nothing to repair.")
     if found["changed"]:
         done = "would be made" if dry_run else "made"
         results.print(

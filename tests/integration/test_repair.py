@@ -142,6 +142,16 @@ def test_a_repair_is_refused_while_a_run_is_open_and_for_a_user_that_is_not_ther
     whole_run(engine, settings)
     with pytest.raises(Misconfigured, match="There is no user nobody"):
         fix(engine, settings, "tools", key="nobody")
+    (blank,) = some(engine, "SELECT min(id) FROM users WHERE btrim(email) = ''")
+    assert "is quarantined: email_blank" in fix(engine, settings, "tools", key=blank)["note"]
+    (fine,) = some(engine, "SELECT min(user_id) FROM ai_suites")
+    assert fix(engine, settings, "tools", key=fine)["note"] == ""
+    change(
+        engine,
+        "INSERT INTO users (id, email, hashed_password, full_name)"
+        " VALUES ('new', 'n@new.example', '-', 'N')",
+    )
+    assert "is not migrated yet" in fix(engine, settings, "tools", key="new")["note"]
     start(engine, settings)
     with pytest.raises(NotAllowed, match="would be in its way"):
         fix(engine, settings, "tools")
