@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.engine import keys
+from models.engine.schema.target import Target
 from models.engine.source import Sources
 
 # A letter for what a row stands for.
@@ -63,7 +64,11 @@ def integers(sources: Sources, table: str) -> Integers | None:
     kind = found.get(table)
     if kind is None and table in _ALIKE and table not in sources.shape.text_ids:
         kind = next((found[each] for each in _ALIKE if each in found), None)
-    return Integers(kind, sources.shape.first_id or FIRST[kind]) if kind else None
+    if kind is None:
+        return None
+    # By the type that the first run found: an id stays where the column becomes a bigint.
+    first_type = sources.shape.first_types.get(table, kind)
+    return Integers(kind, sources.shape.first_id or FIRST[first_type])
 
 
 def id_of(sources: Sources, kind: str, key: str, base_type: str) -> str:
@@ -102,6 +107,19 @@ def usage_of(sources: Sources, tool_id: str, kind: str = "") -> str:
         return f"'{USAGE_OF[kind]}' || substr({tool_id}, 2)"
     whens = " ".join(f"WHEN '{tool}' THEN '{usage}'" for tool, usage in USAGE_OF.items())
     return f"(CASE left({tool_id}, 1) {whens} END || substr({tool_id}, 2))"
+
+
+def is_made(sources: Sources, target: Target, tool_id: str) -> str:
+    """SQL condition: the migration made the tool that has this id of ours.
+
+    A text says so itself. An integer may be the application's, whose sequence was set beyond ours:
+    there, the usage log of the migration has to say it.
+    """
+    if integers(sources, "ai_tools") is None:
+        return "true"
+    logs = target.table("tool_usage_logs").sql
+    return f"""EXISTS (SELECT FROM {logs} made
+      WHERE made.tool_id = {tool_id} AND made.action = 'migration')"""
 
 
 def named(sources: Sources, table: str, text: str) -> str:

@@ -6,6 +6,7 @@ The same words lead elsewhere where an address or a role has another search_path
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from models.postgres.catalog import quote_name
 from models.settings import Settings
 
 # What a run keeps besides its tables.
-_NO_TABLES = {"target", "ledger", "mapping"}
+_NO_TABLES = {"target", "ledger", "mapping", "ids"}
 _HERE = """
 SELECT migration.ledger_id() AS ledger_id, 'migration.runs'::regclass::oid::bigint AS ledger_oid,
   (SELECT jsonb_object_agg(w.role, jsonb_build_object(
@@ -48,16 +49,24 @@ class Here:
         kept = {"target": {"schema": schema}, "ledger": {"oid": self.ledger_oid}}
         return self.resolved | kept | ({"mapping": self.mapping} if self.mapping else {})
 
-    def is_same(self, kept: dict[str, Any], *, by_name: bool = False) -> bool:
+    def is_same(
+        self, kept: dict[str, Any], *, by_name: bool = False, is_over: bool = False
+    ) -> bool:
         """Whether a run's tables are these: by oid, so that a renamed table is the same one.
 
         Oids mean nothing where the ledger itself has another one: it was restored from a dump.
-        With `by_name` a table of the same name is the same too: somebody made it anew.
+        With `by_name` a table of the same name is the same too: somebody made it anew. Where the
+        run `is_over`, the mapping may give other defaults: they decide no row of it.
         """
         roles = set(_roles())
         if set(self.resolved) != roles or roles != set(kept) - _NO_TABLES:
             return False
-        if self.kept["target"] != kept["target"] or self.mapping != kept.get("mapping", {}):
+        passed_over = {"defaults"} if is_over else set()
+        mappings = (
+            {name: value for name, value in each.items() if name not in passed_over}
+            for each in (self.mapping, kept.get("mapping", {}))
+        )
+        if self.kept["target"] != kept["target"] or next(mappings) != next(mappings):
             return False
         is_own_oid = self.kept["ledger"] == kept["ledger"]
         return all(
@@ -124,11 +133,13 @@ def _found(row: Any, settings: Settings) -> Here:
     return Here(row.ledger_id, row.ledger_oid, row.resolved or {}, mapping)
 
 
-def fits(run: Any, settings: Settings, here: Here, *, by_name: bool = False) -> bool:
+def fits(
+    run: Any, settings: Settings, here: Here, *, by_name: bool = False, is_over: bool = False
+) -> bool:
     """Whether this process sees the run's tables; by the words alone for a run of version 0.1."""
     if run.relations is None:
         return bool(run.tables == current.table_names(settings))
-    return here.is_same(run.relations, by_name=by_name)
+    return here.is_same(run.relations, by_name=by_name, is_over=is_over)
 
 
 def require(run: Any, settings: Settings, here: Here, *, by_name: bool = False) -> None:
@@ -175,9 +186,28 @@ def adopt(connection: Connection, run: Any, settings: Settings) -> None:
     """
     here = read(connection, settings)
     require(run, settings, here, by_name=True)
-    if run.relations != here.kept:
-        values = {"relations": here.kept, "tables": current.table_names(settings)}
+    kept = here.kept | {n: v for n, v in (run.relations or {}).items() if n == "ids"}
+    if run.relations != kept:
+        values = {"relations": kept, "tables": current.table_names(settings)}
         connection.execute(sa.update(runs).where(runs.c.id == run.id).values(values))
+
+
+def keep_types(connection: Connection, run_id: str, types: Mapping[str, str]) -> None:
+    """Keep with a run the types from which the first integer ids follow."""
+    if types:
+        connection.execute(
+            sa.update(runs)
+            .where(runs.c.id == run_id)
+            .values(relations=runs.c.relations.concat({"ids": dict(types)}))
+        )
+
+
+def require_mapping(connection: Connection, settings: Settings) -> None:
+    """Raise OtherTables where the mapping is not that of the newest run."""
+    run = connection.execute(sa.select(runs).order_by(runs.c.id.desc()).limit(1)).one_or_none()
+    here = read(connection, settings)
+    if run is not None and run.relations and here.mapping != run.relations.get("mapping", {}):
+        require(run, settings, here)
 
 
 def require_own_ledger(connection: Connection, settings: Settings) -> None:
@@ -195,7 +225,15 @@ def require_own_ledger(connection: Connection, settings: Settings) -> None:
         .order_by(runs.c.id.desc())
     ).all()
     for run in standing:
-        if not fits(run, settings, here, by_name=True):
+        if not fits(run, settings, here, by_name=True, is_over=True):
+            kept = (run.relations or {}).get("mapping", {})
+            if labels(run.relations or {}) == labels(here.resolved) and kept != here.mapping:
+                raise Misconfigured(
+                    f"The mapping here says {_said(here.mapping)}, but that of run {run.id}, whose"
+                    f" rows are there, said {_said(kept)}",
+                    hint="Only [defaults] may change after a run: set MIGRATION_MAPPING as it was,"
+                    " or end with that run first: producer rollback --wait.",
+                )
             raise Misconfigured(
                 f"The ledger in this database belongs to the tables {_migrated(run)}"
                 f" (run {run.id}), not to {labels(here.resolved)}",

@@ -85,6 +85,7 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
         )
         run = connection.execute(sa.select(runs).where(runs.c.id == run_id)).one()
         context = Context.read(connection, settings, run)
+        relations.keep_types(connection, run_id, context.sources.shape.first_types)
         totals = _count_rows(connection, context)
         connection.execute(sa.update(runs).where(runs.c.id == run_id).values(totals=totals))
         audit.note(connection, "enqueue-all", run_id, after={"rows": totals})

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from models.engine import current
 from models.engine.schema import target
 from models.errors import NotAllowed
+from models.ledger import relations
 from models.ledger.tables import SCHEMA, audit, runs, schema_objects
 from models.postgres.catalog import Table, quote
 from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, sqlstate, transaction
@@ -33,6 +34,7 @@ def would_lose(engine: Engine, settings: Settings) -> dict[str, int]:
         if not _is_upgraded(connection):
             return {}
         standing.require_none(connection)
+        relations.require_mapping(connection, settings)
         tables = target.read(
             connection, current.migration().schema, current.migration().read(connection, settings)
         ).tables
@@ -40,7 +42,7 @@ def would_lose(engine: Engine, settings: Settings) -> dict[str, int]:
         for kind, table, name in _ours(connection):
             if kind == "table" and table in tables:
                 found[table] = _count(connection, tables[table], "true")
-            elif kind == "column" and name in tables[table].columns:
+            elif kind == "column" and table in tables and name in tables[table].columns:
                 found[f"{table}.{name}"] = _count(
                     connection, tables[table], f"t.{quote(name)} IS NOT NULL"
                 )
@@ -75,6 +77,7 @@ def _downgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]
         if not _is_upgraded(connection):
             return []
         standing.require_none(connection)
+        relations.require_mapping(connection, settings)
         found = target.read(
             connection, current.migration().schema, current.migration().read(connection, settings)
         )
@@ -106,7 +109,9 @@ def _statements(found: target.Target, ours: list[tuple[str, str, str]]) -> list[
     for kind, clause in clauses.items():
         for each, table, name in kept:
             # What goes with its column needs no change of its own.
-            is_moot = kind in ("not_null", "default") and (table, name) in added
+            is_moot = kind in ("not_null", "default") and (
+                (table, name) in added or name not in found.tables[table].columns
+            )
             if each == kind and not is_moot:
                 alter = f"ALTER TABLE {found.tables[table].sql} "
                 statements.append(alter + clause.format(quote(name)))

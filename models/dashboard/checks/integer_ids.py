@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, text
 
 from models.dashboard import ids
+from models.dashboard.projects.choice import names_subscriptions
 from models.dashboard.schema import REFERENCES
 from models.engine.schema.target import Target
 from models.engine.source import Sources, SourceTable
@@ -41,12 +42,14 @@ def examine(connection: Connection, sources: Sources, target: Target) -> Iterato
     """Every key, sequence, row and column that integer ids do not go with."""
     for name, table in target.tables.items():
         found = ids.integers(sources, name)
-        if found is None or isinstance(table, SourceTable):
+        if found is None or isinstance(table, SourceTable) or table.kind not in ("r", "p"):
             continue
         yield from _sequence(connection, table, found.first)
         yield from _rows(connection, table, found.first)
         for plural, kind in _KEYS.get(name, ()):
-            yield from _source(connection, sources.by_plural[plural], table, found, kind)
+            source = sources.by_plural[plural]
+            is_named = plural == "subscriptions" and names_subscriptions(sources)
+            yield from _source(connection, source, table, found, kind, is_named=is_named)
     yield from _pairs(sources, target)
     yield from _references(sources, target)
 
@@ -77,7 +80,13 @@ def _rows(connection: Connection, table: Table, first: int) -> Iterator[Migratio
 
 
 def _source(
-    connection: Connection, source: SourceTable, table: Table, found: ids.Integers, kind: str
+    connection: Connection,
+    source: SourceTable,
+    table: Table,
+    found: ids.Integers,
+    kind: str,
+    *,
+    is_named: bool,
 ) -> Iterator[MigrationError]:
     key = source.key
     if key.base not in INTEGER_TYPES:
@@ -94,6 +103,12 @@ def _source(
             f"{source.label}.{key.name} holds negative keys ({least}), and an integer id of"
             f" {table.label} follows from keys of 0 and more only",
             hint="Give these rows other keys.",
+        )
+    if most is not None and is_named and most >= found.first:
+        yield Incompatible(
+            f"{source.label}.{key.name} holds {most}, beyond the first id of the migration,"
+            f" {found.first}: a project that names a subscription could name a tool as well",
+            hint=f"In the mapping: [ids] first = a number beyond {most} and every sequence.",
         )
     if most is not None and most > found.most(kind):
         yield Incompatible(

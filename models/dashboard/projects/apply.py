@@ -10,7 +10,7 @@ import functools
 
 from models.dashboard import ids
 from models.dashboard.projects import changes, checksum, verify
-from models.dashboard.projects.choice import gpt_of
+from models.dashboard.projects.choice import gpt_of, is_choice, may_rename
 from models.dashboard.sources import PROJECTS
 from models.dashboard.tools import is_still_ours
 from models.dashboard.users.apply import assigned_by
@@ -26,14 +26,14 @@ WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
     u.id AS user_id, own.id AS suite_id, {chosen} AS gpt_id,
     btrim(coalesce(g.id, ''), :blanks) <> ''
-      AND (b.gpt_id IS NOT NULL OR g.id <> ({tool_id})::text)
-      AND NOT EXISTS (
+      AND (b.gpt_id IS NOT NULL OR g.id IS DISTINCT FROM ({tool_id})::text)
+      AND ({is_choice} OR NOT EXISTS (
         SELECT FROM {ai_tools} t WHERE t.id = {named} AND (t.id = {tool_id}
           OR EXISTS (SELECT FROM {ai_suites} h
                      WHERE h.id = t.suite_id AND h.user_id = u.id OFFSET 0)
           OR EXISTS (SELECT FROM {tool_assignments} a
                      WHERE a.tool_id = t.id AND a.user_id = u.id OFFSET 0))
-        OFFSET 0) AS has_gpt,
+        OFFSET 0)) AS has_gpt,
     CASE WHEN u.id IS NULL THEN 'owner_missing'
          WHEN own.id IS NULL OR q.legacy_key IS NOT NULL THEN 'owner_quarantined' END AS reason
   FROM {projects} p
@@ -142,7 +142,9 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
         "kind": key_cast(key),
         "chosen": gpt_of(context, "coalesce(b.gpt_id, g.id)", "p.user_id"),
-        "renamed": gpt_of(context, "b.gpt_id", "p.user_id"),
+        "renamed": (renamed := gpt_of(context, "b.gpt_id", "p.user_id")),
+        "may_rename": may_rename(context, "b.gpt_id", renamed),
+        "is_choice": is_choice(context, "g.id", "u.id", "p.id"),
         "named": ids.named(context.sources, "ai_tools", "g.id"),
         "row_hash": context.sources.hash_by_key("project", "p.id"),
         "tool_id": ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key),

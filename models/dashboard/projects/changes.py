@@ -100,7 +100,7 @@ WITH expected AS MATERIALIZED (
     WHERE i.entity = 'project' AND i.legacy_key = p.id::text AND i.was ? 'active_gpt_id'
     ORDER BY i.run_id DESC LIMIT 1
   ) AS b ON true
-  WHERE {scope} AND {active_gpt} = ({tool_id})::text
+  WHERE {scope} AND {active_gpt} = ({tool_id})::text AND {may_rename}
 )
 UPDATE {ai_tools} t SET name = e.gpt_id, configuration = e.configuration::{tool_json}
 FROM expected e

@@ -20,7 +20,7 @@ _CHECKS = (
         "projects",
         "active_gpt_id",
         "CASE WHEN e.had_gpt THEN e.active_gpt_id IS DISTINCT FROM e.tool_id::text"
-        " ELSE e.has_gpt AND (c.id IS NULL OR NOT (c.id = e.tool_id"
+        " ELSE e.has_gpt AND ({is_key} OR c.id IS NULL OR NOT (c.id = e.tool_id"
         " OR EXISTS (SELECT FROM {ai_suites} o"
         " WHERE o.id = c.suite_id AND o.user_id = e.user_id OFFSET 0)"
         " OR EXISTS (SELECT FROM {tool_assignments} o"
@@ -123,7 +123,9 @@ WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> '
 
 
 # The second opinion on the GPT that a key of a subscription stands for: of all that the owner has.
-_WANTED = """(SELECT coalesce(min(x.gpt) FILTER (WHERE btrim(x.gpt, :blanks) <> ''), {held})
+# A key that names none of them may be that of one that is gone: then any name is right.
+_WANTED = """(SELECT coalesce(min(x.gpt) FILTER (WHERE btrim(x.gpt, :blanks) <> ''),
+      CASE WHEN {held} !~ '^-?[0-9]+$' THEN {held} END)
     FROM (SELECT {gpt_id} AS gpt FROM {subscriptions} s
       WHERE s.user_id = {owner} AND concat(s.id) = {held}) AS x)"""
 
@@ -133,6 +135,16 @@ def wanted(context: Context, held: str, owner: str) -> str:
     if context.sources.shape.options.get("active_gpt") != "subscription":
         return held
     return context.render(_WANTED, held=held, owner=owner)
+
+
+_IS_KEY = """(e.was IS NULL AND e.active_gpt_id IN (
+    SELECT concat(s.id) FROM {subscriptions} s WHERE s.user_id = e.user_id))"""
+
+
+def is_key(context: Context) -> str:
+    """SQL: a project that was never switched holds the key of one of its owner's subscriptions."""
+    is_mapped = context.sources.shape.options.get("active_gpt") == "subscription"
+    return context.render(_IS_KEY) if is_mapped else "false"
 
 
 def details(context: Context, condition: str) -> list[str]:
@@ -146,6 +158,7 @@ def details(context: Context, condition: str) -> list[str]:
             usage_id=ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", key),
             wanted=wanted(context, "(e.was ->> 'active_gpt_id')", "e.user_id"),
             named=ids.named(context.sources, "ai_tools", "e.active_gpt_id"),
+            is_key=is_key(context),
             assigned_by=system_assigner(context),
         )
         for sql in (with_checks(_PROJECTS, _CHECKS), _SET_ASIDE)

@@ -216,7 +216,7 @@ _SURPLUS = """
   ) AS legacy ON legacy.tool_id = t.id AND legacy.user_id = u.id
   LEFT JOIN {tool_usage_logs} l ON l.id = {subscription_usage}
   WHERE {scope} AND {is_tool} AND legacy.is_bad IS NOT FALSE
-    AND (l.session_id = :own_run OR legacy.is_bad IS NULL AND {untouched})
+    AND (l.session_id = :own_run OR legacy.is_bad IS NULL AND {is_made} AND {untouched})
   UNION ALL
   SELECT t.id, t.suite_id FROM {users} u
   JOIN {ai_suites} o ON o.user_id = u.id AND {suites_scope}
@@ -316,6 +316,7 @@ def _tools(context: Context, names: dict[str, str]) -> dict[str, str]:
         "project_key": project_key,
         "project_tool": ids.id_of(context.sources, ids.PROJECT_TOOL, project_key, kind),
         "untouched": is_untouched(context, "t", names["assigned_by"]),
+        "is_made": ids.is_made(context.sources, context.target, "t.id"),
     }
 
 

@@ -204,7 +204,7 @@ judged AS MATERIALIZED (
       WHERE l.tool_id = x.id AND l.action = 'migration' AND l.session_id = :own_run)
     OR coalesce(t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
                                  WHERE r.id = :own_run), false)
-    OR (x.is_gone AND t.updated_at IS NOT DISTINCT FROM t.created_at
+    OR (x.is_gone AND {is_made} AND t.updated_at IS NOT DISTINCT FROM t.created_at
       AND (SELECT count(*) FROM {tool_usage_logs} l
            WHERE l.tool_id = x.id AND l.action IS DISTINCT FROM 'migration') = 0
       AND (SELECT count(*) FROM {tool_assignments} a
@@ -274,6 +274,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "is_active": optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
         "preferences": expected_preferences(context),
         "assigned_by": system_assigner(context),
+        "is_made": ids.is_made(context.sources, context.target, "x.id"),
         "is_tool": ids.has_kind(context.sources, ids.SUBSCRIPTION_TOOL, "t.id"),
         "is_project_tool": ids.has_kind(context.sources, ids.PROJECT_TOOL, "t.id"),
         "project_key": key_from_text(

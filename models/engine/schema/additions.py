@@ -48,7 +48,8 @@ def clause(
     given = column.server_default
     default = schema.added.get(declared.name, {}).get(column.name)
     if default is None and isinstance(given, sa.DefaultClause):
-        default = str(given.arg)
+        # As in CREATE TABLE: a Python string is a value, only sa.text() is SQL.
+        default = literal(given.arg) if isinstance(given.arg, str) else str(given.arg)
     kind = column.type.compile(connection.dialect)
     return f"ADD COLUMN {quote(column.name)} {kind}" + (f" DEFAULT {default}" if default else "")
 

@@ -66,6 +66,8 @@ class Shape:
     lines: Mapping[tuple[str, ...], str] = field(default_factory=dict)
     # As found: the target tables whose `id` is an integer or bigint, and those where it is not.
     integer_ids: Mapping[str, str] = field(default_factory=dict)
+    # The same as the first run of the ledger found it: a type that was altered since moves no id.
+    first_types: Mapping[str, str] = field(default_factory=dict)
     text_ids: frozenset[str] = frozenset()
 
     def target(self, name: str) -> str:

@@ -67,6 +67,13 @@ def _names(schema: Schema, sources: Sources) -> dict[str, str]:
     return {f"{home}.{quote(sources.shape.target(name))}": name for name in wanted}
 
 
+# As JSON: a ledger of an older version may have no such column.
+_KEPT_TYPES = sa.text("""
+SELECT to_jsonb(r) -> 'relations' -> 'ids' FROM migration.runs r
+WHERE to_jsonb(r) -> 'relations' ? 'ids' ORDER BY r.id DESC LIMIT 1
+""")
+
+
 def with_ids(connection: Connection, schema: Schema, sources: Sources) -> Sources:
     """The sources with the shape that knows which target tables have integer ids."""
     names = _names(schema, sources)
@@ -74,9 +81,19 @@ def with_ids(connection: Connection, schema: Schema, sources: Sources) -> Source
     integers = {name: kind for name, kind in found.items() if kind in ("integer", "bigint")}
     return sources.with_shape(
         replace(
-            sources.shape, integer_ids=integers, text_ids=frozenset(found.keys() - integers.keys())
+            sources.shape,
+            integer_ids=integers,
+            first_types=integers | (_first_types(connection) if integers else {}),
+            text_ids=frozenset(found.keys() - integers.keys()),
         )
     )
+
+
+def _first_types(connection: Connection) -> dict[str, str]:
+    """The types of integer ids as the ledger's runs have kept them, by target table."""
+    if connection.scalar(sa.text("SELECT to_regclass('migration.runs')")) is None:
+        return {}
+    return dict(connection.scalar(_KEPT_TYPES) or {})
 
 
 def check(connection: Connection, schema: Schema, sources: Sources) -> Target:
