@@ -98,7 +98,7 @@ def resolve(
     parameters: Mapping[str, Any],
     **of: Any,
 ) -> None:
-    """Mark the rows of a batch as resolved that its step migrated: it quarantined them no more.
+    """Mark the rows that a batch migrated, and did not quarantine again, as resolved.
 
     `key` and `scope` are the key and a condition of the rows `t` of the table; `of` names entity,
     step and batch.

@@ -61,12 +61,10 @@ class Here:
         roles = set(_roles())
         if set(self.resolved) != roles or roles != set(kept) - _NO_TABLES:
             return False
-        passed_over = {"defaults"} if is_over else set()
-        mappings = (
-            {name: value for name, value in each.items() if name not in passed_over}
-            for each in (self.mapping, kept.get("mapping", {}))
-        )
-        if self.kept["target"] != kept["target"] or next(mappings) != next(mappings):
+        here, there = self.mapping, kept.get("mapping", {})
+        if is_over:
+            here, there = _without_defaults(here), _without_defaults(there)
+        if self.kept["target"] != kept["target"] or here != there:
             return False
         is_own_oid = self.kept["ledger"] == kept["ledger"]
         return all(
@@ -74,6 +72,10 @@ class Here:
             or ((by_name or not is_own_oid) and _label(self.resolved, role) == _label(kept, role))
             for role in _roles()
         )
+
+
+def _without_defaults(mapping: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in mapping.items() if name != "defaults"}
 
 
 def _roles() -> list[str]:

@@ -9,6 +9,7 @@ import click
 
 from producer.cli.asking import RUN, open_engine
 from producer.cli.command import cli, command, console, results, say_database, servers
+from producer.demo.shapes import SCRIPTS
 
 
 @command(cli, "report", blank={"run_id": None, "file": None})
@@ -63,7 +64,7 @@ def metrics(host: str, port: int) -> Any:
 @click.option("--users", type=click.IntRange(1), default=5_000, show_default=True)
 @click.option(
     "--shape",
-    type=click.Choice(["today", "july-2025"]),
+    type=click.Choice(list(SCRIPTS)),
     help="The public dashboard's tables of that time, with their mapping.",
 )
 def demo(users: int, shape: str | None) -> Any:

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from models.postgres import database as databases
 from models.settings import Settings, load
 from producer import embedded
-from tests import variants
+from tests import shapes, variants
 from tests.conftest import fresh_database
 
 
@@ -65,3 +65,19 @@ def engine(database: str, is_sampled: bool) -> Iterator[Engine]:
     engine = databases.create(database)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def today(database: str, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """The public dashboard of today, with the USERS of the test's module."""
+    engine = databases.create(database)
+    with engine.begin() as connection:
+        shapes.TODAY.build(connection, request.module.USERS)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def mapped(settings: Settings) -> Settings:
+    """The settings for it."""
+    return settings.model_copy(update={"mapping": shapes.TODAY.mapping})

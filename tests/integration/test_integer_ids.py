@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
 
 from models.errors import MigrationError
-from models.postgres import database as databases
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer import repair
 from producer.checks import plan
@@ -22,21 +20,6 @@ USERS = 100
 GRANTS = parse_grants(DEFAULT_GRANTS)
 NAMES = shapes.TODAY.names
 WRITTEN = ("ai_suites", "ai_tools", "tool_assignments", "dashboard_tool_usage_logs", "credit_logs")
-
-
-@pytest.fixture
-def today(database: str) -> Iterator[Engine]:
-    """The public dashboard of today."""
-    engine = databases.create(database)
-    with engine.begin() as connection:
-        shapes.TODAY.build(connection, USERS)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def mapped(settings: Settings) -> Settings:
-    return settings.model_copy(update={"mapping": shapes.TODAY.mapping})
 
 
 def hashes(engine: Engine) -> list[str]:

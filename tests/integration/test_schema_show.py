@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
 
 from models.errors import MigrationError
-from models.postgres import database as databases
 from models.settings import Settings
 from producer.schema import show, upgrade
 from tests import shapes
@@ -21,15 +19,6 @@ TABLES = {
     "subscriptions_table": shapes.TODAY.names.subscriptions,
     "projects_table": shapes.TODAY.names.projects,
 }
-
-
-@pytest.fixture
-def today(database: str) -> Iterator[Engine]:
-    engine = databases.create(database)
-    with engine.begin() as connection:
-        shapes.TODAY.build(connection, USERS)
-    yield engine
-    engine.dispose()
 
 
 def test_every_obstacle_is_listed_with_what_fixes_it(today: Engine, settings: Settings) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ from sqlalchemy import Engine, text
 
 from models.dashboard.mapping import file
 from models.errors import MigrationError
-from models.postgres import database as databases
 from models.settings import Settings
 from producer.runs import control, rollback
 from producer.schema import downgrade
-from tests import shapes
 from tests.driving import change, go_on, scalar, start, whole_run
 
 USERS = 60
@@ -26,20 +23,6 @@ PROJECT = (
     " FROM dashboard_projects p JOIN dashboard_gpt_subscriptions s"
     " ON s.id::text = p.active_gpt_id AND s.user_id = p.user_id WHERE s.id > {} ORDER BY 1 LIMIT 1"
 )
-
-
-@pytest.fixture
-def today(database: str) -> Iterator[Engine]:
-    engine = databases.create(database)
-    with engine.begin() as connection:
-        shapes.TODAY.build(connection, USERS)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def mapped(settings: Settings) -> Settings:
-    return settings.model_copy(update={"mapping": "today"})
 
 
 def row(engine: Engine, query: str) -> Any:

@@ -67,9 +67,9 @@ def test_two_steps_of_one_name_are_refused() -> None:
 
 @pytest.mark.parametrize("entity", ["row", "stage", "worker", "badge"])
 def test_two_things_of_one_name_in_a_report_are_refused(entity: str) -> None:
-    twin = Source(entity, table="badges") if entity != "badge" else Source("b", plural="badges")
-    with pytest.raises(Misconfigured, match=f"calls something {twin.plural}"):
-        Migration("twins", [Whole()], sources=[twin]).require_declared()
+    other = Source(entity, table="badges") if entity != "badge" else Source("b", plural="badges")
+    with pytest.raises(Misconfigured, match=f"calls something {other.plural}"):
+        Migration("others", [Whole()], sources=[other]).require_declared()
     free = Source(entity, plural=f"all_{entity}s", table=f"{entity}s")
     if entity != "badge":
         Migration("twins", [Whole()], sources=[free]).require_declared()

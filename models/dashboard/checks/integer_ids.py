@@ -57,12 +57,7 @@ def examine(connection: Connection, sources: Sources, target: Target) -> Iterato
 def _sequence(connection: Connection, table: Table, first: int) -> Iterator[MigrationError]:
     for name, last in connection.execute(_SEQUENCE, {"table": table.oid}):
         if last is not None and last >= first:
-            yield Incompatible(
-                f"The sequence {name} of {table.label}.id is at {last}, beyond the first id of the"
-                f" migration, {first}",
-                hint=f"In the mapping: [ids] first = a number beyond {last}, with room for twice"
-                " the largest key.",
-            )
+            yield _beyond(f"The sequence {name} of {table.label}.id is at {last}", last, first)
 
 
 def _rows(connection: Connection, table: Table, first: int) -> Iterator[MigrationError]:
@@ -71,12 +66,15 @@ def _rows(connection: Connection, table: Table, first: int) -> Iterator[Migratio
         return
     largest = connection.scalar(text(f"SELECT max(t.id) FROM {table.sql} t"))
     if largest is not None and largest >= first:
-        yield Incompatible(
-            f"{table.label} has a row with the id {largest}, beyond the first id of the migration,"
-            f" {first}",
-            hint=f"In the mapping: [ids] first = a number beyond {largest}, with room for twice the"
-            " largest key.",
-        )
+        yield _beyond(f"{table.label} has a row with the id {largest}", largest, first)
+
+
+def _beyond(what: str, number: int, first: int) -> Incompatible:
+    return Incompatible(
+        f"{what}, beyond the first id of the migration, {first}",
+        hint=f"In the mapping: [ids] first = a number beyond {number}, with room for twice the"
+        " largest key.",
+    )
 
 
 def _source(
