@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
-from models.dashboard import ids
+from models.dashboard import ids, made
+from models.dashboard.checks import expected
 from models.engine.step import Context, Counts, Scope, Step
 
 # An organization of that name that is there already is adopted; the fixed ids make two writers
 # at the same moment meet on the primary key.
 _CREATE = """
 WITH existing AS (
-  SELECT id FROM {organizations} WHERE name = 'Default Organization'
+  SELECT id FROM {organizations} WHERE name = {default_organization}
   ORDER BY created_at, id LIMIT 1
 ), organization AS (
   INSERT INTO {organizations}
     (id, name, type, subscription_tier, credits_balance, settings, created_at, updated_at)
-  SELECT {organization}, 'Default Organization', 'education',
+  SELECT {organization}, {default_organization}, 'education',
          CAST('free' AS {tier_type}), 0, '{{}}', now(), now()
   WHERE NOT EXISTS (SELECT FROM existing)
   ON CONFLICT (id) DO NOTHING
@@ -24,10 +25,10 @@ WITH existing AS (
 ), department AS (
   INSERT INTO {departments}
     (id, organization_id, name, description, settings, created_at, updated_at)
-  SELECT {department}, owner.id, 'General', 'Default department', '{{}}', now(), now()
+  SELECT {department}, owner.id, {default_department}, 'Default department', '{{}}', now(), now()
   FROM (SELECT id FROM existing UNION ALL SELECT id FROM organization) AS owner
   WHERE NOT EXISTS (SELECT FROM {departments} d
-                    WHERE d.organization_id = owner.id AND d.name = 'General')
+                    WHERE d.organization_id = owner.id AND d.name = {default_department})
   ON CONFLICT (id) DO NOTHING
   RETURNING id
 )
@@ -37,12 +38,10 @@ SELECT (SELECT count(*) FROM organization) AS organizations,
 
 _DIFFERENCES = """
 SELECT 'missing', 'organization', 'default', 'organizations', NULL::text
-WHERE NOT EXISTS (SELECT FROM {organizations} WHERE name = 'Default Organization')
+FROM ({home}) AS home WHERE home.organization_id IS NULL
 UNION ALL
 SELECT 'missing', 'organization', 'default', 'departments', NULL
-WHERE NOT EXISTS (
-  SELECT FROM {departments} d JOIN {organizations} o ON o.id = d.organization_id
-  WHERE o.name = 'Default Organization' AND d.name = 'General')
+FROM ({home}) AS home WHERE home.department_id IS NULL
 UNION ALL
 SELECT 'extra', 'organization', o.id::text, 'organizations', NULL
 FROM {organizations} o
@@ -72,13 +71,16 @@ class Organization(Step):
         return bool(context.connection.scalar(owner, {"oid": table.oid}))
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        tier = context.type_of("organizations", "subscription_tier")
-        made = {
+        names = {
+            **made.expressions(context),
+            "tier_type": context.type_of("organizations", "subscription_tier"),
             "organization": ids.organization(context.sources),
             "department": ids.department(context.sources),
         }
-        row = context.execute(_CREATE, scope, tier_type=tier, **made).one()
+        row = context.execute(_CREATE, scope, **names).one()
         return {"rows": dict(row._mapping)}
 
     def differences(self, context: Context, scope: Scope) -> list[str]:
-        return [context.render(_DIFFERENCES, organization=ids.organization(context.sources))]
+        names = expected.expressions(context)
+        own = ids.organization(context.sources)
+        return [context.render(_DIFFERENCES, organization=own, **names)]

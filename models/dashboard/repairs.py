@@ -11,11 +11,8 @@ from typing import Any
 
 from sqlalchemy import text
 
-from models.dashboard import ids
-from models.dashboard.legacy import exact, word
+from models.dashboard import ids, made
 from models.dashboard.projects.apply import Projects
-from models.dashboard.schema import ENUMS
-from models.dashboard.users.apply import assigned_by, is_active, preferences
 from models.engine.repair import Change, Repair
 from models.engine.rollback import lock_rows
 from models.engine.step import Context, Scope
@@ -31,7 +28,7 @@ _IS_MIGRATED = """EXISTS (SELECT FROM {ai_suites} h WHERE h.user_id = u.id) AND 
 _MISSING_DATA = """
 WITH lacking AS MATERIALIZED (
   SELECT u.id, u.user_type, u.billing_tier, u.is_active,
-    CASE WHEN role.name IN ({user_types}) THEN role.name ELSE 'student' END AS type
+    {user_type} AS type
   FROM {users} u
   CROSS JOIN LATERAL (SELECT {role} AS name) AS role
   WHERE {scope} AND (u.user_type IS NULL OR u.billing_tier IS NULL OR u.is_active IS NULL)
@@ -55,9 +52,9 @@ FROM lacking l CROSS JOIN LATERAL (
 
 # Rules 5 and 8, for subscriptions of which something is gone.
 _TOOLS = """
-WITH lacking AS MATERIALIZED (
+WITH found AS MATERIALIZED (
   SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, u.id AS user_id, own.id AS suite_id,
-    {gpt_id} AS name, {version} AS version, {is_active} AS is_active,
+    {gpt_id} AS gpt_id, {version} AS version, {is_active} AS is_active,
     {preferences} AS preferences
   FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
   CROSS JOIN LATERAL ({oldest_suite}) AS own
@@ -72,31 +69,13 @@ WITH lacking AS MATERIALIZED (
                   WHERE a.tool_id = {tool_id} AND a.user_id = u.id)
       AND EXISTS (SELECT FROM {tool_usage_logs} l WHERE l.id = {usage_id}))
 ),
-tool AS (
-  INSERT INTO {ai_tools} (id, name, tool_type, version, configuration, pricing_tier, credits_cost,
-    is_active, requires_approval, created_at, updated_at, suite_id)
-  SELECT l.tool_id, l.name, 'gpt', l.version,
-    CASE WHEN jsonb_typeof(l.preferences) = 'null' THEN '{{}}' ELSE l.preferences
-    END::{tool_json}, CAST('free' AS {tool_tier}), 0, l.is_active, false, now(), now(), l.suite_id
-  FROM lacking l
-  ON CONFLICT (id) DO NOTHING
-  RETURNING id
-),
-assignment AS (
-  INSERT INTO {tool_assignments} (tool_id, user_id, assigned_by, assigned_at, permissions)
-  SELECT l.tool_id, l.user_id, {assigned_by}, now(), '{{"full_access"\\: true}}' FROM lacking l
+lacking AS MATERIALIZED (SELECT s.*, {tool_configuration} AS configuration FROM found s),
+tool AS ({insert_tools} lacking s ON CONFLICT (id) DO NOTHING RETURNING id),
+assignment AS ({insert_assignments} lacking s
   ON CONFLICT (tool_id, user_id) DO NOTHING
   RETURNING tool_id::text || ' ' || user_id::text AS id
 ),
-usage_log AS (
-  INSERT INTO {tool_usage_logs} (id, user_id, tool_id, session_id, action, parameters,
-    credits_used, status, started_at, completed_at, duration)
-  SELECT l.usage_id, l.user_id, l.tool_id, :run_id, 'migration', '{{}}', 0, 'completed',
-    now(), now(), 0
-  FROM lacking l
-  ON CONFLICT (id) DO NOTHING
-  RETURNING id
-)
+usage_log AS ({insert_usage_logs} lacking s ON CONFLICT (id) DO NOTHING RETURNING id)
 SELECT 'ai_tools', id::text, NULL::text, NULL::text, 'created' FROM tool
 UNION ALL SELECT 'tool_assignments', id, NULL, NULL, 'created' FROM assignment
 UNION ALL SELECT 'tool_usage_logs', id::text, NULL, NULL, 'created' FROM usage_log
@@ -114,19 +93,11 @@ WHERE {scope} AND {is_migrated} AND {active_gpt} = ({project_tool_id})::text AND
 # Where the tool is there, `projects.py` takes the project for migrated.
 _COMPLETE_PROJECTS = """
 WITH tool AS MATERIALIZED (
-  SELECT t.id, p.user_id, {project_usage_id} AS usage_id
+  SELECT t.id AS tool_id, p.user_id, {project_usage_id} AS usage_id
   FROM {projects} p JOIN {ai_tools} t ON t.id = {project_tool_id} WHERE {projects_scope}
 ),
-assignment AS (
-  INSERT INTO {tool_assignments} (tool_id, user_id, assigned_by, assigned_at, permissions)
-  SELECT t.id, t.user_id, {assigned_by}, now(), '{{"full_access"\\: true}}' FROM tool t
-  ON CONFLICT (tool_id, user_id) DO NOTHING
-)
-INSERT INTO {tool_usage_logs} (id, user_id, tool_id, session_id, action, parameters,
-  credits_used, status, started_at, completed_at, duration)
-SELECT t.usage_id, t.user_id, t.id, :run_id, 'migration', '{{}}', 0, 'completed', now(), now(), 0
-FROM tool t
-ON CONFLICT (id) DO NOTHING
+assignment AS ({insert_assignments} tool s ON CONFLICT (tool_id, user_id) DO NOTHING)
+{insert_usage_logs} tool s ON CONFLICT (id) DO NOTHING
 """
 _OF_PROJECTS = """
 SELECT 'ai_tools' AS name, t.id::text
@@ -245,20 +216,11 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         table.columns["id"].base for table in (subscriptions, context.sources.projects)
     )
     return {
+        **made.expressions(context),
         "scope": scope.condition("u.id", users.columns["id"].base),
         "is_migrated": context.render(_IS_MIGRATED),
-        "role": word(exact(users, "role", "NULL", alias="u")),
-        "user_types": ", ".join(f"'{name}'" for name in ENUMS["user_type"]),
-        "user_type_type": users.columns["user_type"].type,
-        "billing_tier_type": users.columns["billing_tier"].type,
         "tool_id": ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", key),
         "usage_id": ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", key),
         "project_tool_id": ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", project_key),
         "project_usage_id": ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", project_key),
-        "version": exact(subscriptions, "version", "NULL"),
-        "is_active": is_active(subscriptions),
-        "preferences": preferences(subscriptions),
-        "assigned_by": assigned_by(context),
-        "tool_json": context.type_of("ai_tools", "configuration"),
-        "tool_tier": context.type_of("ai_tools", "pricing_tier"),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.dashboard import ids
+from models.dashboard import ids, made
 from models.dashboard.tools import remove_tools
 from models.engine.rollback import NOTE
 from models.engine.step import Context, Counts, Scope
@@ -45,12 +45,13 @@ WITH made AS (
 ),
 found AS MATERIALIZED (
   SELECT 'departments' AS table_name, d.id::text AS id,
-    d.updated_at IS NOT DISTINCT FROM d.created_at AND d.name = 'General' AS is_untouched,
+    d.updated_at IS NOT DISTINCT FROM d.created_at AND d.name = {default_department}
+      AS is_untouched,
     EXISTS (SELECT FROM {users} u WHERE u.department_id = d.id) AS is_used
   FROM {departments} d, made WHERE d.id = {department} AND made.department
   UNION ALL
   SELECT 'organizations', o.id::text, o.updated_at IS NOT DISTINCT FROM o.created_at
-      AND o.name = 'Default Organization' AND o.credits_balance = 0,
+      AND o.name = {default_organization} AND o.credits_balance = 0,
     EXISTS (SELECT FROM {users} u WHERE u.organization_id = o.id)
       OR EXISTS (SELECT FROM {departments} d
                  WHERE d.organization_id = o.id AND d.id <> {department})
@@ -85,11 +86,12 @@ def undo_rest(context: Context, scope: Scope) -> Counts:
     removed = remove_tools(context, _GONE_TOOLS, scope)
     rest = context.execute(_GONE_REST, scope).one()
     names = {
+        **made.expressions(context),
         "organization": ids.organization(context.sources),
         "department": ids.department(context.sources),
     }
-    made = context.execute(_ORGANIZATION, scope, note=NOTE, **names).one()
+    gone = context.execute(_ORGANIZATION, scope, note=NOTE, **names).one()
     rows = {"ai_suites": rest.ai_suites, "tool_usage_logs": rest.tool_usage_logs}
     for name, count in removed["rows"].items():
         rows[name] = rows.get(name, 0) + count
-    return {"rows": rows | dict(made._mapping), "credits_granted": str(rest.credits_granted)}
+    return {"rows": rows | dict(gone._mapping), "credits_granted": str(rest.credits_granted)}

@@ -81,19 +81,9 @@ WHERE object >= 16384 AND NOT EXISTS (SELECT FROM pg_depend d
 """
 
 # pg_has_role's SET tells the roles that it may hand an object over to; before 16, membership did.
-_TROUBLE = f"""
-WITH role AS (
-  SELECT rolsuper AS is_super FROM pg_roles WHERE rolname = current_user
-),
-owned AS (
-  SELECT o.*, (identity).type || ' ' || (identity).identity AS name, n.nspname,
-    pg_get_userbyid(owner) AS owner_name
-  FROM ({OBJECTS}) AS o JOIN pg_namespace n ON n.oid = o.schema
-),
-outside AS ({OUTSIDE}),
-trouble AS (
+_OWNED = """
   SELECT name AS what, 'it belongs to ' || owner_name AS why FROM owned
-  WHERE NOT (pg_has_role(owner, '{{set}}') AND pg_has_role(owner, 'USAGE'))
+  WHERE NOT (pg_has_role(owner, '{set}') AND pg_has_role(owner, 'USAGE'))
   UNION ALL
   SELECT name, 'CREATE on schema ' || nspname || ' is missing' FROM owned
   WHERE NOT has_schema_privilege(schema, 'CREATE')
@@ -108,6 +98,9 @@ trouble AS (
       SELECT FROM pg_type t WHERE t.oid = object AND t.typtype = 'b')
     OR class = 'pg_proc'::regclass AND EXISTS (
       SELECT FROM pg_proc p WHERE p.oid = object AND p.proleakproof)
+"""
+# What a table, a function or a foreign table is made with.
+_MADE_WITH = """
   UNION ALL
   SELECT name, 'its language ' || l.lanname || ' is for superusers' FROM owned
   JOIN pg_proc p ON class = 'pg_proc'::regclass AND p.oid = object AND p.prokind <> 'a'
@@ -132,10 +125,12 @@ trouble AS (
     UNION ALL SELECT 'pg_type'::regclass, oid, typacl FROM pg_type
   ) AS given ON given.of = class AND given.oid = object, aclexplode(given.acl) AS a
   WHERE a.grantor <> owner
+"""
+_OTHER = """
   UNION ALL
   SELECT 'large object ' || oid, 'it belongs to ' || pg_get_userbyid(lomowner)
   FROM pg_largeobject_metadata
-  WHERE NOT (pg_has_role(lomowner, '{{set}}') AND pg_has_role(lomowner, 'USAGE'))
+  WHERE NOT (pg_has_role(lomowner, '{set}') AND pg_has_role(lomowner, 'USAGE'))
   UNION ALL
   SELECT type || ' ' || identity, 'only a superuser can create it' FROM outside
   WHERE NOT stays AND type NOT IN ('publication', 'server', 'user mapping')
@@ -144,7 +139,18 @@ trouble AS (
     'it belongs to ' || pg_get_userbyid(p.pubowner)
   FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid
   WHERE NOT pg_has_role(p.pubowner, 'USAGE')
-)
+"""
+_TROUBLE = f"""
+WITH role AS (
+  SELECT rolsuper AS is_super FROM pg_roles WHERE rolname = current_user
+),
+owned AS (
+  SELECT o.*, (identity).type || ' ' || (identity).identity AS name, n.nspname,
+    pg_get_userbyid(owner) AS owner_name
+  FROM ({OBJECTS}) AS o JOIN pg_namespace n ON n.oid = o.schema
+),
+outside AS ({OUTSIDE}),
+trouble AS ({_OWNED}{_MADE_WITH}{_OTHER})
 SELECT what, why FROM trouble, role WHERE NOT is_super
 UNION ALL
 SELECT 'subscription ' || quote_ident(subname),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from models.dashboard.users import apply
+from models.dashboard.users import statement
 from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.runs import control, partition, rollback, windows
@@ -142,10 +142,10 @@ def test_rows_that_a_faulty_worker_quarantined_are_a_difference_and_a_retry_migr
 ) -> None:
     before = snapshot(engine)
     bad = "btrim(coalesce({email}, ''), :blanks) = '' AS is_bad"
-    assert bad in apply._MIGRATE
+    assert bad in statement.MIGRATE
     with pytest.MonkeyPatch.context() as patched:
         faulty = bad.replace(" AS is_bad", " OR u.email LIKE '%.1%' AS is_bad")
-        patched.setattr(apply, "_MIGRATE", apply._MIGRATE.replace(bad, faulty))
+        patched.setattr(statement, "MIGRATE", statement.MIGRATE.replace(bad, faulty))
         ended = whole_run(engine, settings)
     good = keys_in(engine, "SELECT id FROM users WHERE email LIKE '%.1%'")
     assert len(good) > 3

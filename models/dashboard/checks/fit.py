@@ -13,6 +13,7 @@ from decimal import Decimal
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from models.dashboard.made import SUITE_SUFFIX
 from models.engine.schema.target import Target
 from models.engine.source import Sources
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table
@@ -22,7 +23,6 @@ from models.preflight.obstacles import LEGACY, TARGET, Obstacle
 # More than this share of a table's rows refused for one column is no matter of rows.
 SHARE = 0.01
 _BYTES = {"smallint": 2, "integer": 4, "bigint": 8}
-_SUFFIX = "''s Suite"
 
 
 def find(
@@ -64,7 +64,7 @@ def _widths(connection: Connection, sources: Sources, target: Target) -> Iterato
     email, gpt_id = users.value("email", "t"), subscriptions.value("gpt_id", "t")
     version = subscriptions.value("version", "t")
     origins: dict[tuple[str, str], list[tuple[Table, str, str]]] = {
-        ("ai_suites", "name"): [(users, "email", f"{email}::text || '{_SUFFIX}'")],
+        ("ai_suites", "name"): [(users, "email", f"{email}::text || {SUITE_SUFFIX}")],
         ("ai_tools", "name"): [
             (subscriptions, "gpt_id", f"{gpt_id}::text"),
             (projects, "active_gpt_id", "t.active_gpt_id::text"),
@@ -90,7 +90,7 @@ def _widths(connection: Connection, sources: Sources, target: Target) -> Iterato
 def _excess(found: Column, origin: Column, expression: str) -> str | None:
     """SQL condition for a value that the column cannot hold; None where all can be held."""
     if found.base in TEXT_TYPES:
-        own = 8 if _SUFFIX in expression else 0
+        own = 8 if SUITE_SUFFIX in expression else 0
         if found.length is None or (
             origin.length is not None and origin.length + own <= found.length
         ):

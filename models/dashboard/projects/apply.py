@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import functools
 
-from models.dashboard import ids
+from models.dashboard import ids, made
 from models.dashboard.projects import changes, checksum, verify
 from models.dashboard.projects.choice import gpt_of, is_choice, may_rename
 from models.dashboard.sources import PROJECTS
 from models.dashboard.tools import is_still_ours
-from models.dashboard.users.apply import assigned_by
 from models.engine.step import Context, Counts, Scope, Step, add, counts
 from models.postgres.keys import key_cast
 
@@ -50,32 +49,14 @@ WITH project AS MATERIALIZED (
   ) AS b ON true
   WHERE {scope}
 ),
-choice AS MATERIALIZED (SELECT * FROM project WHERE has_gpt AND reason IS NULL),
-tool AS (
-  INSERT INTO {ai_tools} AS t (id, name, tool_type, version, configuration, pricing_tier,
-    credits_cost, is_active, requires_approval, created_at, updated_at, suite_id)
-  SELECT c.tool_id, c.gpt_id, 'gpt', NULL,
-    jsonb_build_object('project_id', c.legacy_key, 'gpt_id', c.gpt_id)::{tool_json},
-    CAST('free' AS {tool_tier}), 0, true, false, now(), now(), c.suite_id
-  FROM choice c
-  {unless_there_is_tool}
-  RETURNING xmax = 0 AS is_new
+choice AS MATERIALIZED (
+  SELECT p.*, NULL AS version, true AS is_active,
+    jsonb_build_object('project_id', p.legacy_key, 'gpt_id', p.gpt_id) AS configuration
+  FROM project p WHERE p.has_gpt AND p.reason IS NULL
 ),
-assignment AS (
-  INSERT INTO {tool_assignments} (tool_id, user_id, assigned_by, assigned_at, permissions)
-  SELECT c.tool_id, c.user_id, {assigned_by}, now(), '{{"full_access"\\: true}}' FROM choice c
-  {unless_there_is_assignment}
-  RETURNING 1
-),
-usage_log AS (
-  INSERT INTO {tool_usage_logs} (id, user_id, tool_id, session_id, action, parameters,
-    credits_used, status, started_at, completed_at, duration)
-  SELECT c.usage_id, c.user_id, c.tool_id, :run_id, 'migration', '{{}}', 0, 'completed',
-    now(), now(), 0
-  FROM choice c
-  {unless_there_is_id}
-  RETURNING 1
-),
+tool AS ({insert_tools} choice s {unless_there_is_tool} RETURNING xmax = 0 AS is_new),
+assignment AS ({insert_assignments} choice s {unless_there_is_assignment} RETURNING 1),
+usage_log AS ({insert_usage_logs} choice s {unless_there_is_id} RETURNING 1),
 new_quarantine AS (
   INSERT INTO migration.quarantine AS q
     (entity, legacy_key, run_id, batch_id, reason, message, row_hash)
@@ -136,6 +117,7 @@ class Projects(Step):
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     key = context.sources.projects.columns["id"].base
     return {
+        **made.expressions(context),
         "scope": scope.condition("p.id", key),
         "unless_there_is_tool": scope.unless_there("id", _RENAME),
         "unless_there_is_id": scope.unless_there("id"),
@@ -151,8 +133,5 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "usage_id": ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", key),
         "tool_id_of_key": ids.id_of(context.sources, ids.PROJECT_TOOL, "k.id", key),
         "usage_id_of_key": ids.id_of(context.sources, ids.PROJECT_USAGE, "k.id", key),
-        "assigned_by": assigned_by(context),
         "still_ours": is_still_ours(context),
-        "tool_json": context.type_of("ai_tools", "configuration"),
-        "tool_tier": context.type_of("ai_tools", "pricing_tier"),
     }

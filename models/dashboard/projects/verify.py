@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from models.dashboard import ids
-from models.dashboard.checks.tool_checks import system_assigner, tool_checks
+from models.dashboard.checks import expected
+from models.dashboard.checks.expected import tool_checks
 from models.engine.checks.verification import Check, with_checks
 from models.engine.step import Context
 
@@ -159,7 +160,7 @@ def details(context: Context, condition: str) -> list[str]:
             wanted=wanted(context, "(e.was ->> 'active_gpt_id')", "e.user_id"),
             named=ids.named(context.sources, "ai_tools", "e.active_gpt_id"),
             is_key=is_key(context),
-            assigned_by=system_assigner(context),
+            **expected.expressions(context),
         )
         for sql in (with_checks(_PROJECTS, _CHECKS), _SET_ASIDE)
     ]

@@ -121,7 +121,7 @@ SELECT -(SELECT count(*) FROM suite) AS ai_suites,
 # subscription that is quarantined had elsewhere is left whole, for the old owner's batch to remove.
 _REFRESH = """
 WITH expected AS MATERIALIZED (
-  SELECT * FROM (
+  SELECT s.*, {tool_configuration} AS configuration FROM (
     SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, {gpt_id} AS name,
       {version} AS version, {is_active} AS is_active, {preferences} AS preferences,
       own.id AS suite_id
@@ -134,16 +134,14 @@ WITH expected AS MATERIALIZED (
 ),
 tool AS (
   UPDATE {ai_tools} t SET name = e.name, version = e.version, is_active = e.is_active,
-    configuration = CASE WHEN jsonb_typeof(e.preferences) = 'null' THEN '{{}}'
-      ELSE e.preferences END::{tool_json},
+    configuration = e.configuration::{tool_json},
     suite_id = CASE WHEN home.user_id = e.user_id THEN t.suite_id ELSE e.suite_id END
   FROM expected e, {ai_suites} home
   WHERE t.id = e.tool_id AND home.id = t.suite_id
     AND {still_ours}
     AND (home.user_id <> e.user_id OR t.name <> e.name
       OR t.version IS DISTINCT FROM e.version OR t.is_active IS DISTINCT FROM e.is_active
-      OR t.configuration::jsonb IS DISTINCT FROM
-        CASE WHEN jsonb_typeof(e.preferences) = 'null' THEN '{{}}' ELSE e.preferences END)
+      OR t.configuration::jsonb IS DISTINCT FROM e.configuration)
   RETURNING t.id
 ),
 assignment AS (
@@ -159,8 +157,8 @@ usage_log AS (
   WHERE l.id = e.usage_id AND (l.user_id <> e.user_id OR tool.id IS NOT NULL)
 ),
 suite AS (
-  UPDATE {ai_suites} s SET name = {email} || '''s Suite' FROM {users} u
-  WHERE {scope} AND s.id = {suite_id} AND s.name <> {email} || '''s Suite'
+  UPDATE {ai_suites} s SET name = {email} || {suite_suffix} FROM {users} u
+  WHERE {scope} AND s.id = {suite_id} AND s.name <> {email} || {suite_suffix}
     AND (s.updated_at IS NOT DISTINCT FROM s.created_at OR EXISTS ({own_image}))
     AND btrim(coalesce({email}, ''), :blanks) <> ''
 )
@@ -170,17 +168,15 @@ SELECT -(SELECT count(*) FROM assignment) AS tool_assignments
 # Another role, hence another type and another grant: for users whom this run gave theirs.
 _RETYPE = """
 WITH stale AS MATERIALIZED (
-  SELECT u.id, {grant_id} AS grant_id, role.type, c.amount AS before, g.amount AS after
+  SELECT u.id, {grant_id} AS grant_id, given.type, c.amount AS before, g.amount AS after
   FROM {users} u
   CROSS JOIN LATERAL ({own_image}) AS b
   JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :own_run
-  CROSS JOIN LATERAL (SELECT {role} AS name) AS named
-  CROSS JOIN LATERAL (
-    SELECT CASE WHEN named.name IN ({user_types}) THEN named.name ELSE 'student' END AS type
-  ) AS role
+  CROSS JOIN LATERAL (SELECT {role} AS name) AS role
+  CROSS JOIN LATERAL (SELECT {user_type} AS type) AS given
   CROSS JOIN LATERAL (SELECT {role_amount} AS amount) AS g
   WHERE {scope} AND NOT coalesce(b.was -> 'kept', '[]') ? 'user_type'
-    AND u.user_type::text <> role.type
+    AND u.user_type::text <> given.type
   FOR NO KEY UPDATE OF u
 ),
 granted AS (

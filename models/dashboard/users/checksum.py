@@ -9,8 +9,7 @@ of their own before, `users_verification.py` says what is wrong, if anything is.
 from __future__ import annotations
 
 from models.dashboard import ids
-from models.dashboard.checks.tool_checks import expected_preferences, system_assigner
-from models.dashboard.legacy import exact, optional, word
+from models.dashboard.checks import expected
 from models.dashboard.scopes import near, owned
 from models.engine.checks.verification import newest_images
 from models.engine.step import Context, Scope
@@ -19,28 +18,20 @@ from models.engine.step import Context, Scope
 # whole table for a large page. A sum is over the rows whose constant columns are right, a count
 # over all of them. A project's tool is held against its project in `projects/checksum.py`; here it
 # only has to be there.
-_TALLY = """
+_OWNERS = """
 WITH page AS MATERIALIZED (
-  SELECT u.id, {suite_id} AS suite_id, concat({email}, '''s Suite') AS suite_name, q.legacy_key,
-    coalesce(NOT b.was ?| ARRAY['kept', 'suite'] AND u.user_type::text = CASE
-        WHEN role.name IN ('student', 'teacher', 'admin', 'developer') THEN role.name
-        ELSE 'student' END
+  SELECT u.id, {suite_id} AS suite_id, concat({email}, {suite_suffix}) AS suite_name, q.legacy_key,
+    coalesce(NOT b.was ?| ARRAY['kept', 'suite'] AND u.user_type::text = {user_type}
       AND u.billing_tier::text = 'free' AND u.is_active AND u.credits_balance IS NOT NULL
-      AND u.organization_id = home.organization_id
-      AND u.department_id::text
-        = coalesce(b.was ->> 'department_id', home.department_id::text), false)
+      AND u.organization_id::text = home.organization_id
+      AND u.department_id::text = coalesce(b.was ->> 'department_id', home.department_id), false)
       AS is_plain
   FROM {users} u
   CROSS JOIN LATERAL (SELECT {role} AS name) AS role
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
   LEFT JOIN {images} AS b ON b.legacy_key = u.id::text
-  LEFT JOIN (
-    SELECT o.id AS organization_id, d.id AS department_id
-    FROM {organizations} o JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
-    WHERE o.name = 'Default Organization'
-    ORDER BY o.created_at, o.id, d.created_at, d.id LIMIT 1
-  ) AS home ON true
+  CROSS JOIN ({home}) AS home
   WHERE {scope}
 ),
 owner AS (
@@ -51,17 +42,16 @@ owner AS (
 ),
 suites AS (
   SELECT count(*) AS rows, sum({suite_found}) FILTER (WHERE h.is_active
-    AND h.configuration::jsonb = CAST(
-      '{{"auto_configuration"\\: true, "default_tools"\\: [], "preferences"\\: {{}}}}' AS jsonb)
-  ) AS total
+    AND h.configuration::jsonb = {suite_configuration}) AS total
   FROM {ai_suites} h WHERE {suites_scope}
 ),
+"""
+_ASKED = """
 subscription AS (
   SELECT s.user_id::text AS user_id, {tool_id} AS tool_id, {usage_id} AS usage_id,
     {gpt_id} AS name, {version} AS version,
-    {status} IS NOT DISTINCT FROM 'active' AND {is_active} IS DISTINCT FROM false AS is_active,
-    CASE WHEN q.legacy_key IS NULL THEN coalesce(nullif({preferences}, 'null'), '{{}}')
-    END AS preferences, q.legacy_key IS NULL AS stands
+    {is_active} AS is_active, CASE WHEN q.legacy_key IS NULL THEN {configuration} END
+      AS configuration, q.legacy_key IS NULL AS stands
   FROM page JOIN {subscriptions} s ON s.user_id = page.id AND {subscriptions_scope}
   LEFT JOIN migration.quarantine q ON q.entity = 'subscription' AND q.legacy_key = s.id::text
     AND q.state IN ('open', 'accepted')
@@ -83,6 +73,8 @@ asked_by_projects AS (
     WHERE {active_gpt} = ({project_tool})::text
   ) AS e
 ),
+"""
+_FOUND = """
 tools AS (
   SELECT count(*) AS rows, sum(
     CASE WHEN {is_project_tool} THEN {project_tool_found} ELSE {tool_found} END
@@ -95,7 +87,7 @@ tools AS (
 assignments AS (
   SELECT count(*) AS rows, sum({assignment_found}) FILTER (WHERE a.expires_at IS NULL
     AND a.assigned_by::text IS NOT DISTINCT FROM {assigned_by}
-    AND a.permissions::jsonb = '{{"full_access"\\: true}}') AS total
+    AND a.permissions::jsonb = {full_access}) AS total
   FROM {tool_assignments} a WHERE {assignments_scope}
 ),
 logs AS (
@@ -103,6 +95,8 @@ logs AS (
     AND l.credits_used = 0 AND l.status = 'completed') AS total
   FROM {tool_usage_logs} l WHERE {logs_scope}
 )
+"""
+_COMPARED = """
 SELECT o.users, o.users_quarantined, s.subscriptions,
   s.subscriptions - s.rows AS subscriptions_quarantined,
   o.are_plain AND o.users - o.users_quarantined = h.rows
@@ -121,7 +115,8 @@ def statement(context: Context, scope: Scope) -> str:
     user_key, project_key = users.columns["id"].base, context.sources.projects.columns["id"].base
     key = subscriptions.columns["id"].base
     return context.render(
-        _TALLY,
+        _OWNERS + _ASKED + _FOUND + _COMPARED,
+        **expected.expressions(context, is_optimistic=scope.is_optimistic),
         scope=scope.condition("u.id", user_key),
         suites_scope=owned(context, context.target.table("ai_suites"), "h", scope),
         assignments_scope=owned(context, context.target.table("tool_assignments"), "a", scope),
@@ -135,16 +130,10 @@ def statement(context: Context, scope: Scope) -> str:
         project_usage=ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", project_key),
         is_project_tool=ids.has_kind(context.sources, ids.PROJECT_TOOL, "t.id"),
         suite_id=ids.id_of(context.sources, ids.SUITE, "u.id", user_key),
-        role=word(exact(users, "role", "NULL", alias="u")),
         suite_asked=_hash("e.suite_id", "e.suite_name", "e.id::text"),
         suite_found=_hash("h.id", "h.name", "h.user_id::text"),
-        version=exact(subscriptions, "version", "NULL"),
-        status=word(exact(subscriptions, "status", "'active'")),
-        is_active=optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
-        preferences=expected_preferences(context, is_optimistic=scope.is_optimistic),
-        assigned_by=system_assigner(context),
         tool_asked=_tool("e.tool_id", "e.user_id", "e.name", "e.version", "e.is_active",
-                         "e.preferences"),
+                         "e.configuration"),
         tool_found=_tool("t.id", "h.user_id::text", "t.name", "t.version", "t.is_active",
                          "t.configuration::jsonb"),
         project_tool_asked=_hash("e.tool_id", "e.user_id"),

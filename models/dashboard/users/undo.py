@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from models.dashboard import ids
-from models.dashboard.legacy import exact
+from models.dashboard import ids, made
 from models.dashboard.scopes import owned
 from models.dashboard.sources import USERS
 from models.dashboard.tools import remove_tools
-from models.dashboard.users.apply import assigned_by, is_active, preferences
 from models.engine.rollback import NOTE, lock_rows, note_refused
 from models.engine.step import Context, Counts, Scope, Step, add, counts
 from models.postgres.catalog import quote
@@ -32,7 +30,8 @@ SELECT count(*) FROM (
   ORDER BY t.id FOR UPDATE) AS locked
 """
 
-_UNDO_TOOLS = """
+# The tools of the run, and for each whether it is as the run made it.
+_TOOLS_MADE = """
 WITH made AS MATERIALIZED (
   SELECT l.id AS usage_id, l.tool_id, l.user_id, l.xmin AS made_in,
     l.id = {usage_of_tool} AND l.action = 'migration' AND l.credits_used = 0
@@ -49,13 +48,16 @@ tool AS MATERIALIZED (
         SELECT FROM {subscriptions} s
         WHERE s.user_id = m.user_id AND {subscription_tool} = t.id
           AND {gpt_id} = t.name AND {version} IS NOT DISTINCT FROM t.version
-          AND ({is_active}) = t.is_active AND CASE WHEN jsonb_typeof({preferences}) = 'null'
-            THEN '{{}}' ELSE {preferences} END = t.configuration::jsonb)
+          AND ({is_active}) = t.is_active AND t.configuration::jsonb = (
+            SELECT {tool_configuration} FROM (SELECT {preferences} AS preferences) AS s))
       ELSE t.is_active AND t.version IS NULL
         AND t.configuration::jsonb ->> 'gpt_id' IS NOT DISTINCT FROM t.name END
   ) AS is_untouched
   FROM made m LEFT JOIN {ai_tools} t ON t.id = m.tool_id
 ),
+"""
+# Why a tool stays, unless by force: somebody changed it, or something else hangs on it.
+_REASONS = """
 reason AS MATERIALIZED (
   SELECT 'changed' AS kind, 'ai_tools' AS table_name, t.tool_id::text AS row_key, t.tool_id
   FROM tool t WHERE NOT t.is_untouched
@@ -67,7 +69,7 @@ reason AS MATERIALIZED (
     a.tool_id::text || ' ' || a.user_id::text, t.tool_id
   FROM tool t JOIN {tool_assignments} a ON a.tool_id = t.tool_id
   WHERE NOT (a.user_id = t.user_id AND a.assigned_by IS NOT DISTINCT FROM {assigned_by}
-    AND a.expires_at IS NULL AND a.permissions::jsonb = '{{"full_access"\\: true}}')
+    AND a.expires_at IS NULL AND a.permissions::jsonb = {full_access})
   UNION ALL
   SELECT 'hanging', 'tool_usage_logs', x.id::text, t.tool_id
   FROM tool t JOIN {tool_usage_logs} x ON x.tool_id = t.tool_id AND x.id <> t.usage_id
@@ -89,6 +91,8 @@ noted AS (
   ON CONFLICT DO NOTHING
   RETURNING 1
 ),
+"""
+_REMOVED = """
 doomed AS MATERIALIZED (
   SELECT t.tool_id FROM tool t
   WHERE :forced OR NOT EXISTS (SELECT FROM reason r WHERE r.tool_id = t.tool_id)
@@ -110,6 +114,7 @@ SELECT -(SELECT count(*) FROM usage_log WHERE is_ours) AS tool_usage_logs,
   -(SELECT count(*) FROM assignment) AS tool_assignments,
   -(SELECT count(*) FROM gone) AS ai_tools
 """
+_UNDO_TOOLS = _TOOLS_MADE + _REASONS + _REMOVED
 
 # By force: what else is in the suites that go.
 _IN_DOOMED_SUITES = """
@@ -120,13 +125,9 @@ _IN_DOOMED_SUITES = """
   WHERE {scope}
 """
 
-_UNDO_USERS = """
-WITH home AS (
-  SELECT o.id AS organization_id, d.id AS department_id
-  FROM {organizations} o LEFT JOIN {departments} d
-    ON d.organization_id = o.id AND d.name = 'General'
-  WHERE o.name = 'Default Organization' ORDER BY o.created_at, o.id, d.created_at, d.id LIMIT 1
-),
+# What goes back, decided for each column of each user, and for each suite.
+_DECIDED = """
+WITH home AS ({home}),
 credit AS MATERIALIZED (
   SELECT c.id, c.user_id, c.reason, c.operation, c.amount, c.balance_after
   FROM {credit_logs} c
@@ -155,14 +156,14 @@ changed AS MATERIALIZED (
 suite AS MATERIALIZED (
   SELECT s.id, p.legacy_key, p.made_in = s.xmin OR (
       s.updated_at IS NOT DISTINCT FROM s.created_at AND s.is_active AND s.description IS NULL
-      AND s.user_id = p.id AND s.name = p.email || '''s Suite'
-      AND s.configuration::jsonb
-        = '{{"default_tools"\\: [], "preferences"\\: {{}}, "auto_configuration"\\: true}}')
-      AS is_untouched,
+      AND s.user_id = p.id AND s.name = p.email || {suite_suffix}
+      AND s.configuration::jsonb = {suite_configuration}) AS is_untouched,
     EXISTS (SELECT FROM {ai_tools} t WHERE t.suite_id = s.id) AS is_used
   FROM page p JOIN {ai_suites} s ON s.id = {suite_id_of_page}
   WHERE NOT p.was ?| ARRAY['suite', 'had_suite']
 ),
+"""
+_RESTORED = """
 noted AS (
   {note}
   SELECT :run_id, 'changed', 'users', c.legacy_key, c.detail, NULL FROM changed c
@@ -200,6 +201,7 @@ forgotten AS (
 SELECT -(SELECT count(*) FROM suite_gone) AS ai_suites,
   -(SELECT coalesce(sum(granted), 0) FROM credit_gone) AS credits_granted
 """
+_UNDO_USERS = _DECIDED + _RESTORED
 
 # Where the run wrote a column, by its own notes, and whether it is still as the run wrote it.
 _WRITTEN = {
@@ -254,6 +256,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     user_key, key = users.columns["id"].base, subscriptions.columns["id"].base
     usage = (ids.SUBSCRIPTION_USAGE, ids.PROJECT_USAGE)
     return {
+        **made.expressions(context),
         "note": NOTE,
         "scope": scope.condition("u.id", user_key),
         "suites_scope": owned(context, context.target.table("ai_suites"), "s", scope),
@@ -262,12 +265,8 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "is_usage": " OR ".join(ids.has_kind(context.sources, kind, "l.id") for kind in usage),
         "is_subscription_tool": ids.has_kind(context.sources, ids.SUBSCRIPTION_TOOL, "t.id"),
         "subscription_tool": ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", key),
-        "version": exact(subscriptions, "version", "NULL"),
-        "is_active": is_active(subscriptions),
-        "preferences": preferences(subscriptions),
         "usage_of_tool": ids.usage_of(context.sources, "l.tool_id"),
         "usage_of_t": ids.usage_of(context.sources, "t.id"),
-        "assigned_by": assigned_by(context),
         "suite_id": ids.id_of(context.sources, ids.SUITE, "u.id", user_key),
         "suite_id_of_page": ids.id_of(context.sources, ids.SUITE, "p.id", user_key),
         **_columns(context),

@@ -7,8 +7,8 @@ target row it must have produced, and every row that the migration made against 
 from __future__ import annotations
 
 from models.dashboard import ids
-from models.dashboard.checks.tool_checks import expected_preferences, system_assigner, tool_checks
-from models.dashboard.legacy import exact, optional, word
+from models.dashboard.checks import expected
+from models.dashboard.checks.expected import tool_checks
 from models.engine.checks.verification import Check, with_checks, wrong_values
 from models.engine.step import Context, Scope
 from models.postgres.keys import key_from_text
@@ -20,8 +20,7 @@ _USER_CHECKS = (
         "user_type",
         "u.user_type IS NULL OR (u.is_known AND u.user_type <> CASE"
         " WHEN u.kept ? 'user_type' THEN u.was ->> 'user_type'"
-        " WHEN u.role IN ('student', 'teacher', 'admin', 'developer') THEN u.role"
-        " ELSE 'student' END)",
+        " ELSE u.type END)",
     ),
     Check(
         "wrong_value",
@@ -74,10 +73,8 @@ _USER_CHECKS = (
         "ai_suites",
         "s.id IS NOT NULL AND (u.is_known OR s.is_as_made)",
         {
-            "name": "s.name <> concat(u.email, '''s Suite')",
-            "configuration": "s.configuration::jsonb IS DISTINCT FROM jsonb_build_object("
-            "'default_tools', json_build_array(), 'preferences', json_build_object(),"
-            " 'auto_configuration', true)",
+            "name": "s.name <> concat(u.email, {suite_suffix})",
+            "configuration": "s.configuration::jsonb IS DISTINCT FROM {suite_configuration}",
             "is_active": "s.is_active IS DISTINCT FROM true",
         },
     ),
@@ -93,8 +90,9 @@ FROM (
     u.is_active, u.organization_id::text, u.department_id::text, u.credits_balance,
     b.was, coalesce(b.was -> 'kept', '[]') AS kept,
     coalesce(b.run_id = :own_run, false) AS is_known,
-    {role} AS role
-  FROM {users} u LEFT JOIN LATERAL (
+    {user_type} AS type
+  FROM {users} u CROSS JOIN LATERAL (SELECT {role} AS name) AS role
+  LEFT JOIN LATERAL (
     SELECT i.was, i.run_id FROM migration.before_images i
     WHERE i.entity = 'user' AND i.legacy_key = u.id::text ORDER BY i.run_id DESC LIMIT 1
   ) AS b ON true
@@ -102,14 +100,7 @@ FROM (
     SELECT FROM migration.quarantine q WHERE q.entity = 'user' AND q.legacy_key = u.id::text
       AND q.state IN ('open', 'accepted'))
 ) AS u
-LEFT JOIN (
-  SELECT (array_agg(o.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1]::text
-      AS organization_id,
-    (array_agg(d.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1]::text AS department_id
-  FROM {organizations} o
-  LEFT JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
-  WHERE o.name = 'Default Organization'
-) AS home ON true
+CROSS JOIN ({home}) AS home
 LEFT JOIN LATERAL (
   SELECT e.*, e.updated_at IS NOT DISTINCT FROM e.created_at AS is_as_made FROM {ai_suites} e
   WHERE e.id = {suite_id} OFFSET 0
@@ -144,10 +135,8 @@ _SUBSCRIPTION_CHECKS = (
         {
             "name": "t.name IS DISTINCT FROM e.gpt_id",
             "version": "t.version IS DISTINCT FROM e.version",
-            "is_active": "t.is_active IS DISTINCT FROM"
-            " (e.status IS NOT DISTINCT FROM 'active' AND e.is_active IS DISTINCT FROM false)",
-            "configuration": "t.configuration::jsonb IS DISTINCT FROM"
-            " coalesce(nullif(e.preferences, 'null'), '{{}}')",
+            "is_active": "t.is_active IS DISTINCT FROM e.is_active",
+            "configuration": "t.configuration::jsonb IS DISTINCT FROM e.configuration",
         },
     ),
 )
@@ -156,8 +145,8 @@ _SUBSCRIPTIONS = """
 SELECT found.kind, 'subscription', e.legacy_key, found.target_table, found.detail
 FROM (
   SELECT s.id::text AS legacy_key, s.user_id, {gpt_id} AS gpt_id, {version} AS version,
-    {status} AS status, {is_active} AS is_active, {tool_id} AS tool_id, {usage_id} AS usage_id,
-    {preferences} AS preferences
+    {is_active} AS is_active, {configuration} AS configuration, {tool_id} AS tool_id,
+    {usage_id} AS usage_id
   FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id
   WHERE {scope} AND NOT EXISTS (
     SELECT FROM migration.quarantine q WHERE q.entity = 'subscription'
@@ -177,7 +166,7 @@ WHERE ({differs}) AND found.differs
 # duplicates: rows made during the run that repeat a migrated one under another id. What an
 # earlier run made may stay while its legacy row is quarantined, or where the new application uses
 # it.
-_EXTRA = """
+_JUDGED = """
 WITH page AS MATERIALIZED (SELECT u.id FROM {users} u WHERE {scope}),
 legacy AS MATERIALIZED (
   SELECT {tool_id} AS tool_id, {usage_id} AS usage_id, s.user_id, q.legacy_key IS NULL AS stands
@@ -212,6 +201,10 @@ judged AS MATERIALIZED (
       AND (SELECT count(*) FROM {marketplace_listings} m WHERE m.tool_id = x.id) = 0) AS is_extra
   FROM stray x JOIN tools t ON t.id = x.id
 )
+"""
+_EXTRA = (
+    _JUDGED
+    + """
 SELECT 'extra', j.entity, j.id::text, 'ai_tools', NULL FROM judged j WHERE j.is_extra
 UNION ALL
 SELECT 'extra', 'subscription', t.id::text, 'ai_tools', 'duplicate'
@@ -240,6 +233,7 @@ LEFT JOIN judged j ON j.id = l.tool_id
 WHERE e.usage_id IS NULL AND l.action = 'migration' AND ({is_usage} OR {is_used_tool})
   AND j.is_extra IS NOT FALSE
 """
+)
 
 
 def differences(context: Context, scope: Scope) -> list[str]:
@@ -263,17 +257,12 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     user_key = users.columns["id"].base
     key = subscriptions.columns["id"].base
     return {
+        **expected.expressions(context),
         "scope": scope.condition("u.id", user_key),
-        "role": word(exact(users, "role", "NULL", alias="u")),
         "suite_id": ids.id_of(context.sources, ids.SUITE, "u.id", user_key),
         "grant_id": ids.id_of(context.sources, ids.GRANT, "u.id", user_key),
         "tool_id": ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", key),
         "usage_id": ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", key),
-        "version": exact(subscriptions, "version", "NULL"),
-        "status": word(exact(subscriptions, "status", "'active'")),
-        "is_active": optional(subscriptions, "is_active", "NULL", alias="s") + "::boolean",
-        "preferences": expected_preferences(context),
-        "assigned_by": system_assigner(context),
         "is_made": ids.is_made(context.sources, context.target, "x.id"),
         "is_tool": ids.has_kind(context.sources, ids.SUBSCRIPTION_TOOL, "t.id"),
         "is_project_tool": ids.has_kind(context.sources, ids.PROJECT_TOOL, "t.id"),

@@ -1,8 +1,10 @@
-"""What must hold for a tool and its dependents, for the verification; no step uses it."""
+"""What must be there, said once for the verification, in words of its own; no step uses it."""
 
 from __future__ import annotations
 
+from models.dashboard.legacy import exact, optional, word
 from models.engine.checks.verification import Check, wrong_values
+from models.engine.source import SourceTable
 from models.engine.step import Context
 from models.postgres.catalog import TEXT_TYPES
 
@@ -13,8 +15,7 @@ _HANGING = (
         "a.tool_id IS NOT NULL AND (l.id IS NULL OR l.session_id = :own_run)",
         {
             "assigned_by": "a.assigned_by::text IS DISTINCT FROM {assigned_by}",
-            "permissions": "a.permissions::jsonb IS DISTINCT FROM"
-            " jsonb_build_object('full_access', true)",
+            "permissions": "a.permissions::jsonb IS DISTINCT FROM {full_access}",
             "expires_at": "a.expires_at IS NOT NULL",
         },
     ),
@@ -64,7 +65,43 @@ def tool_checks(columns: dict[str, str]) -> list[Check]:
     ]
 
 
-def system_assigner(context: Context) -> str:
+# The organization and the department of users who have none: the oldest of their names.
+_HOME = """
+  SELECT (array_agg(o.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1]::text
+      AS organization_id,
+    (array_agg(d.id ORDER BY o.created_at, o.id, d.created_at, d.id))[1]::text AS department_id
+  FROM {organizations} o
+  LEFT JOIN {departments} d ON d.organization_id = o.id AND d.name = 'General'
+  WHERE o.name = 'Default Organization'"""
+
+
+def expressions(context: Context, *, is_optimistic: bool = False) -> dict[str, str]:
+    """What must be there, as SQL; of a user `u`, a subscription `s`, and `role` with its word.
+
+    Optimistic, the statement fails for preferences that jsonb does not take; else they are null.
+    """
+    users, subscriptions = context.sources.users, context.sources.subscriptions
+    status = word(exact(subscriptions, "status", "'active'"))
+    active = optional(subscriptions, "is_active", "NULL", alias="s")
+    document = _preferences(subscriptions, is_optimistic=is_optimistic)
+    return {
+        "home": context.render(_HOME),
+        "role": word(exact(users, "role", "NULL", alias="u")),
+        "user_type": "CASE WHEN role.name IN ('student', 'teacher', 'admin', 'developer')"
+        " THEN role.name ELSE 'student' END",
+        "suite_suffix": "'''s Suite'",
+        "suite_configuration": r"""CAST('{"auto_configuration"\: true, "default_tools"\: [],"""
+        r""" "preferences"\: {}}' AS jsonb)""",
+        "version": exact(subscriptions, "version", "NULL"),
+        "is_active": f"({status} IS NOT DISTINCT FROM 'active'"
+        f" AND {active}::boolean IS DISTINCT FROM false)",
+        "configuration": f"coalesce(nullif({document}, 'null'), '{{}}')",
+        "full_access": r"""CAST('{"full_access"\: true}' AS jsonb)""",
+        "assigned_by": _system_assigner(context),
+    }
+
+
+def _system_assigner(context: Context) -> str:
     """What `assigned_by` must hold: null where it can only hold a user's key."""
     table = context.target.table("tool_assignments")
     points_at_user = table.key_on("assigned_by") is not None
@@ -72,15 +109,11 @@ def system_assigner(context: Context) -> str:
     return "NULL" if points_at_user or not is_text else "'system'"
 
 
-def expected_preferences(context: Context, *, is_optimistic: bool = False) -> str:
-    """The preferences of the subscription `s` as jsonb; null where there are none that it takes.
-
-    Optimistic, the statement fails for a document that jsonb does not take.
-    """
-    document = context.sources.subscriptions.columns.get("preferences")
+def _preferences(subscriptions: SourceTable, *, is_optimistic: bool) -> str:
+    document = subscriptions.columns.get("preferences")
     if document is None:
         return "NULL::jsonb"
-    value = context.sources.subscriptions.value("preferences", "s")
+    value = subscriptions.value("preferences", "s")
     if document.base == "jsonb" or is_optimistic:
         return f"{value}::jsonb"
     return f"migration.try_jsonb({value}::text)"
