@@ -21,28 +21,33 @@ from tests.faults.world import USERS, Lane
 
 _HEAD = f"""# The crash matrix
 
-Every row is a fault, brought about so many times at another moment of the run. `make faults`
-writes this file, row by row; what it does stands in [tests/faults](../tests/faults).
+Each row is a fault that is injected several times, each time at a different moment of the run.
+`make faults` writes this page row by row; the code is in [tests/faults](../tests/faults).
 
-A run migrates {USERS} generated users with their subscriptions and projects, bad rows among them,
-in batches of {BATCH_SIZE}, with a worker of {CHILDREN} child processes on real servers. The workers
-run the product's own code; whatever dies is started again at once, and no command is repeated.
+A run migrates {USERS} generated users with their subscriptions and projects, some of them bad, in
+batches of {BATCH_SIZE}, with one worker of {CHILDREN} child processes on real servers. The workers
+run the product's own code. A process that dies is started again at once. No command is repeated.
 
-Each repetition ends in the same assertion ([verdict.py](../tests/faults/verdict.py)): each legacy
-row is accounted for exactly once, as an independent implementation of the rules says
-([oracle.py](../tests/oracle.py)); every balance equals its log to the cent; the report's figures
-are those of the tables; no batch is open and no message left; the run ended within
-{LIMIT_SECONDS:.0f} seconds of the fault, in the state that an undisturbed one ends in.
+Each repetition ends with the same assertions ([verdict.py](../tests/faults/verdict.py)):
 
-- *lost*: rows or amounts that are missing or wrong. *doubled*: those that are there too often.
+- Each legacy row is accounted for exactly once, according to an independent implementation of the
+  rules ([oracle.py](../tests/oracle.py)). Every balance equals its log to the cent.
+- The report's figures are those of the tables. No batch is open, and no message is left.
+- The run ends within {LIMIT_SECONDS:.0f} seconds of the fault, in the state in which a run without
+  a fault ends.
+
+The columns:
+
+- *lost*: rows or amounts that are missing or wrong. *doubled*: those that exist too often.
 - *stuck*: runs that were open {LIMIT_SECONDS:.0f} s after the fault, or ended in another state.
-- *seconds to recover*: from the moment when the fault was over (a kill: when it struck; an outage:
-  when the server was back or the lock was gone; a fault that lasts as long as the run: when the run
-  began) to the end of the run, the rest of its ordinary work included. Compare with the first row,
-  which is a whole run, the start of its workers included. Several repetitions share the machine.
+- *seconds to recover* (median / maximum): from the end of the fault to the end of the run, the rest
+  of its normal work included. A kill ends when it strikes, an outage when the server is back or the
+  lock is gone. A fault that lasts as long as the run ends when the run begins. The first row is a
+  whole run, with the start of its workers, for comparison. Several repetitions share the machine.
 """
-_ENDED = """Workers that ended by themselves, and that whatever runs them had to start again, in so
-many of the repetitions: """
+_ENDED = (
+    "Workers that ended by themselves and had to be started again, with the number of repetitions: "
+)
 
 
 def write(path: Path, rows: Sequence[Row], progress: Progress, machine: str) -> None:
@@ -63,7 +68,7 @@ def write(path: Path, rows: Sequence[Row], progress: Progress, machine: str) -> 
     ended = [f"{row.name} ({ended} of {runs})" for row, runs, ended in _ended(done)]
     if ended:
         lines += ["", _ENDED + "; ".join(ended) + "."]
-    lines += ["", "## How each fault is brought about", ""]
+    lines += ["", "## How each fault is injected", ""]
     lines += [f"- **{row.name}**{_mark(row)}: {row.how}" for row, _ in done]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
