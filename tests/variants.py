@@ -286,9 +286,35 @@ ADOPTED = Variant(
     _DASHBOARD_REVISION + _NEW_APPLICATION,
 )
 
-VARIANTS = (PLAIN, INTEGER, UUID, TEXT, BARE, BIGINT, ADOPTED)
-# For parametrize: two kinds of key in `make test`, the others in `make test-all`.
+USERS_ONLY = Variant(
+    "users-only",
+    "neither subscriptions nor projects",
+    "DROP TABLE gpt_subscriptions, projects;",
+    Names("users", "none", "none"),
+)
+
+NO_PROJECTS = Variant(
+    "no-projects",
+    "uuid keys, as the dump of 13 May 2025 has them, and no projects",
+    UUID.script + "DROP TABLE projects;",
+    Names("users", "gpt_subscriptions", "none"),
+)
+
+NO_SUBSCRIPTIONS = Variant(
+    "no-subscriptions",
+    "integer keys, other table names, and no subscriptions",
+    INTEGER.script + "DROP TABLE dashboard_gpt_subscriptions;",
+    Names("dashboard_users", "none", "dashboard_projects"),
+)
+
+VARIANTS = (
+    *(PLAIN, INTEGER, UUID, TEXT, BARE, BIGINT, ADOPTED),
+    *(USERS_ONLY, NO_PROJECTS, NO_SUBSCRIPTIONS),
+)
+# For parametrize: two kinds of key, and users alone, in `make test`, the others in `make test-all`.
 EACH = [
-    pytest.param(each, id=str(each), marks=() if each in (PLAIN, INTEGER) else pytest.mark.long)
+    pytest.param(
+        each, id=str(each), marks=() if each in (PLAIN, INTEGER, USERS_ONLY) else pytest.mark.long
+    )
     for each in VARIANTS
 ]

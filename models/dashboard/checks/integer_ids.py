@@ -47,7 +47,7 @@ def examine(connection: Connection, sources: Sources, target: Target) -> Iterato
         yield from _sequence(connection, table, found.first)
         yield from _rows(connection, table, found.first)
         for plural, kind in _KEYS.get(name, ()):
-            source = sources.by_plural[plural]
+            source = getattr(sources, plural)
             is_named = plural == "subscriptions" and names_subscriptions(sources)
             yield from _source(connection, source, table, found, kind, is_named=is_named)
     yield from _pairs(sources, target)
