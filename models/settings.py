@@ -103,12 +103,14 @@ class Settings(BaseSettings):
     subscriptions_table: str = Field(
         "gpt_subscriptions",
         alias="MIGRATION_SUBSCRIPTIONS_TABLE",
-        description="The legacy table of GPT subscriptions, also as `schema.table`.",
+        description="The legacy table of GPT subscriptions, also as `schema.table`; `none` if there"
+        " is no such table.",
     )
     projects_table: str = Field(
         "projects",
         alias="MIGRATION_PROJECTS_TABLE",
-        description="The legacy table of projects, also as `schema.table`.",
+        description="The legacy table of projects, also as `schema.table`; `none` if there is no"
+        " such table.",
     )
     mapping: str = Field(
         "",

@@ -7,6 +7,7 @@ before, after), and changes nothing when it is repeated.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import text
@@ -48,6 +49,24 @@ FROM lacking l CROSS JOIN LATERAL (
   UNION ALL SELECT 'billing_tier', 'free' WHERE l.billing_tier IS NULL
   UNION ALL SELECT 'is_active', 'true' WHERE l.is_active IS NULL
 ) AS c
+"""
+
+# The users of a page by the run that migrated them, by what it left there: the first one that
+# stands. The newest run, where nothing says which.
+_RUNS = """
+SELECT coalesce(own.id, :run_id) AS run_id, array_agg(u.id::text ORDER BY u.id) AS keys
+FROM {users} u LEFT JOIN LATERAL (
+  SELECT r.id FROM migration.runs r
+  WHERE r.state <> 'rolled_back' AND r.id IN (
+    SELECT c.run_id::text FROM {credit_logs} c
+    WHERE c.user_id = u.id AND c.reason = 'migration_grant'
+    UNION ALL
+    SELECT i.run_id FROM migration.before_images i
+    WHERE i.entity = 'user' AND i.legacy_key = u.id::text)
+  ORDER BY r.id LIMIT 1
+) AS own ON true
+WHERE {scope} AND {is_migrated}
+GROUP BY 1 ORDER BY 1
 """
 
 # Rules 5 and 8, for subscriptions of which something is gone.
@@ -155,7 +174,26 @@ def missing_data(context: Context, scope: Scope, *, force: bool = False) -> list
 
 
 def tools(context: Context, scope: Scope, *, force: bool = False) -> list[Change]:
-    """Create the tools, assignments and usage logs that subscriptions and projects lack."""
+    """Create the tools, assignments and usage logs that subscriptions and projects lack.
+
+    They belong to the run that migrated the user: they go with its rollback, and with no other.
+    """
+    by_run = context.execute(_RUNS, scope, **_expressions(context, scope)).all()
+    return [
+        change
+        for run_id, keys in by_run
+        for change in _tools(_as_run(context, run_id), scope.only(keys))
+    ]
+
+
+def _as_run(context: Context, run_id: str) -> Context:
+    """The same context for rows of a run that is not the newest."""
+    if run_id == context.run_id:
+        return context
+    return replace(context, run_id=run_id, own_run=None, is_repeat=True)
+
+
+def _tools(context: Context, scope: Scope) -> list[Change]:
     found = _changes(context, _TOOLS, scope)
     names = _expressions(context, scope)
     lacking = list(context.execute(_PROJECTS_LACKING, scope, **names).scalars())

@@ -27,7 +27,7 @@ def retried(context: Context, *, quarantined: bool) -> list[Keys]:
     An owner that exists now is migrated with all that hangs on it, new or fixed.
     """
     sources, target = context.sources, context.target
-    kinds = {entity: key_cast(table.key.base) for entity, table in sources.items()}
+    kinds = {entity: key_cast(table.key.base) for entity, table in sources.declared.items()}
 
     def read_keys(sql: str) -> list[str]:
         return list(context.connection.scalars(text(sql), {"run_id": context.run_id}))
@@ -55,7 +55,7 @@ def retried(context: Context, *, quarantined: bool) -> list[Keys]:
             f"   WHERE s.id IN ({of['subscription']}))"
         )
 
-    tables = {entity: table.sql for entity, table in sources.items()}
+    tables = {entity: table.sql for entity, table in sources.declared.items()}
     users, subscriptions, projects = tables.values()
     tried = {entity: standing(entity, table) for entity, table in tables.items()}
     died = {entity: in_quarantine(entity, f"q.reason = '{WORKER_DIED}'") for entity in tables}

@@ -100,7 +100,8 @@ def declare(sources: Sources) -> sa.MetaData:
         sa.Column("last_login", sa.DateTime),
         sa.Column("preferences", pg.JSONB),
     )
-    table("projects", sa.Column("is_template", sa.Boolean))
+    if not sources.projects.nothing:
+        table("projects", sa.Column("is_template", sa.Boolean))
     table(
         "organizations",
         key("id", "organizations", primary=True),

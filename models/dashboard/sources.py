@@ -19,6 +19,7 @@ SUBSCRIPTIONS = Source(
     requires=("gpt_id",),
     reads=("user_id", "gpt_id", "status", "is_active", "version", "preferences"),
     judged_by=("user_id", "gpt_id", "preferences"),
+    if_none=(("gpt_id", "text"),),
 )
 PROJECTS = Source(
     "project",
@@ -29,5 +30,6 @@ PROJECTS = Source(
     reads=("user_id", "active_gpt_id", "is_template"),
     judged_by=("user_id",),
     writes=("active_gpt_id",),
+    if_none=(("active_gpt_id", "text"), ("is_template", "boolean")),
 )
 SOURCES = (USERS, SUBSCRIPTIONS, PROJECTS)

@@ -14,9 +14,9 @@ from typing import ClassVar
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from models.engine import current, retry, source
+from models.engine import current, retry
 from models.engine.authored import Authored, UndoOf
-from models.engine.checks import expects
+from models.engine.checks import expects, source_tables
 from models.engine.checks.accounting import Accounting, Totals
 from models.engine.checks.answers import Proof, Rule, Summary
 from models.engine.checks.judgement import LateRemoved, Removed
@@ -257,7 +257,7 @@ class Migration:
         shape = self.shape(settings)
         shape = shape.of_copies() if settings.copies else shape
         names = current.table_names(settings)
-        found, errors = source.examine(connection, self.sources, names, shape)
+        found, errors = source_tables.examine(connection, self.sources, names, shape)
         if found is None:
             return None, errors
         found = target.with_ids(connection, self.schema, found)

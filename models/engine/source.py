@@ -6,24 +6,16 @@ and the names in reports.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from sqlalchemy import Connection
+from models.engine.schema.shape import Mapped, Shape
+from models.errors import Misconfigured
+from models.postgres.catalog import Column, Table, quote
+from models.postgres.keys import key_cast, key_family, key_from_text
 
-from models.engine.schema.shape import Mapped, Path, Shape
-from models.errors import Incompatible, MigrationError, Misconfigured
-from models.postgres.catalog import (
-    DEFAULT_COLLATION,
-    Column,
-    Table,
-    quote,
-    quote_name,
-    read_tables,
-    tables_with,
-)
-from models.postgres.keys import KEY_TYPES, key_cast, key_family, key_from_text
+# The name of a source table that a database does not have.
+NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -53,6 +45,9 @@ class Source:
     judged_by: tuple[str, ...] = ()
     # Columns of this table that the migration itself writes.
     writes: tuple[str, ...] = ()
+    # Where a database may have no such table: the types of the columns that statements name,
+    # besides the keys. A setting or a mapping then says `none`.
+    if_none: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if bool(self.parent) != bool(self.parent_column):
@@ -80,6 +75,28 @@ class SourceTable(Table):
     mapped: Mapping[str, Mapped] = field(default_factory=dict)
     # The table's own columns by their own names.
     own_columns: Mapping[str, Column] = field(default_factory=dict)
+    # SQL that stands for a table that is `none`: a relation of its columns without a row.
+    nothing: str = ""
+
+    @classmethod
+    def none(cls, source: Source, parent: SourceTable) -> SourceTable:
+        """What stands for a source without a table; its keys have the type of the parent's."""
+        keys = (source.key, source.parent_column)
+        types = {**dict.fromkeys(keys, parent.key.type), **dict(source.if_none)}
+        columns = {
+            name: replace(parent.key, name=name, type=kind, base=kind)
+            for name, kind in types.items()
+        } | {name: replace(parent.key, name=name) for name in keys}
+        values = ", ".join(f"CAST(NULL AS {kind}) AS {quote(name)}" for name, kind in types.items())
+        return cls(
+            0, parent.schema, NONE, "r", "", columns, (), (), source, own_columns=columns,
+            nothing=f"(SELECT {values} WHERE false)",
+        )  # fmt: skip
+
+    @property
+    def sql(self) -> str:
+        """The table's qualified and quoted name, or the empty relation that stands for it."""
+        return self.nothing or super().sql
 
     def value(self, column: str, alias: str) -> str:
         """SQL for the value of a declared column in the row under this alias."""
@@ -119,20 +136,25 @@ class SourceTable(Table):
 
 
 class Sources(Mapping[str, SourceTable]):
-    """The sources as found, by entity (`sources["badge"]`) or plural (`sources.badges`)."""
+    """The sources as found, by entity (`sources["badge"]`) or plural (`sources.badges`).
 
-    def __init__(self, tables: Mapping[str, SourceTable], shape: Shape | None = None) -> None:
+    A loop over them meets the tables that are there. A name also gives an empty relation for a
+    source that is `none`, so that a statement may read it.
+    """
+
+    def __init__(self, declared: Mapping[str, SourceTable], shape: Shape | None = None) -> None:
         # How this database differs from what the migration declares.
         self.shape = shape or Shape()
-        self._tables = dict(tables)
-        self._plurals = {table.source.plural: table for table in tables.values()}
+        # Also those that are `none`, by entity.
+        self.declared = dict(declared)
+        self._tables = {entity: each for entity, each in declared.items() if not each.nothing}
 
     def with_shape(self, shape: Shape) -> Sources:
         """The same tables in another shape."""
-        return Sources(self._tables, shape)
+        return Sources(self.declared, shape)
 
     def __getitem__(self, entity: str) -> SourceTable:
-        return self._tables[entity]
+        return self.declared[entity]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tables)
@@ -141,10 +163,10 @@ class Sources(Mapping[str, SourceTable]):
         return len(self._tables)
 
     def __getattr__(self, plural: str) -> SourceTable:
-        try:
-            return self.__dict__["_plurals"][plural]  # type: ignore[no-any-return]
-        except KeyError:
-            raise AttributeError(plural) from None
+        for table in self.__dict__.get("declared", {}).values():
+            if table.source.plural == plural:
+                return table  # type: ignore[no-any-return]
+        raise AttributeError(plural)
 
     @property
     def first(self) -> SourceTable:
@@ -154,7 +176,12 @@ class Sources(Mapping[str, SourceTable]):
     @property
     def by_plural(self) -> dict[str, SourceTable]:
         """The tables by plural, in the order of the declaration."""
-        return dict(self._plurals)
+        return {table.source.plural: table for table in self._tables.values()}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The SQL of each declared source by plural, for statements."""
+        return {table.source.plural: table.sql for table in self.declared.values()}
 
     def parent(self, table: SourceTable) -> SourceTable | None:
         """The table that the rows belong to."""
@@ -201,169 +228,10 @@ class Sources(Mapping[str, SourceTable]):
         return key_from_text(text, base)
 
 
-def examine(
-    connection: Connection,
-    sources: Sequence[Source],
-    names: Sequence[str],
-    shape: Shape | None = None,
-) -> tuple[Sources | None, list[MigrationError]]:
-    """The tables under these names, where all are there, and all that the engine cannot work with.
-
-    Misconfigured for a table that is not there, Incompatible for a table or a column.
-    """
-    shape = shape or Shape()
-    found = read_tables(connection, [quote_name(name) for name in names])
-    tables: dict[str, SourceTable] = {}
-    errors: list[MigrationError] = []
-    for source, name in zip(sources, names, strict=True):
-        table = found.get(quote_name(name))
-        if table is None:
-            named = f"Set {source.setting} to the name it has here. " if source.setting else ""
-            errors.append(
-                Misconfigured(
-                    f"The legacy table {name} does not exist",
-                    hint=f"{named}{tables_with(connection, source.columns)}",
-                )
-            )
-            continue
-        as_found = SourceTable(**vars(table), source=source, own_columns=table.columns)
-        paths = shape.columns.get(source.plural, {})
-        tables[source.entity], unmapped = _map(connection, as_found, paths, shape)
-        errors += unmapped
-        refused = {*paths} if unmapped else set()
-        mappable = shape.mappable.get(source.plural, ())
-        errors += _check(connection, tables[source.entity], refused, mappable)
-    if len(tables) < len(sources):
-        return None, errors
-    there = Sources(tables, shape)
-    for child in there.values():
-        errors += _check_parent(there, child)
-    return there, errors
-
-
 def parents_are_enforced(sources: Sources, child: SourceTable) -> bool:
-    """Whether a validated foreign key makes rows without a parent impossible."""
+    """Whether rows without a parent are impossible: by a validated foreign key, or without rows."""
+    if child.nothing:
+        return True
     key = child.key_on(child.source.parent_column)
     parent = sources[child.source.parent]
     return bool(key and key.valid and key.refers_to == parent.oid and child.parent_key.not_null)
-
-
-def _map(
-    connection: Connection, table: SourceTable, paths: Mapping[str, Path], shape: Shape
-) -> tuple[SourceTable, list[MigrationError]]:
-    """The table with its mapped columns in place, and what of the mapping is not there."""
-    mapped: dict[str, Mapped] = {}
-    errors: list[MigrationError] = []
-    wanted = {name: quote_name(path.table) for name, path in paths.items() if path.table}
-    others = read_tables(connection, list(dict.fromkeys(wanted.values()))) if wanted else {}
-    for name, path in paths.items():
-        where = shape.where("columns", table.source.plural, name)
-        own = table.columns.get(path.column)
-        other = others.get(wanted.get(name, ""))
-        if own is None:
-            errors.append(_unmapped(where, table, path.column))
-        elif not path.table:
-            mapped[name] = Mapped(path.column, own)
-        elif other is None:
-            errors.append(
-                Misconfigured(
-                    f"{where}: the table {path.table} does not exist",
-                    hint="Name a table that is there: column -> table.column.",
-                )
-            )
-        elif path.value not in other.columns:
-            errors.append(_unmapped(where, other, path.value))
-        elif not _is_reached(own, other):
-            errors.append(
-                Misconfigured(
-                    f"{where}: {table.label}.{path.column} ({own.type}) cannot point at"
-                    f" {other.label}: that needs a unique id of the same type",
-                    hint="Name a column that holds the id of a row of that table.",
-                )
-            )
-        else:
-            mapped[name] = Mapped(path.column, other.columns[path.value], other.sql)
-    columns = table.columns | {name: each.value for name, each in mapped.items()}
-    return replace(table, columns=columns, mapped=mapped), errors
-
-
-def _is_reached(own: Column, other: Table) -> bool:
-    key = other.columns.get("id")
-    is_key = key is not None and other.is_unique("id")
-    return bool(is_key and key and key_family(key.base) == key_family(own.base))
-
-
-def _unmapped(where: str, table: Table, column: str) -> Misconfigured:
-    near = difflib.get_close_matches(column, table.columns, n=1)
-    meant = f"; {near[0]} is meant?" if near else ""
-    return Misconfigured(
-        f"{where}: {table.label} has no column {column}{meant}",
-        hint=f"It has {', '.join(table.columns)}.",
-    )
-
-
-def _check(
-    connection: Connection, table: SourceTable, refused: set[str], mappable: Sequence[str]
-) -> Iterator[MigrationError]:
-    source = table.source
-    if table.kind != "r":
-        kind = "partitioned" if table.kind == "p" else "no plain table"
-        yield Incompatible(f"{table.label} is {kind}", hint="Only plain tables can be migrated.")
-        return
-    for column in source.columns:
-        if column not in table.columns and column not in refused:
-            line = f'[columns.{source.plural}] {column} = "…"'
-            mapped = f" In the mapping: {line}, one of {', '.join(table.columns)}."
-            yield Incompatible(
-                f"{table.label} has no column {column}",
-                hint=f"It is required. {tables_with(connection, source.columns)}"
-                + (mapped if column in mappable else ""),
-            )
-    key = table.columns.get(source.key)
-    label = f"{table.label}.{source.key}"
-    if key and key.base not in KEY_TYPES:
-        yield Incompatible(
-            f"{label}: expected varchar, text, uuid, integer or bigint, found {key.type}",
-            hint="Change the column's type.",
-        )
-    if key and (not key.not_null or not table.is_unique(source.key)):
-        yield Incompatible(
-            f"{label} must be unique and not null",
-            hint=f"ALTER TABLE {table.label} ADD PRIMARY KEY ({source.key}), after fixing its"
-            " duplicates.",
-        )
-    for name in dict.fromkeys((source.key, source.parent_column)):
-        column_found = table.columns.get(name)
-        if column_found and not column_found.deterministic:
-            yield Incompatible(
-                f"{table.label}.{name} has a nondeterministic collation, which takes different"
-                " keys for equal",
-                hint=f'ALTER TABLE {table.label} ALTER {name} TYPE {column_found.type} COLLATE "C"',
-            )
-
-
-def _check_parent(sources: Sources, child: SourceTable) -> Iterator[Incompatible]:
-    parent = sources.parent(child)
-    column = child.columns.get(child.source.parent_column)
-    key = parent.columns.get(parent.source.key) if parent else None
-    if parent is None or key is None or column is None:
-        return
-    label, owner = f"{child.label}.{column.name}", f"{parent.label}.{key.name}"
-    if key_family(column.base) != key_family(key.base):
-        yield Incompatible(
-            f"{label} is {column.type}, but {owner} is {key.type}",
-            hint="Give both columns the same type.",
-        )
-    if len({column.collation, key.collation} - {0, DEFAULT_COLLATION}) > 1:
-        yield Incompatible(
-            f"{label} and {owner} have different collations",
-            hint="Give both columns the same collation.",
-        )
-    keys = [each for each in child.keys if column.name in each.columns]
-    if keys and all(each.refers_to != parent.oid for each in keys):
-        setting = parent.source.setting
-        named = f"Set {setting} to the table that it points at, or name" if setting else "Name"
-        yield Incompatible(
-            f"{label} has a foreign key ({keys[0].name}) to another table than {parent.label}",
-            hint=f"{named} the table of these {parent.source.plural}.",
-        )

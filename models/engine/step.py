@@ -165,7 +165,7 @@ class Context:
         Only identifiers and expressions that this package wrote go in here; values are bound.
         """
         names = {name: table.sql for name, table in self.target.tables.items()}
-        names |= {name: table.sql for name, table in self.sources.by_plural.items()}
+        names |= self.sources.names
         fragments = self.migration.fragments_of(self.sources)
         names |= {name: sql.format(**names) for name, sql in fragments.items()}
         return sql.format(**names, quarantine_again=QUARANTINE_AGAIN, **expressions)
@@ -235,7 +235,8 @@ class Step:
 
         The last page is open above: it covers whatever sorts behind the last row.
         """
-        return context.sources[self.source.entity] if self.source else None
+        table = context.sources[self.source.entity] if self.source else None
+        return None if table is None or table.nothing else table
 
     def can_try(self, context: Context) -> bool:
         """Whether a trial may apply a step without a source: it can be undone, and is allowed."""

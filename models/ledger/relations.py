@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql as pg
 
 from models.engine import current
+from models.engine.source import NONE
 from models.errors import Misconfigured, OtherTables
 from models.ledger.tables import quarantine, runs
 from models.postgres.catalog import quote_name
@@ -22,6 +23,8 @@ from models.settings import Settings
 
 # What a run keeps besides its tables.
 _NO_TABLES = {"target", "ledger", "mapping", "ids"}
+# What stands for a source that is `none`.
+_NOTHING = {"schema": "", "name": NONE, "oid": 0}
 _HERE = """
 SELECT migration.ledger_id() AS ledger_id, 'migration.runs'::regclass::oid::bigint AS ledger_oid,
   (SELECT jsonb_object_agg(w.role, jsonb_build_object(
@@ -82,6 +85,10 @@ def _roles() -> list[str]:
     return [source.plural for source in current.migration().sources]
 
 
+def _names(settings: Settings) -> dict[str, str]:
+    return dict(zip(_roles(), current.table_names(settings), strict=True))
+
+
 def _settings() -> str:
     """The variables that name the tables, for a hint."""
     names = [source.setting for source in current.migration().sources if source.setting]
@@ -96,14 +103,15 @@ def labels(kept: dict[str, Any]) -> str:
 
 
 def _label(kept: dict[str, Any], role: str) -> str:
-    return f"{kept[role]['schema']}.{kept[role]['name']}"
+    return NONE if kept[role] == _NOTHING else f"{kept[role]['schema']}.{kept[role]['name']}"
 
 
 def _here(settings: Settings) -> sa.Subquery:
-    names = [quote_name(name) for name in current.table_names(settings)]
+    names = {role: name for role, name in _names(settings).items() if name != NONE}
+    quoted = [quote_name(name) for name in names.values()]
     clause = sa.text(_HERE).bindparams(
-        sa.bindparam("roles", _roles(), pg.ARRAY(sa.Text)),
-        sa.bindparam("names", names, pg.ARRAY(sa.Text)),
+        sa.bindparam("roles", list(names), pg.ARRAY(sa.Text)),
+        sa.bindparam("names", quoted, pg.ARRAY(sa.Text)),
     )
     columns = (
         sa.column("ledger_id", sa.Text),
@@ -132,7 +140,8 @@ def read_run(
 
 def _found(row: Any, settings: Settings) -> Here:
     mapping = dict(current.migration().shape(settings).kept)
-    return Here(row.ledger_id, row.ledger_oid, row.resolved or {}, mapping)
+    none = {role: _NOTHING for role, name in _names(settings).items() if name == NONE}
+    return Here(row.ledger_id, row.ledger_oid, (row.resolved or {}) | none, mapping)
 
 
 def fits(

@@ -35,6 +35,7 @@ RUN_TRANSITIONS = {
     ("completed", "running"): "an operator verifies, reconciles or retries it",
     ("completed_with_quarantine", "running"): "an operator retries, verifies or reconciles it",
     ("failed", "running"): "an operator retries, verifies or reconciles it",
+    ("completed", "completed_with_quarantine"): "an operator takes back that a row is accepted",
     ("completed", "rolling_back"): "an operator rolls it back",
     ("completed_with_quarantine", "rolling_back"): "an operator rolls it back",
     ("failed", "rolling_back"): "an operator rolls it back, or continues the rollback",
@@ -365,7 +366,7 @@ def move_run(connection: Connection, run_id: str, to: str, **values: object) -> 
     left = connection.scalar(
         sa.update(runs)
         .where(runs.c.id == locked.c.id, locked.c.state.in_(sources))
-        .values(state=to, finished_at=finished, **values)
+        .values({"state": to, "finished_at": finished} | values)
         .returning(locked.c.state)
     )
     if left is None:

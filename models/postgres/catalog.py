@@ -35,7 +35,8 @@ SELECT wanted.name AS wanted, c.oid, n.nspname AS schema, c.relname AS name, c.r
         'not_null', a.attnotnull,
         'default', CASE WHEN a.attgenerated = '' AND a.attidentity = ''
                    THEN pg_get_expr(d.adbin, d.adrelid) END,
-        'generated', a.attgenerated <> '' OR a.attidentity <> '')
+        'generated', a.attgenerated <> '' OR a.attidentity <> '',
+        'is_always', a.attgenerated <> '' OR a.attidentity = 'a')
       ORDER BY a.attnum)
    FROM pg_attribute a
    LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -81,7 +82,9 @@ class Column:
     deterministic: bool
     not_null: bool
     default: str | None
+    # Whether it has a value without a default, and whether it takes no other one.
     generated: bool
+    is_always: bool
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -29,6 +29,8 @@ T = TypeVar("T")
 OLDEST_SERVER = 120000
 STATEMENT_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 2_000
+# Below PostgreSQL's deadlock_timeout of a second: it is never the application that has to yield.
+LOCK_MS = 600
 LOCK_ATTEMPTS = 30
 LOCKED = (
     "Look for long transactions in pg_stat_activity, and for forgotten prepared ones in"
@@ -191,6 +193,23 @@ def as_ours() -> Iterator[None]:
         yield
     except DBAPIError as failure:
         raise classify(failure) from None
+
+
+def lock_tables(connection: Connection, tables: Sequence[str]) -> None:
+    """Lock tables for ALTER TABLE, all of them or, after LOCK_MS at the latest, none.
+
+    One by one, a statement of the application could hold the second and wait for the first. After
+    a second (deadlock_timeout) it would be the one that fails. The first mode blocks no writer:
+    autovacuum gives way in it.
+    """
+    if tables:
+        names = ", ".join(tables).replace("%", "%%")
+        limit = connection.scalar(text("SHOW lock_timeout"))
+        connection.exec_driver_sql(
+            f"LOCK TABLE {names} IN SHARE UPDATE EXCLUSIVE MODE;"
+            f" SET LOCAL lock_timeout = {LOCK_MS // len(tables)};"
+            f" LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE; SET LOCAL lock_timeout = '{limit}'"
+        )
 
 
 def retry_locks(action: Callable[[], T]) -> T:

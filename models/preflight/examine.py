@@ -20,11 +20,13 @@ from models.preflight.obstacles import LEGACY, PRIVILEGES, TARGET, Obstacle
 from models.settings import Settings
 
 _CREATE = text("""
-SELECT 'CREATE on the database (for the schema migration)',
+SELECT 'CREATE on the database (for the schema migration)' AS what,
   has_database_privilege(current_database(), 'CREATE')
-  OR to_regnamespace('migration') IS NOT NULL
+  OR to_regnamespace('migration') IS NOT NULL AS is_allowed,
+  format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_user) AS hint
 UNION ALL SELECT 'CREATE on schema ' || :schema,
-  has_schema_privilege(CAST(:schema AS text), 'CREATE')
+  has_schema_privilege(CAST(:schema AS text), 'CREATE'),
+  format('GRANT CREATE ON SCHEMA %I TO %I', CAST(:schema AS text), current_user)
 """)
 
 _UNCHANGED = "Nothing was changed."
@@ -112,4 +114,8 @@ def _of(row: str, error: MigrationError) -> Obstacle:
 
 def _create(connection: Connection, tables: Sources) -> list[Obstacle]:
     rows = connection.execute(_CREATE, {"schema": tables.first.schema})
-    return [Obstacle(PRIVILEGES, what, kind=NotAllowed) for what, allowed in rows if not allowed]
+    return [
+        Obstacle(PRIVILEGES, row.what, row.hint, kind=NotAllowed)
+        for row in rows
+        if not row.is_allowed
+    ]

@@ -28,7 +28,7 @@ _SHAPE = text("""
 SELECT c.relkind AS kind, c.relpersistence AS persistence,
   EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
   EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid) AS is_child,
-  pg_has_role(c.relowner, 'USAGE') AS is_owner,
+  pg_has_role(c.relowner, 'USAGE') AS is_owner, quote_ident(current_user) AS role,
   CASE WHEN has_any_column_privilege(c.oid, 'SELECT') THEN row_security_active(c.oid) END
     AS hides_rows,
   ARRAY(SELECT p FROM unnest(CAST(:privileges AS text[])) AS p WHERE NOT CASE
@@ -67,6 +67,16 @@ SELECT c.relkind AS kind, c.relpersistence AS persistence,
     WHERE f.contype = 'f' AND f.confrelid = c.oid AND a.attname = ANY(CAST(:rewritten AS text[])))
     AS pointed_at
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = :oid
+""")
+# A table that a mapping reaches: the row is found by its id.
+_REACHED = text("""
+SELECT quote_ident(current_user) AS role, label, is_readable,
+  CASE WHEN is_readable THEN row_security_active(oid) END AS hides_rows
+FROM (SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS label,
+    has_column_privilege(c.oid, 'id', 'SELECT')
+    AND has_column_privilege(c.oid, CAST(:value AS text), 'SELECT') AS is_readable
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+  WHERE c.oid = to_regclass(:name)) AS reached
 """)
 # pg_trigger.tgtype: INSERT 4, DELETE 8, UPDATE 16.
 # pg_rewrite.ev_type: UPDATE 2, INSERT 3, DELETE 4.
@@ -116,6 +126,7 @@ def find(
         may_be_unlogged = source is not None and not sources.children(source.entity)
         found += _kinds(row, table, shape, may_be_unlogged=may_be_unlogged)
         found += _privileges(table, shape)
+        found += _reached(connection, table) if isinstance(table, SourceTable) else ()
         if is_written:
             found += _refusals(row, table, shape)
             if shape.is_owner:
@@ -158,13 +169,42 @@ def _kinds(row: str, table: Table, shape: Any, *, may_be_unlogged: bool) -> Iter
 
 
 def _privileges(table: Table, shape: Any) -> Iterator[Obstacle]:
-    lacks = [f"{name} on {table.label}" for name in shape.lacks]
     if not shape.is_owner:
-        lacks.insert(0, f"ownership of {table.label} (it belongs to {table.owner})")
+        what = f"ownership of {table.label} (it belongs to {table.owner})"
+        yield _lack(what, f"Connect as {table.owner} or a member of that role")
+    for name in shape.lacks:
+        yield _lack(f"{name} on {table.label}", f"GRANT {name} ON {table.label} TO {shape.role}")
     if shape.hides_rows:
-        lacks.append(f"BYPASSRLS (row-level security hides rows of {table.label})")
-    for what in lacks:
-        yield Obstacle(PRIVILEGES, what, kind=NotAllowed)
+        yield _hides(table.label, shape.role)
+
+
+def _reached(connection: Connection, table: SourceTable) -> Iterator[Obstacle]:
+    """What keeps the role from reading the rows that mapped columns point at."""
+    for column, mapped in table.mapped.items():
+        if not mapped.reached:
+            continue
+        found = connection.execute(
+            _REACHED, {"name": mapped.reached, "value": mapped.value.name}
+        ).one()
+        if not found.is_readable:
+            columns = f"(id, {mapped.value.name}) ON {found.label}"
+            yield _lack(
+                f"SELECT {columns}, which the mapping reaches from {table.label}.{column}",
+                f"GRANT SELECT {columns} TO {found.role}",
+            )
+        elif found.hides_rows:
+            yield _hides(found.label, found.role)
+
+
+def _lack(what: str, hint: str) -> Obstacle:
+    return Obstacle(PRIVILEGES, what, hint, kind=NotAllowed)
+
+
+def _hides(label: str, role: str) -> Obstacle:
+    return _lack(
+        f"BYPASSRLS (row-level security hides rows of {label})",
+        f"ALTER ROLE {role} BYPASSRLS, or connect as a role that sees all rows",
+    )
 
 
 def _refusals(row: str, table: Table, shape: Any) -> Iterator[Obstacle]:

@@ -14,6 +14,8 @@ class Check(BaseModel):
     verdict: str
     found: str
     hint: str = ""
+    # The check whose failure kept this one from being looked at.
+    blocked_by: str = ""
     seconds: float = 0.0
 
 
@@ -41,8 +43,9 @@ class Speed(BaseModel):
 
 
 class Speeds(BaseModel):
-    """What was measured; `passed` while nothing is beyond its limit."""
+    """What was measured, and what was not; `passed` while nothing is beyond its limit."""
 
     passed: bool = False
     speeds: list[Speed] = Field(default_factory=list)
+    not_checked: list[str] = Field(default_factory=list)
     error: ErrorReport | None = None

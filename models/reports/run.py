@@ -208,6 +208,18 @@ class RunReport(BaseModel):
         return {"completed_with_quarantine": 3, "cancelled": 1}.get(self.state or "", 0)
 
 
+class StatusReport(RunReport):
+    """What `status` reports: a run or, with `--history`, all runs and what operators did."""
+
+    runs: list[dict[str, Any]] = Field(default_factory=list)
+    actions: list[dict[str, Any]] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, found: RunReport) -> StatusReport:
+        """The status of one run."""
+        return cls(**{name: getattr(found, name) for name in RunReport.model_fields})
+
+
 class RollbackReport(RunReport):
     """What `rollback` reports: the run that it undid last, all that it undid, and what is left."""
 

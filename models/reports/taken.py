@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from models.reports.plan import Plan
-from models.reports.run import RollbackReport
+from models.reports.run import RollbackReport, StatusReport
 
-_KEYS = {"database", *RollbackReport.model_fields, *Plan.model_fields}
+_KEYS = {"database", *RollbackReport.model_fields, *StatusReport.model_fields, *Plan.model_fields}
 # Not keys: what they hold is named by the migration.
 _RENAMED = {"entities", "amounts", "per_second"}
 # What batches count besides, in the ledger.

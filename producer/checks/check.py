@@ -119,9 +119,9 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
         found.append(look(name, inside, _unread))
 
     def on_legacy(name: str, check: Callable[[Connection, Sources], Check]) -> None:
-        tables = standing.sources
-        if tables is None or not standing.is_sound:
-            found.append(obstacle_rows.skipped(name, "legacy tables"))
+        tables, cause = standing.sources, obstacle_rows.blocked_by(standing)
+        if tables is None or cause:
+            found.append(obstacle_rows.skipped(name, cause))
         else:
             read(name, lambda connection: check(connection, tables))
 

@@ -18,12 +18,23 @@ from producer.checks import examples, trial
 from producer.checks.verdicts import look, unknown
 from producer.schema import upgrade
 
-SKIPPED = "skipped: see "
+# Without these nothing can be read of a table.
+_READING = ("SELECT", "BYPASSRLS")
 
 
-def skipped(name: str, see: str) -> Check:
-    """The row of what was not looked at, since what it needs has failed."""
-    return Check(name=name, verdict="unknown", found=f"{SKIPPED}{see}")
+def skipped(name: str, cause: str) -> Check:
+    """The row of what was not looked at, since the check named `cause` has failed."""
+    return Check(
+        name=name, verdict="unknown", found=f"not looked at: see {cause}", blocked_by=cause
+    )
+
+
+def blocked_by(found: Preflight) -> str:
+    """The row that must be fixed before rows of the legacy tables can be read; empty for none."""
+    if found.sources is None or not found.is_sound:
+        return LEGACY
+    lacks = [each.what for each in found.obstacles if each.row == PRIVILEGES]
+    return PRIVILEGES if any(what.startswith(_READING) for what in lacks) else ""
 
 
 def rows(connection: Connection, found: Preflight) -> list[Check]:
@@ -70,10 +81,7 @@ def _tried(engine: Engine, settings: Settings) -> Check:
     except (Transient, TooBig) as error:
         return _not_made(error.message)
     if found.is_missing:
-        return unknown(
-            f"could not be made: {found.is_missing}",
-            "It is made after the schema step: producer schema upgrade, then producer check.",
-        )
+        return unknown(f"could not be made: {found.is_missing}", found.remedy)
     where = "on the tables themselves" if found.is_real else "on copies of the tables"
     plural = current.migration().sources[0].plural
     said = f"{found.first} {plural}, {found.rows:,} rows in all went through {where}, all undone"
@@ -120,8 +128,9 @@ def play_examples(engine: Engine, settings: Settings, before: Sequence[Check]) -
     steps = [step for step in current.migration().authored if isinstance(step, Copy)]
     if not steps:
         return []
-    if any(check.verdict == "failed" for check in before):
-        return [skipped(name, "what has failed") for name in ("examples", "expectations")]
+    cause = next((check.name for check in before if check.verdict == "failed"), "")
+    if cause:
+        return [skipped(name, cause) for name in ("examples", "expectations")]
     wrong = examples.play(engine, settings)
     played = Check(name="examples", verdict="ok", found=f"{examples.count()} come out as they say")
     if wrong:

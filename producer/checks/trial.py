@@ -50,6 +50,10 @@ WHERE (c.oid = ANY(:oids) OR c.oid IN (to_regclass('migration.before_images'),
     to_regclass('migration.quarantine'), to_regclass('migration.created_rows')))
   AND pg_relation_size(c.oid) BETWEEN 1 AND :most ORDER BY c.relname
 """)
+_MAY_NOT_CREATE = text("""
+SELECT format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_user)
+WHERE NOT has_database_privilege(current_database(), 'CREATE')
+""")
 _TRIGGERS = text("""
 SELECT pg_get_triggerdef(t.oid) AS definition, format('%I.%I', n.nspname, c.relname) AS table
 FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -67,8 +71,9 @@ class Trial:
     first: int = 0
     rows: int = 0
     note: str = ""
-    # Why there was none.
+    # Why there was none, and what to do.
     is_missing: str = ""
+    remedy: str = ""
     # The real rows, for a trial after this one.
     picked: Sample | None = None
     # Oids of the target tables that it wrote to.
@@ -101,11 +106,14 @@ def run(engine: Engine, settings: Settings, picked: Sample | None = None) -> Tri
 
     Raises Transient or TooBig where it could not be made: locks of others, or too slow.
     """
+    # Of one moment: a row that the application adds meanwhile is tried by no step, and would be
+    # found to differ. A row that it changed first is a serialization failure, and is tried again.
+    snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
     for attempt in range(ATTEMPTS):
         found = Trial(picked=picked)
         try:
             with transaction(
-                engine, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=STATEMENT_TIMEOUT_MS
+                snapshot, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=STATEMENT_TIMEOUT_MS
             ) as connection:
                 connection.exec_driver_sql(sessions.BATCH_PLANNING)
                 _try(connection, settings, found)
@@ -136,9 +144,9 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
         or estimate(connection, table) < SMALL_TABLE
         for table in sources.values()
     )
-    may_create = "SELECT has_database_privilege(current_database(), 'CREATE')"
-    if not found.is_real and not connection.scalar(text(may_create)):
+    if not found.is_real and (grant := connection.scalar(_MAY_NOT_CREATE)):
         found.is_missing = "the role may not make copies of the tables (CREATE on the database)"
+        found.remedy = f"{grant}{'' if is_current else '. Or first: producer schema upgrade'}"
         return
     found.picked = found.picked or migration.sample(connection, sources)
     rows = deepcopy(found.picked)

@@ -7,7 +7,7 @@ import sys
 import click
 
 from producer.cli import backup, checks, new, repair, runs, schema, showing
-from producer.cli.command import cli, console
+from producer.cli.command import CONTINUES, Reporting, cli, console
 
 __all__ = ["backup", "checks", "cli", "main", "new", "repair", "runs", "schema", "showing"]
 
@@ -21,9 +21,13 @@ def main() -> None:
         if "--json" in sys.argv:
             from producer.cli import outcome
 
-            said = outcome.failed_object("usage", wrong.format_message(), "See: producer --help")
+            context = wrong.ctx if isinstance(wrong, click.UsageError) else None
+            used = context.command if context else None
+            hint = f"See: {context.command_path if context else 'producer'} --help"
+            blank = used.blank if isinstance(used, Reporting) else "run:RunReport"
+            said = outcome.failed_object("usage", wrong.format_message(), hint, blank)
             click.echo(outcome.as_object(said))
         sys.exit(wrong.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        console.print("Stopped. An open run continues without this command: producer status")
+        console.print(f"Stopped. {CONTINUES}")
         sys.exit(130)

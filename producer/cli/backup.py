@@ -19,7 +19,7 @@ ALL_REDIS = click.option(
 )
 
 
-@command(cli, "backup", blank={"folder": None, "manifest": None})
+@command(cli, "backup", blank={"folder": None, "manifest": None, "configuration": None})
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--config",
@@ -45,14 +45,20 @@ def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
         console.print,
         all_redis=all_redis,
     )
+    place = str(config.absolute()) if config else None
+    saved = f"Configuration files: {place}" if place else "No configuration was saved: see --config"
     size = sum(manifest["bytes"].values()) / 1_000_000
     results.print(
-        f"{folder} is complete: {size:,.1f} MB in {time.monotonic() - started:.1f} s."
-        f" Configuration files: {config.absolute() if config else 'none (see --config)'}."
+        f"{folder} is complete: {size:,.1f} MB in {time.monotonic() - started:.1f} s. {saved}."
         f" Put it back: producer restore {folder}",
         soft_wrap=True,
     )
-    return {"folder": str(folder.absolute()), "manifest": manifest, "error": None}
+    return {
+        "folder": str(folder.absolute()),
+        "manifest": manifest,
+        "configuration": place,
+        "error": None,
+    }
 
 
 @command(cli, "restore", blank={"folder": None, "manifest": None})

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from producer.cli.asking import RUN, open_engine
-from producer.cli.command import cli, command, console, results
+from producer.cli.command import cli, command, results
+
+NO_ENDPOINTS = "endpoints; set MIGRATION_API_URLS to the dashboard's"
 
 if TYPE_CHECKING:
     from models.reports.checks import Check, Checks, Speed, Speeds
@@ -77,9 +79,10 @@ def performance() -> Any:
 
     found = measuring.measure(open_engine(), connect.settings().base)
     output.speeds(results, found)
-    if not connect.settings().base.api_urls:
-        console.print("No endpoint was measured: set MIGRATION_API_URLS to the dashboard's.")
-    return verdict_of(Speeds(speeds=found), found)
+    left = [] if connect.settings().base.api_urls else [NO_ENDPOINTS]
+    for what in left:
+        results.print(f"Not checked: {what}")
+    return verdict_of(Speeds(speeds=found, not_checked=left), found)
 
 
 def verdict_of(result: Checks | Speeds, found: Sequence[Check | Speed]) -> Any:

@@ -19,16 +19,26 @@ console = Console(stderr=True, highlight=False)
 results = Console(highlight=False)
 # A pipe has no width: nothing is wrapped there or cut.
 _PIPE_WIDTH = 100_000
+CONTINUES = "An open run continues without this command: producer status"
 
 
 Command = Callable[..., Any]
+Blank = dict[str, Any] | str
+
+
+class Reporting(click.Command):
+    """A command that knows what --json prints after an error: `blank`, with the error in it."""
+
+    def __init__(self, *args: Any, blank: Blank, **values: Any) -> None:
+        super().__init__(*args, **values)
+        self.blank = blank
 
 
 def command(
     group: click.Group,
     name: str,
     *,
-    blank: dict[str, Any] | str = "run:RunReport",
+    blank: Blank = "run:RunReport",
     says_database: bool = True,
 ) -> Callable[[Command], Command]:
     """A command with --json and --debug, whose errors end as a message and an exit status.
@@ -40,7 +50,7 @@ def command(
     """
 
     def wrap(function: Command) -> Command:
-        @group.command(name)
+        @group.command(name, cls=Reporting, blank=blank)
         @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
         @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
         @functools.wraps(function)
@@ -62,7 +72,11 @@ def command(
                 result = function(*args, **values)
                 if isinstance(result, tuple):
                     result, status = result
-            except (click.ClickException, click.Abort):
+            except click.ClickException:
+                raise
+            except (click.Abort, KeyboardInterrupt):
+                if as_json:
+                    click.echo(outcome.as_object(outcome.stopped_object(blank)))
                 raise
             except Exception as failure:
                 result, status = outcome.failed(failure, blank, shows_places=debug)

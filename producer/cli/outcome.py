@@ -19,7 +19,7 @@ from models.postgres.database import classify
 from models.reports.error import ErrorReport
 from models.settings import unknown
 from producer import logs
-from producer.cli.command import console, said_databases
+from producer.cli.command import CONTINUES, Blank, console, said_databases
 
 
 def prepare() -> None:
@@ -34,9 +34,7 @@ def prepare() -> None:
         console.print(f"Warning: {line}", markup=False)
 
 
-def failed(
-    failure: Exception, blank: dict[str, Any] | str, *, shows_places: bool
-) -> tuple[Any, int]:
+def failed(failure: Exception, blank: Blank, *, shows_places: bool) -> tuple[Any, int]:
     """Say what failed and what to do; returns the object of --json and the exit status."""
     error = _as_ours(failure)
     if shows_places:
@@ -47,9 +45,12 @@ def failed(
     return failed_object(error.kind, error.message, error.hint, blank), error.exit_status
 
 
-def failed_object(
-    kind: str, message: str, hint: str, blank: dict[str, Any] | str = "run:RunReport"
-) -> Any:
+def stopped_object(blank: Blank) -> Any:
+    """What --json prints after Ctrl-C."""
+    return failed_object("stopped", "Stopped by Ctrl-C", CONTINUES, blank)
+
+
+def failed_object(kind: str, message: str, hint: str, blank: Blank) -> Any:
     """What --json prints after an error."""
     error = ErrorReport(kind=kind, message=message, hint=hint)
     values = (

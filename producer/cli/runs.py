@@ -53,12 +53,13 @@ def enqueue_all(wait: bool) -> Any:
     return found
 
 
-@command(cli, "status")
+@command(cli, "status", blank="run:StatusReport")
 @RUN
 @click.option("--watch", is_flag=True, help="Follow the run until its end.")
 @click.option("--history", is_flag=True, help="All runs, and what operators did, newest first.")
 def status(run: str | None, watch: bool, history: bool) -> Any:
     """Show progress, rate, time left, quarantined rows and differences of a run."""
+    from models.reports.run import StatusReport
     from producer.reports import status as report
     from producer.reports import terminal as output
 
@@ -67,16 +68,17 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
         runs, actions = report.history(engine), report.actions(engine)
         output.rows(results, runs, "No run yet")
         output.rows(results, actions, "")
-        return {"runs": runs, "actions": actions, "error": None}
+        return StatusReport(runs=runs, actions=actions)
     found = report.read(engine, run)
     if watch and found.run_id:
-        return wait_for(found.run_id)
+        found, ended = wait_for(found.run_id)
+        return StatusReport.of(found), ended
     output.stages(results, found)
     output.summary(results, found)
     if found.differences:
         output.rows(results, report.first_differences(engine, found.run_id), "")
         results.print("All of them, and what fixes them: producer differences")
-    return found, found.exit_status
+    return StatusReport.of(found), found.exit_status
 
 
 @command(cli, "differences", blank={"rows": [], "fixes": {}})

@@ -68,7 +68,7 @@ def show_schema(mapping: bool) -> Any:
     if mapping:
         text = show.draft(engine, settings)
         results.out(text, end="", highlight=False)
-        return {"mapping": text, "error": None}
+        return {**_BLANK, "mapping": text, "error": None}
     found = show.describe(engine, settings)
     output.schema(results, found)
-    return {**found, "error": None}
+    return {**_BLANK, **found, "error": None}

@@ -117,6 +117,31 @@ _RENAMED_COLUMNS = """
     ALTER TABLE gpt_subscriptions RENAME gpt_id TO name;
     ALTER TABLE gpt_subscriptions DROP status, DROP version;
 """
+# The users of its core, who have a subscription of a plan and projects of their organization.
+_CORE = """
+    CREATE TYPE subscription_status AS ENUM ('ACTIVE', 'INACTIVE', 'PAUSED');
+    ALTER TABLE gpt_subscriptions
+        DROP preferences, DROP version, DROP is_active,
+        ALTER status TYPE subscription_status USING upper(btrim(status))::subscription_status;
+    ALTER TABLE gpt_subscriptions RENAME gpt_id TO plan_id;
+    ALTER TABLE projects RENAME TO organization_projects;
+    DELETE FROM organization_projects p WHERE NOT EXISTS (
+        SELECT FROM users u WHERE u.id = p.user_id);
+    ALTER TABLE organization_projects ADD organization_id integer NOT NULL DEFAULT 1,
+        ADD FOREIGN KEY (user_id) REFERENCES users;
+    ALTER TABLE users ADD organization_id integer, ADD department_id integer;
+"""
+_CORE_SEEDED = """
+    ALTER TABLE users ADD FOREIGN KEY (organization_id) REFERENCES organizations,
+        ADD FOREIGN KEY (department_id) REFERENCES departments;
+    UPDATE users SET organization_id = 1 WHERE mod(id, 10) = 0;
+    ALTER TABLE organization_projects ADD FOREIGN KEY (organization_id) REFERENCES organizations;
+"""
+_CORE_HERE = {
+    "users": "users",
+    "subscriptions": "gpt_subscriptions",
+    "projects": "organization_projects",
+}
 _JULY_TARGETS = _TARGETS.replace("version varchar, configuration", "configuration")
 
 SCRIPTS = {
@@ -127,6 +152,12 @@ SCRIPTS = {
     + _DASHBOARD_TABLES
     + _TARGETS.format(**_HERE)
     + _SEEDED.format(**_HERE),
+    "today-core": _INTEGER_KEYS
+    + _USERS
+    + _CORE
+    + _TARGETS.format(**_CORE_HERE)
+    + _SEEDED.format(**_CORE_HERE)
+    + _CORE_SEEDED,
     "july-2025": _INTEGER_KEYS
     + _USERS
     + _RENAMED_COLUMNS

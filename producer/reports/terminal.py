@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from csv import DictWriter
 from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 from rich.console import Console, JustifyMethod
@@ -178,24 +179,46 @@ def csv(console: Console, found: Sequence[dict[str, Any]], columns: Sequence[str
 
 
 def checks(console: Console, found: Sequence[Check]) -> None:
-    """A row a thing: its verdict, what was found, and what to do about it."""
-    table = Table(box=None, pad_edge=False)
-    # Names are folded rather than cut: they are what one must read.
-    for column in ("", "verdict"):
-        table.add_column(column, no_wrap=True)
-    for column in ("found", "to do"):
-        table.add_column(column, overflow="fold")
-    for check in found:
-        table.add_row(check.name, _VERDICTS[check.verdict], escape(check.found), escape(check.hint))
+    """A row a thing: its verdict, what was found and what to do about it. Then the verdict on all.
+
+    What was not looked at is said once for each cause.
+    """
+    looked_at = [check for check in found if not check.blocked_by]
+    table = _table("", "verdict", "found, and what to do")
+    for check in looked_at:
+        said = f"{check.found.removesuffix('.')}. {check.hint}" if check.hint else check.found
+        table.add_row(check.name, _VERDICTS[check.verdict], escape(said))
     console.print(table)
+    blocked = sorted((check for check in found if check.blocked_by), key=attrgetter("blocked_by"))
+    for cause, group in groupby(blocked, attrgetter("blocked_by")):
+        console.print(
+            f"Not looked at, see {cause}: {', '.join(check.name for check in group)}",
+            soft_wrap=True,
+        )
+    _verdict(console, found)
+
+
+def _verdict(console: Console, found: Sequence[Check]) -> None:
+    """One line: whether it passed, and which checks failed or warn."""
+    names = {
+        verdict: [
+            check.name for check in found if check.verdict == verdict and not check.blocked_by
+        ]
+        for verdict in _VERDICTS
+    }
+    said = [
+        f"{verdict}: {', '.join(names[verdict])}"
+        for verdict in ("failed", "warning", "unknown")
+        if names[verdict]
+    ]
+    word = "[red]Not passed[/]" if names["failed"] else "[green]Passed[/]"
+    console.print("; ".join([word, *map(escape, said)]) + ".", soft_wrap=True)
 
 
 def speeds(console: Console, found: Sequence[Speed]) -> None:
     """Milliseconds against their limits, and the plans of queries that are too slow."""
     if not found:
-        console.print(
-            "Nothing was measured: MIGRATION_API_URLS is empty, and the migration names no queries."
-        )
+        console.print("No query was measured: the migration names none.")
         return
     table = _table("", "verdict", "median", "95 %", "slowest", "limit", "")
     for speed in found:

@@ -95,7 +95,8 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
 def _count_rows(connection: Connection, context: Context) -> dict[str, int]:
     """Rows by entity; and by step, where one pages through other rows than its entity's."""
     counted = {table.oid: count_rows(connection, table) for table in context.sources.values()}
-    totals = {entity: counted[table.oid] for entity, table in context.sources.items()}
+    declared = context.sources.declared.items()
+    totals = {entity: counted.get(table.oid, 0) for entity, table in declared}
     for step in current.migration().steps:
         if not step.entity:
             continue

@@ -153,12 +153,15 @@ def accept(
     """Accept rows that stay out, each given as `key` or `entity:key`; returns how many.
 
     What was quarantined because of an accepted owner is accepted with it. `takes_back` opens
-    accepted rows again instead, with what was accepted because of them. Raises Misconfigured, and
-    changes none, when a key is not in the quarantine, or is there for several entities.
+    accepted rows again instead, with what was accepted because of them; the run and the newest one
+    are then no longer `completed`. Raises Misconfigured, and changes none, when a key is not in the
+    quarantine, or is there for several entities.
     """
     before, after = ("accepted", "open") if takes_back else ("open", "accepted")
     with transaction(engine) as connection:
         run = status.find_run(connection, run_id)
+        if takes_back:
+            _complete_with_quarantine(connection, run.id, status.find_run(connection, None).id)
         standing = (quarantine.c.run_id == run.id, quarantine.c.state.in_(("open", "accepted")))
         chosen = []
         for given in keys:
@@ -211,6 +214,18 @@ def accept(
             after={after: [":".join(row) for row in chosen], "rows": len(changed)},
         )
     return len(changed)
+
+
+def _complete_with_quarantine(connection: Connection, *ids: str) -> None:
+    """The state of completed runs once a row is open again.
+
+    They stay locked: a run that is about to complete counts the open rows after that.
+    """
+    locked = sa.select(runs).where(runs.c.id.in_(ids)).order_by(runs.c.id).with_for_update()
+    for run in connection.execute(locked).all():
+        if run.state == "completed":
+            to = "completed_with_quarantine"
+            tables.move_run(connection, run.id, to, finished_at=run.finished_at)
 
 
 def _resume(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:

@@ -49,12 +49,14 @@ def split(connection: Connection, settings: Settings, batch: RowMapping) -> None
         parts = [scope.with_parts(part) for part in _parts(scope.parts)]
         _replace(connection, batch, parts)
     else:
-        _quarantine(context, step, batch, keys, dependents, scope)
         counts: Counts = {}
+        if keys:
+            _quarantine(context, step, batch, keys, dependents, scope)
         if scope.again:
             # Its change must not be replayed again, and what it had must not stay.
             counts = add(step.prepare(context, scope), step.withdraw(context, scope))
-        _move(connection, batch, "quarantined", counts=counts)
+        # A page of `orphans` without an orphan: nothing is left to do, and nothing to quarantine.
+        _move(connection, batch, "quarantined" if keys else "done", counts=counts)
 
 
 def follow(connection: Connection, context: Context, claim: Claim) -> None:

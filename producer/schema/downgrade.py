@@ -17,7 +17,13 @@ from models.errors import NotAllowed
 from models.ledger import relations
 from models.ledger.tables import SCHEMA, audit, runs, schema_objects
 from models.postgres.catalog import Table, quote
-from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, sqlstate, transaction
+from models.postgres.database import (
+    LOCK_TIMEOUT_MS,
+    lock_tables,
+    retry_locks,
+    sqlstate,
+    transaction,
+)
 from models.settings import Settings
 from producer.runs import standing
 from producer.schema.upgrade import LOCK
@@ -82,6 +88,8 @@ def _downgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]
             connection, current.migration().schema, current.migration().read(connection, settings)
         )
         ours = _ours(connection)
+        altered = dict.fromkeys(table for _, table, _ in ours if table in found.tables)
+        lock_tables(connection, [found.tables[name].sql for name in altered])
         for statement in _statements(found, ours):
             connection.exec_driver_sql(statement.replace("%", "%%"))
         config = Config()

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import text
 
 from producer import embedded
 from producer.demo import sample
@@ -64,6 +65,19 @@ def test_an_acceptance_is_taken_back_with_the_rows_that_depend_on_it(ended: Prod
     back = ended.run("quarantine", "--unaccept", f"user:{owner}", "--json").json
     assert back["unaccepted"] == len(accepted)
     assert listed(ended) == before
+    # A retry would complete the run, had all rows been accepted.
+    with ended.engine.begin() as connection:
+        finished = connection.scalar(text("SELECT finished_at FROM migration.runs"))
+        connection.execute(text("UPDATE migration.quarantine SET state = 'accepted'"))
+        connection.execute(text("UPDATE migration.runs SET state = 'completed'"))
+    assert ended.run("status").status == 0
+    assert ended.run("quarantine", "--unaccept", "nobody").status == 2
+    assert ended.run("status").status == 0
+    assert ended.run("quarantine", "--unaccept", f"user:{owner}").status == 0
+    assert ended.run("status").status == 3
+    with ended.engine.begin() as connection:
+        assert connection.scalar(text("SELECT finished_at FROM migration.runs")) == finished
+        connection.execute(text("UPDATE migration.quarantine SET state = 'open'"))
     both = ended.run("quarantine", "--accept", owner, "--unaccept", owner)
     assert (both.status, "exclude each other" in both.err) == (2, True)
 

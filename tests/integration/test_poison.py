@@ -116,6 +116,22 @@ def test_a_row_that_kills_its_worker_is_quarantined_and_nothing_else(
     assert scalar(engine, f"SELECT count(*) FROM ai_suites WHERE user_id = '{user}'") == 0
 
 
+def test_a_page_that_kills_its_workers_and_holds_no_row_is_done_and_not_quarantined(
+    engine: Engine, settings: Settings
+) -> None:
+    change(engine, "DELETE FROM gpt_subscriptions WHERE user_id NOT IN (SELECT id FROM users)")
+    with engine.connect() as connection:
+        everybody = set(connection.scalars(text("SELECT id FROM users")))
+    workers = Workers(engine, settings, start(engine, settings))
+    workers.run(users=everybody, subscriptions=set(), step="orphans")
+    assert workers.deaths >= 3
+    assert status.read(engine, workers.run_id).exit_status == 3
+    found = "SELECT string_agg(DISTINCT state, ', ') FROM migration.batches WHERE step = 'orphans'"
+    assert scalar(engine, found) == "done"
+    assert scalar(engine, "SELECT count(*) FROM migration.quarantine"
+                  " WHERE reason = 'worker_died'") == 0  # fmt: skip
+
+
 def test_a_fixed_killer_comes_with_a_retry_that_touches_only_it(
     engine: Engine, settings: Settings
 ) -> None:

@@ -12,8 +12,9 @@ from models.errors import Misconfigured, NotAllowed
 from models.settings import Settings
 from producer import repair
 from producer.reports import status
+from producer.runs import rollback
 from tests import oracle
-from tests.driving import change, start, whole_run
+from tests.driving import change, go_on, start, whole_run
 
 USERS = 300
 PLANTED = 100
@@ -102,6 +103,33 @@ def test_planted_damage_is_repaired_exactly_and_a_second_repair_finds_nothing(
     assert fix(engine, settings, what)["changed"] == 0
     noted = [e for e in status.actions(engine) if e["action"] == f"repair {what}"]
     assert len(noted) == (PLANTED if what == "credits" else 1)
+
+
+def test_a_repair_stays_with_the_run_that_migrated_the_user(
+    engine: Engine, settings: Settings
+) -> None:
+    first = whole_run(engine, settings)
+    change(
+        engine,
+        "INSERT INTO gpt_subscriptions (id, user_id, gpt_id, status)"
+        " SELECT 'late ' || user_id, user_id, 'later', 'active' FROM ai_suites",
+    )
+    between = shot(engine)
+    second = whole_run(engine, settings)
+    assert second.rows["ai_tools"] > 0
+    change(engine, "DELETE FROM ai_tools WHERE name <> 'later'")
+    PLANTS["missing-data"](engine)
+    for what in PLANTS:
+        assert (fix(engine, settings, what)["changed"] > 0) is (what != "credits")
+    for run, left in ((second, between), (first, None)):
+        started = rollback.start(engine, settings, run.run_id, force=False)
+        found = go_on(engine, settings, started)
+        assert (found.state, found.conflicts) == ("rolled_back", {})
+        if left:
+            assert shot(engine) == left
+    after = shot(engine)
+    assert after["ai_tools"] == after["tool_assignments"] == after["tool_usage_logs"] == []
+    assert {row["user_type"] for row in after["users"]} <= {None, "student"}
 
 
 def test_one_user_is_repaired_alone(engine: Engine, settings: Settings) -> None:

@@ -24,17 +24,24 @@ _KEYS = {
     ),
     "credit_logs": (("users", ids.GRANT), ("users", ids.OPENING)),
 }
-# The sequence that the default of the id takes its values from, wherever that came from.
+# The sequence of an identity, or that the default of the id takes its values from, wherever that
+# came from.
 _SEQUENCE = text("""
 SELECT q.schemaname || '.' || q.sequencename AS name, q.last_value
-FROM pg_attrdef d
-JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum AND a.attname = 'id'
-JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid
-  AND p.refclassid = 'pg_class'::regclass
-JOIN pg_class c ON c.oid = p.refobjid AND c.relkind = 'S'
+FROM (
+  SELECT p.refobjid AS oid FROM pg_attrdef d
+  JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum AND a.attname = 'id'
+  JOIN pg_depend p ON p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid
+    AND p.refclassid = 'pg_class'::regclass
+  WHERE d.adrelid = :table
+  UNION SELECT p.objid FROM pg_depend p
+  JOIN pg_attribute a ON a.attrelid = p.refobjid AND a.attnum = p.refobjsubid AND a.attname = 'id'
+  WHERE p.classid = 'pg_class'::regclass AND p.refclassid = 'pg_class'::regclass
+    AND p.refobjid = :table AND p.deptype = 'i'
+) AS used
+JOIN pg_class c ON c.oid = used.oid AND c.relkind = 'S'
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_sequences q ON q.schemaname = n.nspname AND q.sequencename = c.relname
-WHERE d.adrelid = :table
 """)
 
 
@@ -47,7 +54,7 @@ def examine(connection: Connection, sources: Sources, target: Target) -> Iterato
         yield from _sequence(connection, table, found.first)
         yield from _rows(connection, table, found.first)
         for plural, kind in _KEYS.get(name, ()):
-            source = sources.by_plural[plural]
+            source = getattr(sources, plural)
             is_named = plural == "subscriptions" and names_subscriptions(sources)
             yield from _source(connection, source, table, found, kind, is_named=is_named)
     yield from _pairs(sources, target)

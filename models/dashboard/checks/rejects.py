@@ -80,7 +80,7 @@ def rule(context: Context, entity: str) -> Rule:
 def rows_of(sources: Sources, entity: str) -> str:
     """SQL: the rows of an entity as `u`, `s` or `p`, with the owner as `u` where they have one."""
     rows, _ = _ROWS[entity]
-    return rows.format(**{name: table.sql for name, table in sources.by_plural.items()})
+    return rows.format(**sources.names)
 
 
 def reason_of(

@@ -33,8 +33,8 @@ def pick(connection: Connection, sources: Sources) -> Sample:
     """Real users, a few of each kind, with what they own, and some rows that nobody owns."""
     wanted: dict[str, None] = {}
     queries = [*_user_kinds(sources.users)]
-    for table, column in ((sources.subscriptions, "gpt_id"), (sources.projects, "active_gpt_id")):
-        queries += _owner_kinds(connection, table, column)
+    for table in sources.children("user"):
+        queries += _owner_kinds(connection, table, table.source.requires[0])
     sample = _sample(connection, sources.users)
     parameters = {"blanks": blanks(connection)}
     found = [
@@ -55,7 +55,7 @@ def pick(connection: Connection, sources: Sources) -> Sample:
     exists = set(there)
     strangers = [key for key in users if key not in exists][:3]
     picked = [key for key in users if key in exists]
-    for table in (sources.subscriptions, sources.projects):
+    for table in sources.children("user"):
         picked = _without_many(connection, table, sources.users, picked)
     rows = Sample({"user": dict.fromkeys(sorted(picked[:USERS]))})
     owners = rows.of("user") + strangers
@@ -70,10 +70,8 @@ def make_up(connection: Connection, sources: Sources, rows: Sample) -> None:
     Each is a copy of a real row with other keys. Where the tables refuse them, `rows.note` says so.
     """
     tag, most = secrets.token_hex(4), ids.largest_key(sources)
-    users, subscriptions, projects = sources.users, sources.subscriptions, sources.projects
-    owner_columns = [users.columns["id"]] + [
-        t.columns["user_id"] for t in (subscriptions, projects)
-    ]
+    users, owned = sources.users, sources.children("user")
+    owner_columns = [users.columns["id"], *(table.columns["user_id"] for table in owned)]
     try:
         with connection.begin_nested():
             user = _key(connection, users, owner_columns, tag, most)
@@ -88,10 +86,9 @@ def make_up(connection: Connection, sources: Sources, rows: Sample) -> None:
     rows.keys["user"][user] = None
     rows.made_up.add(user)
     gpt = f"gpt-{tag}"
-    for table, column, gpts in (
-        (subscriptions, "gpt_id", (gpt, gpt)),
-        (projects, "active_gpt_id", (gpt, f"other-{tag}")),
-    ):
+    for table in owned:
+        (column,) = table.source.requires
+        gpts = (gpt, gpt if column == "gpt_id" else f"other-{tag}")
         real = rows.keys[table.source.entity]
         template = next(iter(_templates(connection, table, list(real), column)), None)
         made: dict[str, str | None] = {}

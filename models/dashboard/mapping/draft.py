@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from models.dashboard.mapping import file
 from models.dashboard.schema import SCHEMA, TABLES, declare
 from models.dashboard.sources import SOURCES
-from models.engine import source
+from models.engine.checks import source_tables
 from models.engine.schema import additions, target
 from models.engine.schema.shape import Shape
 from models.engine.source import Source
@@ -120,7 +120,7 @@ def _columns(each: Source, table: Table) -> list[str]:
 def _defaults(connection: Connection, mapping: str) -> list[str]:
     shape = file.parse("the draft", mapping)
     names = [shape.sources[each.plural] for each in SOURCES]
-    sources, _ = source.examine(connection, SOURCES, names, shape)
+    sources, _ = source_tables.examine(connection, SOURCES, names, shape)
     if sources is None or any(each.source.key not in each.columns for each in sources.values()):
         return []
     sources = target.with_ids(connection, SCHEMA, sources)

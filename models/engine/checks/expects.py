@@ -52,7 +52,7 @@ class Expect:
 def fill(context: Context, sql: str, source: SourceTable | None = None) -> str:
     """An author's SQL with its {placeholders} filled; other braces and colons stay as they are."""
     names = {name: table.sql for name, table in context.target.tables.items()}
-    names |= {name: table.sql for name, table in context.sources.by_plural.items()}
+    names |= context.sources.names
     if source is not None:
         base = source.key.base
         sql = _ID.sub(lambda found: f"({id_of(found[1], source.key_of('s'), base)})", sql)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from models.engine.live.replay import KEYS_A_BATCH, Replay
 from models.engine.step import Context, Scope, Step
-from models.postgres.database import LOCK_TIMEOUT_MS
+from models.postgres.database import LOCK_MS, LOCK_TIMEOUT_MS
 
-# Below PostgreSQL's deadlock_timeout of a second: it is never the application that has to yield.
-LOCK_MS = 600
 # The same for the row of somebody who has locked it and cannot write now.
 ROW_LOCK_MS = 100
 # From there to the commit: no writer waits for longer than both together.

@@ -22,6 +22,7 @@ from models.engine.schema.shape import Shape
 from models.engine.source import Sources
 from models.errors import Incompatible, MigrationError
 from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote, read_tables
+from models.postgres.database import lock_tables
 from models.postgres.keys import key_family
 from models.preflight import taken
 
@@ -164,8 +165,9 @@ def missing(
 def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tuple[str, str, str]]:
     """Create what is missing, in the caller's transaction; returns (kind, table, name) of each.
 
-    Safe to repeat. The legacy tables come last, in one statement each: their lock is held from
-    there to the commit only, and adding columns without a default rewrites nothing.
+    Safe to repeat. The tables that are there come last, in one statement each: their locks are held
+    from there to the commit only, and adding columns with a constant default or none rewrites
+    nothing.
     """
     target = check(connection, schema, sources)
     metadata = schema.declare(sources)
@@ -195,42 +197,38 @@ def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tup
             free, _ = next(names)
             connection.execute(CreateIndex(sa.Index(free, table.c[column])))
             added.append(("index", name, free))
-    added += _complete(connection, schema, sources, target)
-    added_to = [name for name in sources.by_plural if f"{target.schema}.{name}" in metadata.tables]
-    for role in reversed(added_to):
-        found = target.tables[role]
-        missing = [
-            column
-            for column in metadata.tables[f"{target.schema}.{role}"].columns
-            if column.name not in found.columns
-        ]
-        if missing:
-            clauses = ", ".join(
-                f"ADD COLUMN {quote(column.name)} {column.type.compile(connection.dialect)}"
-                for column in missing
-            )
-            connection.exec_driver_sql(f"ALTER TABLE {found.sql} {clauses}")
-            added.extend(("column", role, column.name) for column in missing)
+    completed = list(_complete(connection, schema, sources, target))
+    lock_tables(connection, [found.sql for found, _, _ in completed])
+    for found, clauses, made in completed:
+        statement = f"ALTER TABLE {found.sql} {', '.join(clauses)}"
+        connection.exec_driver_sql(statement.replace("%", "%%"))
+        added += made
     return added
 
 
 def _complete(
     connection: Connection, schema: Schema, sources: Sources, target: Target
-) -> Iterator[tuple[str, str, str]]:
-    """Give adopted tables the columns and the defaults that they lack."""
+) -> Iterator[tuple[Table, list[str], list[tuple[str, str, str]]]]:
+    """Each table that lacks columns or defaults, the clauses that add them, and what these add."""
     for declared in schema.declare(sources).tables.values():
-        found = target.tables.get(declared.name)
-        if found is None or declared.name in sources.by_plural:
+        name, found = declared.name, target.tables.get(declared.name)
+        if found is None:
             continue
-        columns = additions.lacking(schema, declared, found)
-        defaults = additions.unset(sources.shape, declared.name, found)
-        clauses = [additions.clause(connection, schema, declared, column) for column in columns]
-        clauses += [f"ALTER COLUMN {quote(name)} SET DEFAULT {value}" for name, value in defaults]
+        if name in sources.by_plural:
+            columns = [each for each in declared.columns if each.name not in found.columns]
+            clauses = [
+                f"ADD COLUMN {quote(each.name)} {each.type.compile(connection.dialect)}"
+                for each in columns
+            ]
+            defaults = []
+        else:
+            columns = additions.lacking(schema, declared, found)
+            clauses = [additions.clause(connection, schema, declared, each) for each in columns]
+            defaults = additions.unset(sources.shape, name, found)
+            clauses += [f"ALTER COLUMN {quote(c)} SET DEFAULT {value}" for c, value in defaults]
         if clauses:
-            statement = f"ALTER TABLE {found.sql} {', '.join(clauses)}"
-            connection.exec_driver_sql(statement.replace("%", "%%"))
-        yield from (("column", declared.name, column.name) for column in columns)
-        yield from (("default", declared.name, name) for name, _ in defaults)
+            made = [("column", name, each.name) for each in columns]
+            yield found, clauses, made + [("default", name, column) for column, _ in defaults]
 
 
 def _enum_labels(connection: Connection, schema: str, name: str) -> list[str] | None:
@@ -262,8 +260,13 @@ def _check_column(
     schema: Schema, sources: Sources, table: Table, wanted: sa.Column[Any], found: Column
 ) -> Iterator[Incompatible]:
     kind = wanted.type
-    if found.generated:
-        yield _differs(table, found.name, "a plain column", "a generated one")
+    if found.is_always:
+        yield Incompatible(
+            f"{table.label}.{found.name}: expected a plain column, found one that takes no value"
+            " (GENERATED ALWAYS)",
+            hint=f"An identity column: ALTER TABLE {table.label} ALTER {quote(found.name)} SET"
+            " GENERATED BY DEFAULT. Another one: ALTER ... DROP EXPRESSION.",
+        )
     if isinstance(kind, RawType):
         right = key_family(found.base) == key_family(kind.sql.split("(")[0])
     elif isinstance(kind, pg.ENUM):

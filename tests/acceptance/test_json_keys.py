@@ -1,0 +1,85 @@
+"""The keys of --json: the same for a command's success, its error and its wrong usage."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+
+from producer.cli import cli
+from tests import variants
+from tests.acceptance.conftest import Product
+
+# Every command, in an order in which each succeeds: on a school before the run, and after it.
+BEFORE = """
+check; plan; schema upgrade; schema show; schema show --mapping; quarantine --preview; backup safe;
+restore safe --yes; enqueue-all; pause; resume; cancel --yes; resume
+"""
+AFTER = """
+enqueue-all --wait; status; status --history; differences; quarantine; doctor; health; performance;
+report; new badges; repair missing-data; repair tools --dry-run; repair credits; verify --wait;
+reconcile --wait; retry --wait; rollback --wait --yes; forget RUN --yes; schema downgrade --yes;
+servers stop
+"""
+# They end when somebody stops them, or take long: their errors alone are compared.
+LONG = {"demo", "serve", "metrics"}
+IN_ONE_PROCESS = """
+import contextlib, json, sys
+from producer.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["producer", *words, "--json"]
+    with contextlib.suppress(SystemExit):
+        main()
+"""
+
+
+def commands(group: click.Group, path: str = "") -> Iterator[str]:
+    for name, found in group.commands.items():
+        if isinstance(found, click.Group):
+            yield from commands(found, f"{name} ")
+        else:
+            yield f"{path}{name}"
+
+
+def test_the_keys_are_those_of_success_whatever_goes_wrong(product: Product) -> None:
+    known = set(commands(cli))
+    keys: dict[str, set[str]] = {}
+    run = ""
+
+    def succeed(line: str) -> None:
+        nonlocal run
+        words = line.replace("RUN", run).split()
+        name = next(name for name in (" ".join(words[:2]), words[0]) if name in known)
+        said = product.run(*words, "--json").json
+        assert said["error"] is None, (line, said["error"])
+        run = said.get("run_id") or run
+        assert keys.setdefault(name, said.keys()) == said.keys(), line
+
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 30)
+    for line in BEFORE.split(";"):
+        succeed(line.strip())
+    with product.worker():
+        for line in AFTER.split(";"):
+            succeed(line.strip())
+    assert known - keys.keys() == LONG
+    arguments = {"backup": ["x"], "restore": ["x"], "forget": ["x"], "new": ["x"]}
+    asked = [
+        (name, kind, [*name.split(), *words])
+        for name in sorted(known)
+        for kind, words in (("misconfigured", arguments.get(name, [])), ("usage", ["--no-such"]))
+    ]
+    ended = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS, json.dumps([words for _, _, words in asked])],
+        env=product.environment | {"MIGRATION_BATCH_SIZE": "none"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for (name, kind, _), line in zip(asked, ended.stdout.splitlines(), strict=True):
+        said = json.loads(line)
+        assert said["error"]["kind"] == kind, name
+        assert said.keys() == keys.setdefault(name, said.keys()), (name, kind)
