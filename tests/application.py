@@ -1,7 +1,8 @@
 """The old application, going on with its work: one small write after the other, any of them.
 
-It works with any shape in `tests/variants.py`: text, integer or uuid keys, columns that are
-missing, and foreign keys that refuse to delete a user.
+It works with any shape in `tests/variants.py` and `tests/shapes.py`: text, integer or uuid keys,
+columns that are missing or have another name, tables that are not there, and foreign keys that
+refuse to delete a user.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from sqlalchemy import Connection, Engine, text
 from models.postgres import database
 from tests.oracle import Names
 
+# Types with names in capitals; the first one knows no plain user.
+ENUMS = ("userrole", "subscription_status")
 GPTS = ("math_tutor", "essay_coach", "lab_partner", "new_gpt")
 FOREIGN_KEY_VIOLATION = "23503"
 # So many keys of a table are known; a row is found near one of them, by the index.
@@ -120,7 +123,7 @@ class Application:
         self._set(connection, self.names.subscriptions, "preferences", "[1]")
 
     def change_gpt(self, connection: Connection) -> None:
-        self._set(connection, self.names.subscriptions, "gpt_id", self.random.choice(GPTS))
+        self._set(connection, self.names.subscriptions, "gpt_id", self._gpt(connection))
 
     def pause_subscription(self, connection: Connection) -> None:
         self._set(connection, self.names.subscriptions, "status", "paused")
@@ -169,6 +172,8 @@ class Application:
     def delete_user_with_all(self, connection: Connection) -> None:
         key = self._any(connection, self.names.users)
         for table in (self.names.subscriptions, self.names.projects):
+            if not self._types(connection, table):
+                continue
             owner = self._key(connection, table, "user_id")
             connection.execute(text(f"DELETE FROM {table} WHERE user_id = {owner}"), {"id": key})
         self._delete(connection, self.names.users, key)
@@ -176,8 +181,19 @@ class Application:
     def delete_user_alone(self, connection: Connection) -> None:
         self._delete(connection, self.names.users)
 
+    def _own(self, table: str, column: str) -> str:
+        """The name here of a column of the rules."""
+        mapped = self.names.columns.get("subscriptions", {})
+        return mapped.get(column, column) if table == self.names.subscriptions else column
+
+    def _gpt(self, connection: Connection) -> str:
+        """What a subscription names its GPT with: a name, or the key of a row."""
+        table = self.names.subscriptions
+        is_key = self._types(connection, table).get(self._own(table, "gpt_id")) == "integer"
+        return self.random.choice(("1", "2", "3") if is_key else GPTS)
+
     def _types(self, connection: Connection, table: str) -> dict[str, str]:
-        """The table's columns and their types."""
+        """The table's columns and their types; none for a table that is not there."""
         if table not in self._columns:
             found = connection.execute(
                 text(
@@ -234,13 +250,18 @@ class Application:
         return str(found or connection.scalar(first))
 
     def _subscribe(self, connection: Connection, owner: str) -> None:
-        values = {"gpt_id": self.random.choice(GPTS), "preferences": '{"live": true}'}
-        values |= {"status": "active", "version": "1"}
-        key = self._new(connection, self.names.subscriptions)
         table = self.names.subscriptions
+        if not self._types(connection, table):
+            return
+        # Before the GPT, which may have that column.
+        values = {"name": "live", "gpt_id": self._gpt(connection), "preferences": '{"live": true}'}
+        values |= {"status": "active", "version": "1"}
+        key = self._new(connection, table)
         self._insert(connection, table, values | {"id": key, "user_id": owner})
 
     def _project(self, connection: Connection, owner: str) -> None:
+        if not self._types(connection, self.names.projects):
+            return
         gpt = self.random.choice((*GPTS, None))
         values = {"name": "live", "status": "active", "active_gpt_id": gpt}
         key = self._new(connection, self.names.projects)
@@ -248,33 +269,43 @@ class Application:
 
     def _insert(self, connection: Connection, table: str, values: dict[str, str | None]) -> None:
         types = self._types(connection, table)
+        values = {self._own(table, name): value for name, value in values.items()}
         written = [name for name in values if name in types]
         connection.execute(
             text(
                 f"INSERT INTO {table} ({', '.join(written)})"
                 f" VALUES ({', '.join(f'CAST(:{name} AS {types[name]})' for name in written)})"
             ),
-            values,
+            {name: _word(types[name], values[name]) for name in written},
         )
         self._made.setdefault(table, []).append(str(values["id"]))
 
     def _set(self, connection: Connection, table: str, column: str, value: str | None) -> None:
-        types = self._types(connection, table)
-        key = self._any(connection, table)
+        types, column = self._types(connection, table), self._own(table, column)
         if column in types:
+            key = self._any(connection, table)
             connection.execute(
                 text(
                     f"UPDATE {table} SET {column} = CAST(:value AS {types[column]})"
                     f" WHERE id = {self._key(connection, table)}"
                 ),
-                {"value": value, "id": key},
+                {"value": _word(types[column], value), "id": key},
             )
 
     def _delete(self, connection: Connection, table: str, key: str | None = None) -> None:
+        if not self._types(connection, table):
+            return
         connection.execute(
             text(f"DELETE FROM {table} WHERE id = {self._key(connection, table)}"),
             {"id": key or self._any(connection, table)},
         )
+
+
+def _word(kind: str, value: str | None) -> str | None:
+    """The value as a column of this type has it."""
+    if kind in ENUMS and value is not None:
+        return "PARENT" if value == "user" else value.upper()
+    return value
 
 
 class Traffic(threading.Thread):

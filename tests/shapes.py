@@ -6,7 +6,6 @@ from producer.demo import shapes
 from tests.oracle import Names
 from tests.variants import Variant
 
-
 _DASHBOARD = ("dashboard_users", "dashboard_gpt_subscriptions", "dashboard_projects")
 
 

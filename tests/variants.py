@@ -307,6 +307,40 @@ NO_SUBSCRIPTIONS = Variant(
     Names("dashboard_users", "none", "dashboard_projects"),
 )
 
+REVISED = Variant("revised", "the dashboard's own revision made the target", _DASHBOARD_REVISION)
+
+DUMP = Variant(
+    "dump",
+    "as the real dump of May 2025: users only, uuid keys, row-level security, keys, no role",
+    """
+    DROP TABLE gpt_subscriptions, projects;
+    ALTER TABLE users ALTER id TYPE uuid USING md5(id)::uuid;
+    ALTER TABLE users
+        ALTER id SET DEFAULT gen_random_uuid(), DROP role, DROP api_key, DROP last_api_key_rotation,
+        ADD is_teacher boolean DEFAULT false, ADD preferences json, ADD department varchar(100);
+    CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);
+    INSERT INTO alembic_version VALUES ('5f3e8a1b2c4d');
+    CREATE TABLE lessons (
+        id uuid PRIMARY KEY, owner_id uuid REFERENCES users, reviewer_id uuid REFERENCES users
+    );
+    CREATE TABLE memories (
+        id uuid PRIMARY KEY, user_id uuid NOT NULL REFERENCES users,
+        shared_with uuid REFERENCES users
+    );
+    INSERT INTO lessons SELECT md5(id::text)::uuid, id, id FROM users LIMIT 20;
+    INSERT INTO memories SELECT md5(id::text)::uuid, id, id FROM users LIMIT 20;
+    ALTER TABLE users ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY own_row ON users USING (id::text = current_setting('app.user', true));
+    CREATE POLICY teachers ON users FOR SELECT USING (is_teacher);
+    ALTER TABLE lessons ENABLE ROW LEVEL SECURITY;
+    CREATE POLICY own_lessons ON lessons
+        USING (owner_id::text = current_setting('app.user', true));
+    CREATE POLICY reviewed ON lessons FOR SELECT
+        USING (reviewer_id::text = current_setting('app.user', true));
+    """,
+    Names("users", "none", "none"),
+)
+
 VARIANTS = (
     *(PLAIN, INTEGER, UUID, TEXT, BARE, BIGINT, ADOPTED),
     *(USERS_ONLY, NO_PROJECTS, NO_SUBSCRIPTIONS),
