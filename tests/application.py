@@ -253,7 +253,8 @@ class Application:
         table = self.names.subscriptions
         if not self._types(connection, table):
             return
-        values = {"gpt_id": self._gpt(connection), "preferences": '{"live": true}'}
+        # Before the GPT, which may have that column.
+        values = {"name": "live", "gpt_id": self._gpt(connection), "preferences": '{"live": true}'}
         values |= {"status": "active", "version": "1"}
         key = self._new(connection, table)
         self._insert(connection, table, values | {"id": key, "user_id": owner})

@@ -130,6 +130,7 @@ def transaction(
     statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
     lock_timeout_ms: int = 10_000,
     idle_timeout_ms: int = 15_000,
+    mode: str = sessions.READ_COMMITTED,
 ) -> Iterator[Connection]:
     """One transaction with its settings made locally; commits at the end of the block.
 
@@ -141,6 +142,7 @@ def transaction(
             statement_timeout_ms=statement_timeout_ms,
             lock_timeout_ms=lock_timeout_ms,
             idle_timeout_ms=idle_timeout_ms,
+            mode=mode,
         )
         yield connection
 

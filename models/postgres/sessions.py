@@ -36,6 +36,7 @@ _VALUES = {
     "jit": "off",
     "migration.worker": "on",
 }
+READ_COMMITTED = "ISOLATION LEVEL READ COMMITTED"
 # For each transaction that applies or checks a batch, and for whatever tries one before a run.
 # Statements pass a batch's rows through a dozen CTEs: without memory these go over disk. They find
 # rows by key, mostly in memory: with the costs of a disk, or with old statistics, the planner would
@@ -83,7 +84,7 @@ def begin(
     statement_timeout_ms: int,
     lock_timeout_ms: int,
     idle_timeout_ms: int = 0,
-    mode: str = "ISOLATION LEVEL READ COMMITTED",
+    mode: str = READ_COMMITTED,
 ) -> None:
     """Settle a transaction that has just begun: its mode comes before its first snapshot.
 

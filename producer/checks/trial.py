@@ -108,12 +108,14 @@ def run(engine: Engine, settings: Settings, picked: Sample | None = None) -> Tri
     """
     # Of one moment: a row that the application adds meanwhile is tried by no step, and would be
     # found to differ. A row that it changed first is a serialization failure, and is tried again.
-    snapshot = engine.execution_options(isolation_level="REPEATABLE READ")
     for attempt in range(ATTEMPTS):
         found = Trial(picked=picked)
         try:
             with transaction(
-                snapshot, lock_timeout_ms=LOCK_TIMEOUT_MS, statement_timeout_ms=STATEMENT_TIMEOUT_MS
+                engine,
+                lock_timeout_ms=LOCK_TIMEOUT_MS,
+                statement_timeout_ms=STATEMENT_TIMEOUT_MS,
+                mode="ISOLATION LEVEL REPEATABLE READ",
             ) as connection:
                 connection.exec_driver_sql(sessions.BATCH_PLANNING)
                 _try(connection, settings, found)

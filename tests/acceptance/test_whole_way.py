@@ -145,7 +145,7 @@ def repair_damage(product: Product, names: oracle.Names) -> None:
     written = hashes(product, names)
     for fix, statement in DAMAGE.items():
         with product.engine.begin() as connection:
-            one = f"(SELECT max(id) FROM {names.users} WHERE credits_balance > 0)"
+            one = f"(SELECT id FROM {names.users} WHERE credits_balance > 0 ORDER BY id LIMIT 1)"
             done = connection.exec_driver_sql(statement.format(users=names.users, one=one))
         if not done.rowcount:
             continue

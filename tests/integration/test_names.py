@@ -130,3 +130,41 @@ def test_constraints_of_somebody_else_stay(engine: Engine, settings: Settings) -
     assert scalar(engine, f"{kept} ('migration_not_null', 'fk_users_organization_id')") == 2
     key = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND conname LIKE 'fk_users_o%'"
     assert scalar(engine, key) == 1
+
+
+def test_none_is_refused_where_the_table_holds_rows(engine: Engine, settings: Settings) -> None:
+    none = settings.model_copy(update={"subscriptions_table": "none", "projects_table": "none"})
+    refused(engine, none, "public.gpt_subscriptions holds rows")
+    # Another name hides no row either, if the mapping has it.
+    change(
+        engine,
+        "TRUNCATE projects",
+        "ALTER TABLE gpt_subscriptions RENAME TO dashboard_gpt_subscriptions",
+    )
+    mapped = none.model_copy(update={"mapping": "today", "users_table": "users"})
+    refused(engine, mapped, "public.dashboard_gpt_subscriptions holds rows")
+    # Rows of other users are none of these: the run leaves them alone.
+    change(
+        engine,
+        "CREATE TABLE others (id varchar PRIMARY KEY)",
+        "INSERT INTO others SELECT DISTINCT user_id FROM dashboard_gpt_subscriptions",
+        "ALTER TABLE dashboard_gpt_subscriptions RENAME TO gpt_subscriptions",
+        "ALTER TABLE gpt_subscriptions ADD FOREIGN KEY (user_id) REFERENCES others",
+    )
+    run = whole_run(engine, none)
+    assert (run.verification.differences, scalar(engine, "SELECT count(*) FROM ai_tools")) == (0, 0)
+
+
+def test_a_missing_table_says_how_to_say_that_there_is_none(
+    engine: Engine, settings: Settings
+) -> None:
+    change(engine, "DROP TABLE gpt_subscriptions")
+    error = refused(engine, settings, "gpt_subscriptions does not exist")
+    assert "If there is no such table: MIGRATION_SUBSCRIPTIONS_TABLE=none." in error.hint
+    run = whole_run(engine, settings.model_copy(update={"subscriptions_table": "none"}))
+    assert run.verification.differences == 0
+    # The ledger now belongs to a dashboard without that table.
+    change(engine, "CREATE TABLE gpt_subscriptions (id varchar PRIMARY KEY, user_id varchar,"
+                   " gpt_id varchar)")  # fmt: skip
+    with pytest.raises(MigrationError, match=r"not to public\.users, public\.gpt_sub"):
+        upgrade.upgrade(engine, settings)

@@ -6,10 +6,11 @@ import io
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.engine import make_url
 
 from models.errors import Incompatible, MigrationError, Transient
@@ -218,6 +219,27 @@ def test_a_trial_leaves_no_dead_rows_before_which_a_run_would_insert_its_own(
     for table in ("ai_tools", "tool_usage_logs", "credit_logs", "migration.before_images"):
         assert scalar(world, f"SELECT pg_relation_size('{table}')") == 0, table
     engine.dispose()
+
+
+def test_rows_that_the_application_adds_meanwhile_do_not_count_against_a_trial(
+    world: Engine, settings: Settings
+) -> None:
+    build(world, PLAIN)
+    upgrade.upgrade(world, settings)
+    added = (
+        "INSERT INTO gpt_subscriptions (id, user_id, gpt_id, status)"
+        " SELECT 'new' || id, id, 'math_tutor', 'active' FROM users"
+    )
+    done: list[str] = []
+
+    def add(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if "INSERT INTO" in statement and "ai_suites" in statement and not done:
+            done.append(added)
+            change(world, added)
+
+    event.listen(world, "after_cursor_execute", add)
+    found = trial.run(world, settings)
+    assert (done, found.is_real, found.obstacles) == ([added], True, [])
 
 
 def test_no_trial_is_made_while_a_run_is_open(
