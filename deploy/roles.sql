@@ -9,7 +9,11 @@
 -- added); it is safe to repeat, and takes away what it does not grant:
 --
 --   psql -v owner=ROLE [-v schema=public] [-v users=users] [-v subscriptions=gpt_subscriptions]
---        [-v projects=projects] -f deploy/roles.sql DATABASE
+--        [-v projects=projects] [-v reads='roles.id roles.name'] -f deploy/roles.sql DATABASE
+--
+-- `reads` names columns that a mapping reads besides, and those that it reaches through a key. The
+-- owner must own the target tables that are there already, too, since `producer schema upgrade` adds
+-- columns to them: the script warns of those of other roles.
 --
 -- The roles come without a password: psql's \password sets one without showing it to anybody.
 
@@ -35,6 +39,10 @@
 \if :{?projects}
 \else
   \set projects projects
+\endif
+\if :{?reads}
+\else
+  \set reads ''
 \endif
 
 BEGIN;
@@ -72,6 +80,19 @@ INSERT INTO wanted VALUES
   ('tool_assignments', 'SELECT, INSERT, UPDATE, DELETE', NULL),
   ('tool_usage_logs', 'SELECT, INSERT, UPDATE, DELETE', NULL),
   ('credit_logs', 'SELECT, INSERT, UPDATE, DELETE', NULL);
+INSERT INTO wanted
+SELECT split_part(name, '.', 1), 'SELECT', ARRAY[split_part(name, '.', 2)]
+FROM regexp_split_to_table(:'reads', '[ ,]+') AS name WHERE name <> '';
+
+SELECT format('DO $do$ BEGIN RAISE WARNING ''%%'', %L; END $do$', format(
+  '%s belongs to %s, but %s must be able to alter it: ALTER TABLE %s OWNER TO %I',
+  c.oid::regclass, c.relowner::regrole, :'owner', c.oid::regclass, :'owner'))
+FROM pg_class c
+WHERE c.relnamespace = to_regnamespace(quote_ident(:'schema')) AND c.relkind = 'r'
+  AND (c.relname IN (:'users', :'projects', :'subscriptions')
+    OR c.relname IN (SELECT w.name FROM wanted w WHERE w.columns IS NULL))
+  AND NOT pg_has_role(:'owner', c.relowner, 'USAGE')
+\gexec
 
 SELECT format('REVOKE ALL (%I) ON %s FROM migration_worker', a.attname, c.oid::regclass)
 FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from models.dashboard import legacy
 from models.dashboard.checks import fit, integer_ids, rejects, trial_rows
 from models.dashboard.checks.credit_summary import credits_by_type
+from models.dashboard.checks.integrity import INTEGRITY
 from models.dashboard.checks.proof import proof
 from models.dashboard.checks.waiting import waiting
 from models.dashboard.credits import Credits
@@ -52,6 +53,7 @@ class Dashboard(Migration):
     reported_tables = ("ai_suites", "ai_tools", "tool_assignments", "tool_usage_logs")
     repairs = REPAIRS
     queries = QUERIES
+    integrity = INTEGRITY
     checks: ClassVar = {"subscription statuses": rejects.statuses}
     # Measured (docs/scaling.md), and a little more.
     bytes_a_row = 8_000

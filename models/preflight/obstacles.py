@@ -28,7 +28,7 @@ _SHAPE = text("""
 SELECT c.relkind AS kind, c.relpersistence AS persistence,
   EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
   EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid) AS is_child,
-  pg_has_role(c.relowner, 'USAGE') AS is_owner, quote_ident(current_user) AS role,
+  pg_has_role(c.relowner, 'USAGE') AS is_owner, quote_ident(current_role) AS role,
   CASE WHEN has_any_column_privilege(c.oid, 'SELECT') THEN row_security_active(c.oid) END
     AS hides_rows,
   ARRAY(SELECT p FROM unnest(CAST(:privileges AS text[])) AS p WHERE NOT CASE
@@ -70,7 +70,7 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = :oid
 """)
 # A table that a mapping reaches: the row is found by its id.
 _REACHED = text("""
-SELECT quote_ident(current_user) AS role, label, is_readable,
+SELECT quote_ident(current_role) AS role, label, is_readable,
   CASE WHEN is_readable THEN row_security_active(oid) END AS hides_rows
 FROM (SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS label,
     has_column_privilege(c.oid, 'id', 'SELECT')

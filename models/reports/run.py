@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from models.reports import words
+from models.reports.checks import Check
 from models.reports.error import ErrorReport
 
 Money = Annotated[Decimal, PlainSerializer(lambda value: f"{value:.2f}", return_type=str)]
@@ -214,10 +215,11 @@ class StatusReport(RunReport):
     runs: list[dict[str, Any]] = Field(default_factory=list)
     actions: list[dict[str, Any]] = Field(default_factory=list)
 
-    @classmethod
-    def of(cls, found: RunReport) -> StatusReport:
-        """The status of one run."""
-        return cls(**{name: getattr(found, name) for name in RunReport.model_fields})
+
+class VerifyReport(RunReport):
+    """What `verify` reports: the run, and rules that rows of the application break."""
+
+    warnings: list[Check] = Field(default_factory=list)
 
 
 class RollbackReport(RunReport):

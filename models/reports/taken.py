@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from models.reports.plan import Plan
-from models.reports.run import RollbackReport, StatusReport
+from models.reports.run import RollbackReport, StatusReport, VerifyReport
 
-_KEYS = {"database", *RollbackReport.model_fields, *StatusReport.model_fields, *Plan.model_fields}
+_REPORTS = (RollbackReport, StatusReport, VerifyReport, Plan)
+_KEYS = {"database", *(name for report in _REPORTS for name in report.model_fields)}
 # Not keys: what they hold is named by the migration.
 _RENAMED = {"entities", "amounts", "per_second"}
 # What batches count besides, in the ledger.

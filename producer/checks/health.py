@@ -13,11 +13,14 @@ from models.reports.checks import Check
 from models.settings import DEFAULT_FLOWER_URL, Settings
 from producer.broker import readiness
 from producer.broker.queue import app
+from producer.checks import integrity
 from producer.checks.http import ask_all
 from producer.checks.verdicts import failed, look, ok
 from producer.runs.reconciler import queue_lengths
 
 URL_SECONDS = 5.0
+# For all rules together: a monitor may ask every minute.
+INTEGRITY_SECONDS = 5
 # A batch that waits for so long, with workers there, is not drained.
 STUCK_SECONDS = 120
 
@@ -29,6 +32,7 @@ def examine(engine: Engine, settings: Settings) -> list[Check]:
         look("redis", _redis, _unanswered),
         look("workers", lambda: _workers(engine), _unanswered),
         look("queues", lambda: _queues(engine), _unanswered),
+        *integrity.examine(engine, settings, seconds=INTEGRITY_SECONDS),
         _flower(settings),
         *_urls(settings),
     ]

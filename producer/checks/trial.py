@@ -51,7 +51,7 @@ WHERE (c.oid = ANY(:oids) OR c.oid IN (to_regclass('migration.before_images'),
   AND pg_relation_size(c.oid) BETWEEN 1 AND :most ORDER BY c.relname
 """)
 _MAY_NOT_CREATE = text("""
-SELECT format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_user)
+SELECT format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_role)
 WHERE NOT has_database_privilege(current_database(), 'CREATE')
 """)
 _TRIGGERS = text("""

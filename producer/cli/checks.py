@@ -58,7 +58,10 @@ def doctor(run: str | None) -> Any:
 
 @command(cli, "health", blank="checks:Checks")
 def health() -> Any:
-    """Check that database, Redis, workers, queues, Flower and your endpoints answer."""
+    """Check that everything answers, and warn of rows that break a rule, whoever wrote them.
+
+    Database, Redis, workers, queues, Flower and your endpoints.
+    """
     from models.reports.checks import Checks
     from producer import connect
     from producer.checks import health as checking

@@ -19,6 +19,9 @@ from producer.cli.asking import (
 )
 from producer.cli.command import cli, command, console, results
 
+# For all rules about the application's rows.
+INTEGRITY_SECONDS = 600
+
 
 @command(cli, "enqueue-all")
 @WAIT
@@ -72,13 +75,13 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
     found = report.read(engine, run)
     if watch and found.run_id:
         found, ended = wait_for(found.run_id)
-        return StatusReport.of(found), ended
+        return StatusReport(**dict(found)), ended
     output.stages(results, found)
     output.summary(results, found)
     if found.differences:
         output.rows(results, report.first_differences(engine, found.run_id), "")
         results.print("All of them, and what fixes them: producer differences")
-    return StatusReport.of(found), found.exit_status
+    return StatusReport(**dict(found)), found.exit_status
 
 
 @command(cli, "differences", blank={"rows": [], "fixes": {}})
@@ -109,16 +112,30 @@ def retry(run: str | None, wait: bool) -> Any:
     return end(control.retry(open_ready(), connect.settings().base, run), wait)
 
 
-@command(cli, "verify")
+@command(cli, "verify", blank="run:VerifyReport")
 @RUN
 @WAIT
 def verify(run: str | None, wait: bool) -> Any:
-    """Compare every legacy row with every row it must have produced, again."""
+    """Compare every legacy row with every row it must have produced, again.
+
+    With --wait it also warns of rows of the application that break a rule; see `producer health`.
+    """
     from models.ledger.tables import VERIFICATION
+    from models.reports.run import VerifyReport
     from producer import connect
+    from producer.checks import integrity
+    from producer.reports import terminal as output
     from producer.runs import control
 
-    return end(control.check_again(open_ready(), connect.settings().base, run, VERIFICATION), wait)
+    engine, settings = open_ready(), connect.settings().base
+    ended = end(control.check_again(engine, settings, run, VERIFICATION), wait)
+    if not wait:
+        return VerifyReport(**dict(ended))
+    found, status = ended
+    broken = integrity.examine(engine, settings, seconds=INTEGRITY_SECONDS)
+    warnings = [check for check in broken if check.verdict != "ok"]
+    output.warnings(results, warnings)
+    return VerifyReport(**dict(found), warnings=warnings), status
 
 
 @command(cli, "reconcile")

@@ -198,6 +198,13 @@ def checks(console: Console, found: Sequence[Check]) -> None:
     _verdict(console, found)
 
 
+def warnings(console: Console, found: Sequence[Check]) -> None:
+    """What is no difference of the run, and how to list it: a line each."""
+    for check in found:
+        console.print(f"[yellow]Warning:[/] {check.name}: {escape(check.found)}")
+        console.print(f"  {check.hint}", markup=False, soft_wrap=True)
+
+
 def _verdict(console: Console, found: Sequence[Check]) -> None:
     """One line: whether it passed, and which checks failed or warn."""
     names = {

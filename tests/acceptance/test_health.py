@@ -57,6 +57,7 @@ def test_what_answers_is_said_and_what_does_not_ends_with_status_5(migrated: Pro
             "redis": "ok",
             "workers": "ok",
             "queues": "ok",
+            "data integrity": "ok",
             "flower": "unknown",
             f"{address}/fine": "ok",
             f"{address}/fails": "failed",

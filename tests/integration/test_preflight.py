@@ -347,6 +347,19 @@ def test_a_plan_is_refused_by_name(world: Engine, database: str, settings: Setti
     engine.dispose()
 
 
+def grant(database: str, *options: str) -> str:
+    """Run deploy/roles.sql; returns what it says."""
+    roles = Path(__file__).parents[2] / "deploy" / "roles.sql"
+    psql = programs.postgres_bin_dir() / "psql"
+    ended = subprocess.run(
+        [psql, "-v", "owner=operator", *options, "-f", roles, database],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return ended.stderr
+
+
 def test_the_workers_role_is_tried_as_it_is(
     world: Engine, database: str, settings: Settings
 ) -> None:
@@ -354,12 +367,7 @@ def test_the_workers_role_is_tried_as_it_is(
     operator = as_operator(world, database)
     upgrade.upgrade(operator, settings)
     operator.dispose()
-    roles = Path(__file__).parents[2] / "deploy" / "roles.sql"
-    subprocess.run(
-        [programs.postgres_bin_dir() / "psql", "-v", "owner=operator",
-         "-f", roles, database],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    assert "WARNING" not in grant(database)
     engine = databases.create(database.replace("postgres@", "migration_worker@"))
     found = looked(engine, settings)
     assert found["privileges"].verdict == "warning"
@@ -369,6 +377,15 @@ def test_the_workers_role_is_tried_as_it_is(
     assert "INSERT on public.ai_tools" in found["privileges"].found
     assert found["privileges"].verdict == "failed"
     engine.dispose()
+    change(world, "ALTER TABLE ai_tools OWNER TO somebody")
+    said = grant(database, "-v", "reads=users.full_name, users.api_key")
+    assert "ai_tools belongs to somebody" in said
+    assert "ALTER TABLE ai_tools OWNER TO operator" in said
+    may = "SELECT has_column_privilege('migration_worker', 'users', '{}', 'SELECT')"
+    assert [scalar(world, may.format(name)) for name in ("full_name", "created_at")] == [
+        True,
+        False,
+    ]
 
 
 def test_a_trial_that_needs_copies_names_the_privilege_that_it_needs(

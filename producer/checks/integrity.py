@@ -1,0 +1,76 @@
+"""Rows that break a rule of the migration's, whoever wrote them: warnings, never differences."""
+
+from __future__ import annotations
+
+import time
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from models.engine.step import Context
+from models.errors import MigrationError, TooBig, UnknownRun
+from models.ledger.tables import COMPLETED_STATES
+from models.postgres.database import classify, transaction
+from models.reports.checks import Check
+from models.settings import Settings
+from producer.checks.verdicts import ok, unknown, warning
+from producer.reports import status
+
+NAME = "data integrity"
+# Keys that a warning names; its query lists all.
+SHOWN = 3
+_FOUND = """
+SELECT count(*) AS rows, (array_agg(key))[1:{shown}] AS first
+FROM (SELECT key::text FROM ({query}) AS broken (key) ORDER BY key) AS found
+"""
+
+
+def examine(engine: Engine, settings: Settings, *, seconds: int) -> list[Check]:
+    """A warning for each rule that rows break, with the query that lists them; `ok` for none.
+
+    `unknown` while no run is complete, and for rules that are not counted within so many seconds.
+    """
+    try:
+        with transaction(engine) as connection:
+            connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            run = status.find_run(connection, None)
+            if run.state not in (*COMPLETED_STATES, "failed"):
+                found = [unknown(f"not looked at: run {run.id} is {run.state}")]
+            else:
+                found = _broken(connection, Context.read(connection, settings, run), seconds)
+    except UnknownRun as none:
+        found = [unknown(none.message)]
+    except (MigrationError, DBAPIError) as failure:
+        error = classify(failure) if isinstance(failure, DBAPIError) else failure
+        found = [unknown(f"could not be read: {error.message}")]
+    return [check.model_copy(update={"name": check.name or NAME}) for check in found]
+
+
+def _broken(connection: Connection, context: Context, seconds: int) -> list[Check]:
+    rules, until = context.migration.integrity, time.monotonic() + seconds
+    found, left = [], []
+    for name, query in rules.items():
+        listing = " ".join(context.render(query).split())
+        rest = int(1000 * (until - time.monotonic()))
+        if rest <= 0:
+            left.append(name)
+            continue
+        try:
+            with connection.begin_nested():
+                connection.exec_driver_sql(f"SET LOCAL statement_timeout = {rest}")
+                statement = sa.text(_FOUND.format(query=listing, shown=SHOWN))
+                row = connection.execute(statement).one()
+        except DBAPIError as failure:
+            if not isinstance(classify(failure), TooBig):
+                raise
+            left.append(name)
+            continue
+        if row.rows:
+            more = " and more" if row.rows > SHOWN else ""
+            said = warning(f"{row.rows:,}: {', '.join(row.first)}{more}", f"List them: {listing}")
+            found.append(said.model_copy(update={"name": name}))
+    if left:
+        late = f"not counted within {seconds} s: {', '.join(left)}"
+        found.append(unknown(late, "It has more time: producer verify --wait"))
+    return found or [ok(f"{len(rules)} rules hold for all rows")]
