@@ -20,7 +20,8 @@ def main(messages: int) -> None:
     with open_site() as site:
         os.environ.update(site.environment)
         # Reads the servers' addresses from the environment, once.
-        from producer.broker.queue import Message, publish_window
+        from producer.broker.messages import Message
+        from producer.broker.queue import publish_window
 
         client = redis.Redis.from_url(site.servers.redis_url)
         publish_window([Message("warm", 1, "users", "users")])

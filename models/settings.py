@@ -7,9 +7,11 @@ import os
 import re
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
+    BaseModel,
+    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -18,7 +20,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import endpoints
 from models.errors import Misconfigured
@@ -52,10 +53,10 @@ MAX_BATCH_SIZE = 100_000
 _TABLE_NAME = re.compile(r"(?:[^.\s\":%][^.\":%]*\.)?[^.\s\":%][^.\":%]*")
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Settings as read from the environment; field aliases are the variables' names."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     database_url: SecretStr | None = Field(
         None,
@@ -130,14 +131,14 @@ class Settings(BaseSettings):
         ge=1,
         description="Batches that fail with one and the same error, after which a run pauses.",
     )
-    credit_grants: Annotated[dict[str, Decimal], NoDecode] = Field(
+    credit_grants: dict[str, Decimal] = Field(
         DEFAULT_GRANTS,
         alias="MIGRATION_CREDIT_GRANTS",
         validate_default=True,
         description="Credits that a user gets, by type of user; `*` is any other type. A run keeps"
         " what was set when it was opened.",
     )
-    throttle: Annotated[Limits, NoDecode] = Field(
+    throttle: Limits = Field(
         "",
         alias="MIGRATION_THROTTLE",
         validate_default=True,
@@ -147,7 +148,7 @@ class Settings(BaseSettings):
         " wait for `locks`, share of `connections` in use. `unreadable=stop` waits also where the"
         " role may not see a signal.",
     )
-    window: Annotated[Window | None, NoDecode] = Field(
+    window: Window | None = Field(
         "",
         alias="MIGRATION_WINDOW",
         validate_default=True,
@@ -160,7 +161,7 @@ class Settings(BaseSettings):
         alias="MIGRATION_LOG_FORMAT",
         description="How workers write their logs, a line each.",
     )
-    api_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+    api_urls: tuple[str, ...] = Field(
         (),
         alias="MIGRATION_API_URLS",
         description="Endpoints of the dashboard, with commas between: `health` asks whether they"
@@ -203,7 +204,7 @@ class Settings(BaseSettings):
         """Whether a setting, by its variable, is set; not where it has its default."""
         return any(Settings.model_fields[name].alias == variable for name in self.model_fields_set)
 
-    # A trial's copies. Private: as a field it would be read from a variable COPIES.
+    # A trial's copies. Private: it is no setting.
     _copies: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property
@@ -329,6 +330,12 @@ def parse_grants(text: str) -> dict[str, Decimal]:
     return grants
 
 
+def _from_variables() -> dict[str, str]:
+    """What the environment sets; an empty variable counts as unset."""
+    names = (field.alias for field in Settings.model_fields.values() if field.alias)
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
 def _from_files() -> dict[str, Any]:
     """What lies in a file each, as container secrets do: `DATABASE_URL_FILE` and so on."""
     found = {}
@@ -359,7 +366,7 @@ def load() -> Settings:
         if name in os.environ and not os.environ[name].strip()
     }
     try:
-        found = Settings(**_from_files())
+        found = Settings.model_validate(_from_variables() | _from_files())
     except ValidationError as invalid:
         raise _refused(empty | dict(map(_problem, invalid.errors()))) from None
     if empty:

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-import redis
 from sqlalchemy import Engine
 
 from models.engine import current
@@ -135,7 +134,7 @@ def celery_url(url: str) -> str:
 def unreachable_redis(failure: BaseException) -> MigrationError:
     """The error that a user sees for whatever a Redis client raised."""
     why = refusals.of_redis(failure)
-    if isinstance(failure, redis.exceptions.NoPermissionError):
+    if refusals.may_not(failure):
         return NotAllowed(
             f"Redis refuses a command: {why}",
             hint="deploy/redis.acl has what a run needs; a backup needs a user who reads all keys.",

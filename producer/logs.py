@@ -9,11 +9,28 @@ import traceback
 from collections.abc import MutableMapping
 from typing import Any
 
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
-
 from models.errors import MigrationError
-from producer.broker.refusals import of_redis
+from producer.broker.refusals import is_of_redis, of_redis
+
+
+class Log:
+    """A structured log, whose library is imported at the first line: most commands write none.
+
+    Lines go to stderr without a foreign text, unless the process configured it otherwise.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, level: str) -> Any:
+        import structlog
+
+        if not structlog.is_configured():
+            structlog.configure(
+                processors=[render, *structlog.get_config()["processors"]],
+                logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+            )
+        return getattr(structlog.get_logger(self._name), level)
 
 
 def name_of(failure: BaseException) -> str:
@@ -21,7 +38,7 @@ def name_of(failure: BaseException) -> str:
     kind = f"{type(failure).__module__}.{type(failure).__qualname__}".removeprefix("builtins.")
     if isinstance(failure, MigrationError):
         return f"{kind}: {failure.message}"
-    if isinstance(failure, RedisError | OperationalError):
+    if is_of_redis(failure):
         return f"{kind}: {of_redis(failure)}"
     return kind
 

@@ -16,7 +16,7 @@ from models.ledger.claims import Claim
 from models.ledger.tables import OPEN_STATES, batches, quarantine, runs
 from models.postgres import database as databases
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from producer.broker.queue import QUEUES, Message
+from producer.broker.messages import QUEUES, Message
 from producer.reports import status
 from producer.runs import advance as enqueue
 from producer.runs import control, reconciler

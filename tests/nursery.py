@@ -31,7 +31,7 @@ LIBRARIES = (
     *("celery.__main__", "celery.bin.celery", "celery.apps.worker", "celery.concurrency.prefork"),
     *("celery.worker.consumer", "celery.backends.redis", "celery.app.control", "celery.app.amqp"),
     *("kombu.transport.redis", "sqlalchemy.dialects.postgresql", "psycopg2", "redis", "psutil"),
-    *("pydantic_settings", "alembic.command", "alembic.config", "rich.progress", "structlog"),
+    *("pydantic", "alembic.command", "alembic.config", "rich.progress", "structlog"),
     *("click", "logging.config", "multiprocessing", "concurrent.futures", "jinja2"),
 )
 _STREAMS = 2

@@ -50,8 +50,7 @@ def run(
     Safe to call for any id, any number of times, at the same time: the claim decides.
     """
     try:
-        with transaction(engine) as connection:
-            connection.exec_driver_sql(UNHURRIED)
+        with transaction(engine, also=UNHURRIED) as connection:
             claim = claims.claim(connection, run_id, batch_id, worker)
     except DBAPIError as failure:
         log.warning("batch not claimed", batch=batch_id, error=classify(failure).message)
@@ -137,8 +136,8 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
         read = functools.partial(_context, settings=settings, claim=claim)
         return cutover.run(engine, read, claim, watch)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
-    with transaction(engine) as connection, watch.over(connection):
-        connection.exec_driver_sql(f"{UNHURRIED}; {sessions.BATCH_PLANNING}")
+    settled = f"{UNHURRIED}; {sessions.BATCH_PLANNING}"
+    with transaction(engine, also=settled) as connection, watch.over(connection):
         context = _context(connection, settings, claim)
         if claim.stage in (VERIFICATION, RECONCILIATION):
             counts = bisect.check(context, claim.stage, step, claim.scope)
@@ -172,7 +171,11 @@ def _apply_outside(
 
 
 def _context(connection: Connection, settings: Settings, claim: Claim) -> Context:
-    """The context of a batch. A stage's pages share what the first of them read in the catalog."""
+    """The context of a batch.
+
+    Batches of the same turn, which may be two stages at a time, share what the first of them read
+    in the catalog: only the start of another turn changes it.
+    """
     found = relations.read_run(connection, settings, claim.run_id)
     assert found is not None
     run, here = found
@@ -180,11 +183,12 @@ def _context(connection: Connection, settings: Settings, claim: Claim) -> Contex
     namespace.note(here.ledger_id)
     if claim.scope.keys is not None:
         return Context.read(connection, settings, run, batch_id=claim.batch_id)
-    stage = (run.id, claim.stage, run.handed_over)
-    if stage not in _catalogs:
+    position = current.migration().stages.get(claim.stage, claim.stage)
+    turn = (run.id, position, run.handed_over)
+    if turn not in _catalogs:
         _catalogs.clear()
-        _catalogs[stage] = Context.read(connection, settings, run)
-    return replace(_catalogs[stage], connection=connection, batch_id=claim.batch_id)
+        _catalogs[turn] = Context.read(connection, settings, run)
+    return replace(_catalogs[turn], connection=connection, batch_id=claim.batch_id)
 
 
 def worker_name(hostname: str, pid: int) -> str:

@@ -52,16 +52,25 @@ def _first(trial: _Trial, context: Context, scope: Scope) -> Counts:
 
 
 def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
-    """Verify a scope, in halves where it is too big for one statement's time."""
+    """Verify a scope: optimistically, then guarded; in halves where a statement takes too long."""
     try:
-        with as_ours(), context.connection.begin_nested():
-            return verify.check(context, stage, step, scope)
+        try:
+            return _check_once(context, stage, step, scope, is_optimistic=True)
+        except BadRow:
+            return _check_once(context, stage, step, scope, is_optimistic=False)
     except TooBig:
         keys = step.keys_in(context, scope)
         if len(keys) <= 1:
             raise
         first, second = (check(context, stage, step, scope.only(half)) for half in _halves(keys))
         return add(first, second)
+
+
+def _check_once(
+    context: Context, stage: str, step: Step, scope: Scope, *, is_optimistic: bool
+) -> Counts:
+    with as_ours(), context.connection.begin_nested():
+        return verify.check(context, stage, step, scope, is_optimistic=is_optimistic)
 
 
 class _Trial:

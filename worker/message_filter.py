@@ -20,7 +20,8 @@ from kombu.utils.encoding import bytes_to_str
 from pydantic import BaseModel, Field, ValidationError
 
 from producer.broker import transport
-from producer.broker.queue import ADVANCE, QUEUES
+from producer.broker.messages import QUEUES
+from producer.broker.queue import ADVANCE
 from worker.tasks import BATCH_TASKS
 
 # Two ids and the names around them take 1,500 bytes; nothing of ours grows with the data.

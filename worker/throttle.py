@@ -24,7 +24,7 @@ from worker import shutdown
 LOOK_SECONDS = 1.0
 # The message goes back to its queue then, well below the time limit of its task.
 LONGEST_WAIT_SECONDS = 600.0
-# A commit of its own, as small as one can be that still has to reach the disk.
+# The look's commit, as small as one can be that still has to reach the disk.
 _COMMIT = text("SELECT pg_logical_emit_message(true, 'migration', '')")
 log = structlog.get_logger("migration.throttle")
 
@@ -79,11 +79,11 @@ class Throttle:
             return None
         with transaction(engine) as connection:
             found = self._gauge.read(connection)
-        if limits.commit is not None:
-            started = time.monotonic()
-            with transaction(engine) as connection:
+            if limits.commit is not None:
                 connection.execute(_COMMIT)
-            found["commit"] = time.monotonic() - started
+            written = time.monotonic()
+        if limits.commit is not None:
+            found["commit"] = time.monotonic() - written
         return excess(found, limits)
 
 

@@ -11,11 +11,16 @@ from models.engine.step import Context, Counts, Scope, Step, entities
 from models.ledger.tables import RECONCILIATION, VERIFICATION
 
 
-def check(context: Context, stage: str, step: Step, scope: Scope) -> Counts:
-    """Check one page with the step's own expectations, in the batch's transaction."""
+def check(
+    context: Context, stage: str, step: Step, scope: Scope, *, is_optimistic: bool = False
+) -> Counts:
+    """Check one page with the step's own expectations, in the batch's transaction.
+
+    Optimistically, an error of a row is no finding: check the page again, without.
+    """
     if step.stage == VERIFICATION:
         return step.apply(context, scope)
-    row, statements = statements_of(context, step, scope)
+    row, statements = statements_of(context, step, scope, is_optimistic=is_optimistic)
     found = store(context, stage, statements, scope)
     if stage == RECONCILIATION:
         checked = f"{context.migration.plural(step.entity)}_checked"

@@ -131,10 +131,12 @@ def transaction(
     lock_timeout_ms: int = 10_000,
     idle_timeout_ms: int = 15_000,
     mode: str = sessions.READ_COMMITTED,
+    also: str = "",
 ) -> Iterator[Connection]:
     """One transaction with its settings made locally; commits at the end of the block.
 
-    The idle limit frees the row locks of a process that froze inside the transaction.
+    The idle limit frees the row locks of a process that froze inside the transaction. `also` are
+    further settings, `SET LOCAL …`, sent in the same round trip.
     """
     with engine.begin() as connection:
         sessions.begin(
@@ -143,6 +145,7 @@ def transaction(
             lock_timeout_ms=lock_timeout_ms,
             idle_timeout_ms=idle_timeout_ms,
             mode=mode,
+            also=also,
         )
         yield connection
 

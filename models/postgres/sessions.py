@@ -85,8 +85,11 @@ def begin(
     lock_timeout_ms: int,
     idle_timeout_ms: int = 0,
     mode: str = READ_COMMITTED,
+    also: str = "",
 ) -> None:
     """Settle a transaction that has just begun: its mode comes before its first snapshot.
+
+    `also` are further settings, which come last.
 
     Under READ COMMITTED, a statement after a lock sees all that was committed before the lock.
     """
@@ -96,7 +99,7 @@ def begin(
         lock_timeout_ms=lock_timeout_ms,
         idle_timeout_ms=idle_timeout_ms,
     )
-    connection.exec_driver_sql(f"SET TRANSACTION {mode}; {limits}")
+    connection.exec_driver_sql(f"SET TRANSACTION {mode}; {limits}; {also}")
 
 
 @contextmanager

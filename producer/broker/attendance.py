@@ -10,7 +10,8 @@ from sqlalchemy import Engine
 
 from models.ledger.tables import batches
 from models.postgres.database import transaction
-from producer.broker.queue import Message, app
+from producer.broker.messages import Message
+from producer.broker.queue import app
 
 SILENT_SECONDS = 4.0
 _ANSWER_SECONDS = 1.0

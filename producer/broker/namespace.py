@@ -99,5 +99,7 @@ def note(ledger_id: str | None, *, is_stranger: bool = False) -> None:
 
 
 def on_change(tell: Callable[[str], None]) -> None:
-    """Call this with each new prefix."""
+    """Call this with the prefix, where it is known already, and with each new one."""
     _on_change.append(tell)
+    if _known is not None:
+        tell(_known)

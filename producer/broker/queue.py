@@ -1,9 +1,8 @@
-"""The way to the workers: the Celery application, task names, a window as a chord."""
+"""The way to the workers: the Celery application, a window as a chord."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery, uuid
@@ -12,9 +11,8 @@ from kombu.exceptions import (  # type: ignore[attr-defined]  # The stubs are ol
     OperationalError,
 )
 
-from models.engine import current
-from models.ledger.tables import RECONCILIATION, VERIFICATION
 from producer.broker import namespace, transport
+from producer.broker.messages import Message
 
 ADVANCE = "migration.advance"
 MESSAGES_A_FLUSH = 500
@@ -22,7 +20,6 @@ MESSAGES_A_FLUSH = 500
 app = Celery("migration", amqp=transport.AMQP)
 app.config_from_object("celeryconfig")
 transport.use("producer.broker.transport:Transport")
-QUEUES = tuple(queue.name for queue in app.conf.task_queues)
 
 
 def _move(prefix: str) -> None:
@@ -31,31 +28,6 @@ def _move(prefix: str) -> None:
 
 
 namespace.on_change(_move)
-
-
-@dataclass(frozen=True)
-class Message:
-    """What wakes a worker up: ids, nothing else."""
-
-    run_id: str
-    batch_id: int
-    stage: str
-    step: str
-
-    @property
-    def task(self) -> str:
-        """The task's name, as Flower shows it."""
-        verb = {VERIFICATION: "verify", RECONCILIATION: "reconcile"}.get(self.stage, self.step)
-        return f"migration.{verb}"
-
-    @property
-    def queue(self) -> str:
-        """The queue that serves it."""
-        return (
-            "migration.verify"
-            if self.stage == VERIFICATION
-            else current.migration().step(self.step).queue
-        )
 
 
 def publish_window(messages: Sequence[Message]) -> None:

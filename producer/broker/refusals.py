@@ -6,8 +6,6 @@ import re
 import socket
 import ssl
 
-import redis
-
 # The first one that matches is said.
 _WORDS = (
     (r"WRONGPASS|NOAUTH|invalid (username-)?password|invalid username|Authentication required"
@@ -33,7 +31,25 @@ _WORDS = (
     (r"SSL|TLS", "the encrypted connection fails"),
     (r"closed by server|reset by peer|Broken pipe|EOF", "the server closed the connection"),
 )  # fmt: skip
+_KINDS = {"redis.exceptions.RedisError", "kombu.exceptions.OperationalError"}
 _COMMAND = re.compile(r"permissions to run the '([\w|-]+)' command")
+
+
+def is_of_redis(failure: BaseException) -> bool:
+    """Whether a Redis client raised it, or Kombu for one.
+
+    By name: most commands use neither, and an import of redis-py takes longer than their work.
+    """
+    return not _KINDS.isdisjoint(_names(failure))
+
+
+def may_not(failure: BaseException) -> bool:
+    """Whether Redis refused a command for lack of a privilege."""
+    return "redis.exceptions.NoPermissionError" in _names(failure)
+
+
+def _names(failure: BaseException) -> list[str]:
+    return [f"{kind.__module__}.{kind.__qualname__}" for kind in type(failure).__mro__]
 
 
 def of_redis(failure: BaseException) -> str:
@@ -48,7 +64,7 @@ def of_redis(failure: BaseException) -> str:
     if any(isinstance(each, socket.gaierror) for each in chain):
         return "the host's name is unknown"
     for each in chain:
-        if isinstance(each, redis.exceptions.NoPermissionError):
+        if may_not(each):
             found = _COMMAND.search(str(each))
             return f"its user may not {f'run {found[1].upper()}' if found else 'do that'}"
         for pattern, words in _WORDS:

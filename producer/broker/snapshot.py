@@ -12,7 +12,8 @@ from kombu.exceptions import OperationalError
 
 from models.reports.diagnosis import Chord, Worker
 from producer.broker import namespace, strangers
-from producer.broker.queue import QUEUES, app
+from producer.broker.messages import QUEUES
+from producer.broker.queue import app
 from producer.broker.refusals import of_redis
 from producer.broker.strangers import Stranger
 

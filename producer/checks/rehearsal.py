@@ -22,7 +22,7 @@ from models.engine.live.replay import Replay
 from models.engine.schema import target as target_tables
 from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Scope, Step
-from models.errors import Incompatible, NotAllowed
+from models.errors import BadRow, Incompatible, NotAllowed
 from models.ledger.tables import FINISH, OPEN_STATES, RECONCILIATION, SCHEMA, VERIFICATION, runs
 from models.postgres import sessions
 from models.postgres.catalog import Table, quote
@@ -247,7 +247,11 @@ def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
 
 def find_differences(context: Context, stage: str, step: Step, scope: Scope) -> list[Any]:
     """What the verification's own statements find in the scope: rows as of `Step.differences`."""
-    _, statements = statements_of(context, step, scope)
+    try:
+        with as_ours(), context.connection.begin_nested():
+            _, statements = statements_of(context, step, scope, is_optimistic=True)
+    except BadRow:
+        _, statements = statements_of(context, step, scope)
     parameters = context.parameters | {"stage": stage} | scope.parameters
     return [
         found

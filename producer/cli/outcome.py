@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pkgutil import resolve_name
 from typing import Any
 
 import click
-import structlog
-from kombu.exceptions import OperationalError
 from pydantic import BaseModel
-from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError
 
 from models.errors import MigrationError
@@ -19,16 +15,12 @@ from models.postgres.database import classify
 from models.reports.error import ErrorReport
 from models.settings import unknown
 from producer import logs
+from producer.broker.refusals import is_of_redis
 from producer.cli.command import CONTINUES, Blank, console, said_databases
 
 
 def prepare() -> None:
-    """Logs go to stderr, and settings that nobody reads are named."""
-    # Whatever the reconciler logs while a command runs: stdout is for the one object.
-    structlog.configure(
-        processors=[logs.render, *structlog.get_config()["processors"]],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    """No log shows a foreign text, and settings that nobody reads are named."""
     logs.install()
     for line in unknown():
         console.print(f"Warning: {line}", markup=False)
@@ -64,9 +56,9 @@ def _as_ours(failure: Exception) -> MigrationError:
         return failure
     if isinstance(failure, DBAPIError):
         return classify(failure)
-    from producer.connect import unreachable_redis
+    if is_of_redis(failure):
+        from producer.connect import unreachable_redis
 
-    if isinstance(failure, RedisError | OperationalError):
         return unreachable_redis(failure)
     if isinstance(failure, OSError) and failure.strerror:
         what = f"{failure.filename}: " if isinstance(failure.filename, str) else ""

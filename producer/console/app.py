@@ -14,7 +14,6 @@ from importlib import resources
 from typing import Any
 
 import sqlalchemy as sa
-import structlog
 from flask import (
     Flask,
     Response,
@@ -42,6 +41,7 @@ from models.ledger.tables import COMPLETED_STATES, WORKED_ON, batches
 from models.postgres.database import classify, name_of, transaction
 from models.settings import Settings
 from producer.broker.snapshot import REDIS_ERRORS
+from producer.logs import Log
 from producer.reports import history, html, live_view
 from producer.reports import status as report
 from producer.runs import control
@@ -67,7 +67,7 @@ ACTIONS = {
 }
 _ASSETS = {"style.css": "text/css", "console.css": "text/css", "live.js": "text/javascript"}
 _OPEN_TO_ALL = ("login", "asset")
-log = structlog.get_logger("migration.console")
+log = Log("migration.console")
 
 
 def create(engine: Engine, settings: Settings, password: str, *, hosts: list[str] | None) -> Flask:

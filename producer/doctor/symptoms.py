@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from models.ledger.claims import is_expired
 from models.ledger.tables import WORKED_ON, batches, runs, stages_in_turn, throttled_by
 from models.reports.diagnosis import Blocker, OpenStage, QueueState, Work
-from producer.broker.queue import QUEUES, Message
+from producer.broker.messages import QUEUES, Message
 from producer.broker.snapshot import Broker
 from producer.reports import status
 

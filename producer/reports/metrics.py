@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-import structlog
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -29,7 +28,8 @@ from models.ledger.claims import is_expired
 from models.ledger.tables import BATCH_TRANSITIONS, RECONCILIATION, VERIFICATION, batches
 from models.postgres.database import classify, transaction
 from models.reports.run import RunReport
-from producer.broker.queue import QUEUES, Message
+from producer.broker.messages import QUEUES, Message
+from producer.logs import Log
 from producer.reports import status
 
 # A scrape that takes longer is given up: Prometheus waits for ten seconds.
@@ -38,7 +38,7 @@ TIMEOUT_MS = 8_000
 DURATIONS = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 300, 1800)
 RATE_SECONDS = 60
 EXPIRED = "expired"
-log = structlog.get_logger("migration.metrics")
+log = Log("migration.metrics")
 
 
 class Ledger(Collector):

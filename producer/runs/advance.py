@@ -36,7 +36,7 @@ from models.postgres.database import transaction
 from models.postgres.rows import count_rows
 from models.settings import Settings
 from producer.broker import namespace
-from producer.broker.queue import Message, publish_window
+from producer.broker.messages import Message
 from producer.runs import budget, coverage, retry, windows
 
 # One is worked on while the next one waits: no worker idles at the end of a window.
@@ -142,6 +142,13 @@ def advance(engine: Engine, settings: Settings, run_id: str) -> None:
         opened = _advance(connection, settings, run_id)
     for window in opened:
         publish_window(window)
+
+
+def publish_window(window: list[Message]) -> None:
+    """Publish a window; the only place here that imports Celery, which few commands need."""
+    from producer.broker import queue
+
+    queue.publish_window(window)
 
 
 def _advance(connection: Connection, settings: Settings, run_id: str) -> list[list[Message]]:

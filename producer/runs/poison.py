@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import sqlalchemy as sa
-import structlog
 from sqlalchemy import Connection, RowMapping
 
 from models.engine import current
@@ -19,9 +18,10 @@ from models.ledger.claims import MAX_LEASE_EXPIRIES, Claim, scope_of
 from models.ledger.quarantine import OWNER_IS_QUARANTINED, OWNER_QUARANTINED, WORKER_DIED
 from models.ledger.tables import RECONCILIATION, VERIFICATION, batches, move_batches, runs
 from models.settings import Settings
+from producer.logs import Log
 
 PARTS = 100
-log = structlog.get_logger("migration.poison")
+log = Log("migration.poison")
 
 
 def split(connection: Connection, settings: Settings, batch: RowMapping) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 import redis
 import sqlalchemy as sa
-import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -22,7 +21,9 @@ from models.ledger.tables import WORKED_ON, batches, move_batches, recoveries, r
 from models.postgres.database import classify, transaction
 from models.settings import Settings
 from producer.broker import namespace
-from producer.broker.queue import QUEUES, Message, app, publish_again
+from producer.broker.messages import QUEUES, Message
+from producer.broker.queue import app, publish_again
+from producer.logs import Log
 from producer.runs import advance, poison
 
 TICK_SECONDS = 3.0
@@ -32,7 +33,7 @@ LOOK_SECONDS = 0.3
 LOST_SECONDS = 10
 MOST_AT_ONCE = 500
 _LOCK = 0x6D696772  # any constant: the key of the advisory lock
-log = structlog.get_logger("migration.reconciler")
+log = Log("migration.reconciler")
 
 _COLUMNS = (batches.c.run_id, batches.c.id, batches.c.stage, batches.c.step)
 

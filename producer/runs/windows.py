@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from models.engine import current
 from models.engine.step import Context, Step
 from models.ledger.tables import batches, stages
-from producer.broker.queue import Message
+from producer.broker.messages import Message
 from producer.reports import progress
 from producer.runs import partition
 

@@ -19,7 +19,7 @@ from models.ledger.tables import SCHEMA, TRY_JSONB, VERIFICATION, WORKED_ON
 from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, transaction
 from models.preflight import examine, taken
 from models.settings import Settings
-from producer.broker.queue import QUEUES, Message
+from producer.broker.messages import QUEUES, Message
 
 LOCK = 0x736368656D61  # any constant: two upgrades at the same moment take turns
 # For an autoscaler: how many batches want a worker of each queue. Messages do not show that: no

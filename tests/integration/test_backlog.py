@@ -9,7 +9,7 @@ from sqlalchemy import Engine, text
 
 from models.ledger.tables import batches
 from models.settings import Settings
-from producer.broker.queue import QUEUES, Message
+from producer.broker.messages import QUEUES, Message
 from producer.runs import advance, control, rollback
 from producer.schema import upgrade
 from tests.driving import change, go_on, start

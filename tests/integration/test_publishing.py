@@ -16,7 +16,8 @@ from worker.message_filter import admit
 
 MESSAGES = 1_200
 _PUBLISH = f"""
-from producer.broker.queue import Message, publish_window
+from producer.broker.messages import Message
+from producer.broker.queue import publish_window
 run = "20260101-000000-abcd"
 publish_window([Message(run, n, "users", "users") for n in range(1, {MESSAGES + 1})])
 """
@@ -47,7 +48,8 @@ def test_a_window_is_one_chord_in_few_round_trips(
 _LOSE = """
 import kombu.exceptions, redis
 from redis.client import Pipeline
-from producer.broker.queue import Message, publish_again, publish_window
+from producer.broker.messages import Message
+from producer.broker.queue import publish_again, publish_window
 
 def lose(*_, **__):
     raise redis.ConnectionError("cut off")

@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Callable
 
 COUNT = """
-from producer.broker.queue import QUEUES, app
+from producer.broker.messages import QUEUES
+from producer.broker.queue import app
 from producer.runs.reconciler import queue_lengths
 assert app.control.ping(timeout=0.1) == []
 assert queue_lengths() == dict.fromkeys(QUEUES, 0), queue_lengths()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 from sqlalchemy import Engine, text
@@ -25,6 +25,9 @@ from producer.demo import sample
 from tests import oracle, wait
 
 GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
+
+
+Kind = TypeVar("Kind", bound="Site")
 
 
 class Site:
@@ -79,12 +82,12 @@ class Site:
 
 
 @contextmanager
-def open_site() -> Iterator[Site]:
+def open_site(kind: type[Kind] = Site) -> Iterator[Kind]:
     """A site for the time of the block; its servers and data go at the end."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         home = Path(folder) / ".migration"
         try:
-            yield Site(home)
+            yield kind(home)
         finally:
             embedded.erase(home)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -19,11 +20,41 @@ finally:
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["enqueue-all", "--help"]], ids=str)
-def test_what_is_said_without_a_database_imports_none(words: list[str]) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=False
+def _run(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, *words],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["--version"], ["enqueue-all", "--help"], ["no-such"], ["status", "--no"]]
+)
+def test_what_is_said_without_a_database_imports_none(words: list[str]) -> None:
+    ended = _run(words)
+    is_wrong = "no" in words[-1]
+    assert (ended.returncode, bool(ended.stdout)) == (2 if is_wrong else 0, not is_wrong)
     assert not set(HEAVY) & set(ended.stderr.split())
+
+
+def test_completion_imports_none() -> None:
+    ended = _run([], _PRODUCER_COMPLETE="bash_complete", COMP_WORDS="producer sta", COMP_CWORD="1")
+    assert "plain,status" in ended.stdout
+    assert not set(HEAVY) & set(ended.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["status"], ["differences"], ["quarantine"], ["pause"], ["forget", "x"], ["schema", "show"]],
+)
+def test_a_command_that_publishes_nothing_imports_neither_celery_nor_a_redis_client(
+    words: list[str], database: str, redis_url: str
+) -> None:
+    ended = _run(words, DATABASE_URL=database, REDIS_URL=redis_url)
+    assert "Database:" in ended.stderr
+    found = set(ended.stderr.split())
+    assert "sqlalchemy" in found
+    assert not {"celery", "kombu", "redis", "structlog", "alembic"} & found

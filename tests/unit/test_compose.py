@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from deploy.make_secrets import write
-from producer.broker.queue import QUEUES
+from producer.broker.messages import QUEUES
 from worker.shutdown import GRACE_SECONDS
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from cloudcoil.models.keda import v1alpha1
 
-from producer.broker.queue import QUEUES
+from producer.broker.messages import QUEUES
 from tests.autoscale.manifest import DEPLOY, MANIFESTS, START, documents, of_kind, scaled
 from worker.shutdown import GRACE_SECONDS
 from worker.tasks import BATCH_TASKS, HARD_LIMIT_SECONDS

@@ -28,7 +28,8 @@ from worker.message_filter import LARGEST_BYTES, Refused, Transport, admit, chec
 # Every way in which the product publishes: as the producer and as a worker, in chords and alone,
 # and a message that came back.
 PUBLISH = """
-from producer.broker.queue import Message, QUEUES, app, publish_again, publish_window
+from producer.broker.messages import QUEUES, Message
+from producer.broker.queue import app, publish_again, publish_window
 from models.engine import current
 messages = [
     Message("20261122-221104-752c", 2**63 - 1, stage, step.name)

@@ -10,9 +10,7 @@ from sqlalchemy import text
 
 from models.engine.source import SourceTable
 from models.engine.step import Context, Scope, Step
-from models.errors import BadRow
 from models.postgres.catalog import DEFAULT_COLLATION, TEXT_TYPES
-from models.postgres.database import as_ours
 
 _PLAIN_TEXT = TEXT_TYPES - {"character"}
 
@@ -26,12 +24,15 @@ class Check(NamedTuple):
     condition: str
 
 
-def statements_of(context: Context, step: Step, scope: Scope) -> tuple[Any, list[str]]:
+def statements_of(
+    context: Context, step: Step, scope: Scope, *, is_optimistic: bool = False
+) -> tuple[Any, list[str]]:
     """The page's counts (None for a step without), and the statements that find its differences.
 
-    Row by row only where the sums do not show that every row is right.
+    Row by row only where the sums do not show that every row is right. Optimistically, a document
+    that cannot be parsed raises an error, and the transaction needs a rollback to a savepoint.
     """
-    row = _read_account(context, step, scope)
+    row = _read_account(context, step, replace(scope, is_optimistic=is_optimistic))
     statements = step.differences(context, scope)
     if not getattr(row, "matches", False):
         statements = [*statements, *step.details(context, scope)]
@@ -39,18 +40,9 @@ def statements_of(context: Context, step: Step, scope: Scope) -> tuple[Any, list
 
 
 def _read_account(context: Context, step: Step, scope: Scope) -> Any:
-    """Optimistic first; where a row fails that, with all guards."""
-
-    def read(scope: Scope) -> Any:
-        statement = step.account(context, scope)
-        parameters = context.parameters | scope.parameters
-        return context.connection.execute(text(statement), parameters).one() if statement else None
-
-    try:
-        with as_ours(), context.connection.begin_nested():
-            return read(replace(scope, is_optimistic=True))
-    except BadRow:
-        return read(scope)
+    statement = step.account(context, scope)
+    parameters = context.parameters | scope.parameters
+    return context.connection.execute(text(statement), parameters).one() if statement else None
 
 
 def wrong_values(table: str, given: str, columns: dict[str, str]) -> list[Check]:
