@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy import Connection, Engine
 from sqlalchemy.dialects.postgresql import insert
 
@@ -35,6 +36,7 @@ from models.ledger.tables import (
 from models.postgres.database import transaction
 from models.postgres.rows import count_rows
 from models.settings import Settings
+from producer import outage
 from producer.broker import namespace
 from producer.broker.queue import Message, publish_window
 from producer.runs import budget, coverage, retry, windows
@@ -48,6 +50,7 @@ _ANALYZE = (
     " migration.before_images (entity, legacy_key, run_id),"
     " migration.changes (entity, legacy_key, owner_key)"
 )
+log = structlog.get_logger("migration.advance")
 ID_TIME = "%Y%m%d-%H%M%S"
 
 
@@ -141,6 +144,21 @@ def advance(engine: Engine, settings: Settings, run_id: str) -> None:
         opened = _advance(connection, settings, run_id)
     for window in opened:
         publish_window(window)
+
+
+def begin(engine: Engine, settings: Settings, run_id: str) -> None:
+    """The first `advance` of a run that a command has opened: it is in the ledger already.
+
+    So a server that is away now is no error: the reconciler of a worker or of a waiting command
+    does it.
+    """
+    try:
+        advance(engine, settings, run_id)
+    except Exception as failure:
+        why = outage.cause(failure)
+        if why is None:
+            raise
+        log.warning("left to the reconciler", run=run_id, error=why)
 
 
 def _advance(connection: Connection, settings: Settings, run_id: str) -> list[list[Message]]:
