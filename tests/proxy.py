@@ -20,6 +20,7 @@ class Proxy:
         """Whether it takes whatever comes, as a host does that only acknowledges, and hands on
         nothing."""
         self._open: set[asyncio.StreamWriter] = set()
+        self._muted: set[asyncio.StreamWriter] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._loop = asyncio.new_event_loop()
@@ -30,6 +31,10 @@ class Proxy:
     def cut(self) -> None:
         """End every connection that is open."""
         self._loop.call_soon_threadsafe(self._abort)
+
+    def mute(self) -> None:
+        """Let the connections that are open now fall silent, and serve new ones."""
+        self._muted |= self._open
 
     def close(self) -> None:
         """End it."""
@@ -67,15 +72,16 @@ class Proxy:
             yield
         finally:
             self._open.discard(writer)
+            self._muted.discard(writer)
             writer.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
-                if not self.is_silent:
+                if not (self.is_silent or writer in self._muted):
                     writer.write(data)
                     await writer.drain()
-        writer.transport.abort() if self.is_silent else writer.close()
+        writer.close()
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Any
 
 from celery.backends.redis import RedisBackend
 
+from producer import connect
 from producer.broker import namespace
 
 
@@ -15,6 +16,13 @@ class ChordBackend(RedisBackend):
     Celery's own backend does, once a header task: 10,000 SUBSCRIBEs and 54 MB for a chord of
     10,000, and a traceback from `__del__` when the process ends before the chord.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Celery has no setting for when TCP gives up.
+        parameters: dict[str, Any] = vars(self)["connparams"]
+        if "path" not in parameters:
+            parameters |= connect.keepalive()
 
     def _get_key_for(self, prefix: bytes, id: str, key: str = "") -> bytes:
         root: bytes = self.key_t(namespace.prefix())
