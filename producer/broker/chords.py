@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import redis
 from celery.backends.redis import RedisBackend
 
 from producer import connect
-from producer.broker import namespace
+from producer.broker import namespace, transport
 
 
 class ChordBackend(RedisBackend):
@@ -23,6 +24,8 @@ class ChordBackend(RedisBackend):
         parameters: dict[str, Any] = vars(self)["connparams"]
         if "path" not in parameters:
             parameters |= connect.keepalive()
+        given = parameters.get("connection_class", redis.Connection)
+        parameters["connection_class"] = transport.LEAVING.get(given, given)
 
     def _get_key_for(self, prefix: bytes, id: str, key: str = "") -> bytes:
         root: bytes = self.key_t(namespace.prefix())
