@@ -46,7 +46,7 @@ test-system: $(stamp) ## Run the tests that need Debian's and npm's packages, un
 autoscale-demo: $(stamp) ## Scale workers with a run as KEDA would; ARGS="--users 20000"
 	@$(venv)/python -m tests.autoscale $(ARGS)
 
-faults: $(stamp) ## Injure it in fifty ways, 20 times each; ARGS="--repetitions 3 --only Redis"
+faults: $(stamp) ## Injure it in sixty ways, 20 times each; ARGS="--repetitions 3 --only Redis"
 	@$(venv)/python -m tests.faults $(ARGS)
 
 bench: $(stamp) ## Time it against what one would write by hand; ARGS="--users 10000"

@@ -3,7 +3,13 @@
 from kombu import Exchange, Queue
 
 from models.engine import current
-from producer.connect import is_local, redis_options, settings, tls_options
+from producer.connect import (
+    REDIS_CHECK_SECONDS,
+    REDIS_SECONDS,
+    redis_options,
+    settings,
+    tls_options,
+)
 
 _settings = settings()
 
@@ -35,10 +41,14 @@ broker_transport_options = {
     "fanout_patterns": False,
     **redis_options(),
 }
-redis_socket_timeout = 30
+redis_socket_timeout = REDIS_SECONDS
 redis_socket_connect_timeout = 10
-redis_socket_keepalive = not is_local()
-redis_backend_health_check_interval = 25
+redis_backend_health_check_interval = REDIS_CHECK_SECONDS
+# A Redis that is away for 18 s delays a chord's count; the defaults would wait for a silent one for
+# seven minutes. What is not counted then, the reconciler does.
+result_backend_transport_options = {
+    "retry_policy": {"max_retries": 5, "interval_start": 0, "interval_step": 2, "interval_max": 6}
+}
 broker_connection_retry_on_startup = True
 # A Redis that is out of memory refuses commands; without this the worker shuts down, and may hang.
 broker_channel_error_retry = True

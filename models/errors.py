@@ -57,6 +57,12 @@ class UnknownRun(MigrationError):
     exit_status = 2
 
 
+class RunLost(MigrationError):
+    """A run that was there is gone: a failover to a standby that had not received it."""
+
+    kind = "run_lost"
+
+
 class Transient(MigrationError):
     """Retry with back-off: deadlock, serialization, lost connection, lock timeout."""
 

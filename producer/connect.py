@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -93,12 +94,26 @@ def engine() -> Engine:
     return database.create(settings().database_url)
 
 
+# A server that is silent: an answer may take so long, and an idle connection is asked as often.
+REDIS_SECONDS, REDIS_CHECK_SECONDS = 20, 10
+# A host that vanished: TCP gives up after 25 s without an answer, or 20 s with unacknowledged data.
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+
+
 def redis_options() -> dict[str, Any]:
     """Socket options of the broker: the defaults would wait for ever on a dead connection."""
-    options: dict[str, Any] = {"socket_timeout": 30, "health_check_interval": 25}
-    if not is_local():
-        options |= {"socket_connect_timeout": 10, "socket_keepalive": True}
-    return options
+    options: dict[str, Any] = {
+        "socket_timeout": REDIS_SECONDS,
+        "health_check_interval": REDIS_CHECK_SECONDS,
+    }
+    return options if is_local() else options | {"socket_connect_timeout": 10, **keepalive()}
+
+
+def keepalive() -> dict[str, Any]:
+    """When TCP gives a Redis up; not every system has every option."""
+    options = {getattr(socket, name, None): value for name, value in _KEEPALIVE.items()}
+    options.pop(None, None)
+    return {"socket_keepalive": True, "socket_keepalive_options": options}
 
 
 def tls_options() -> dict[str, Any] | None:

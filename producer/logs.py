@@ -1,15 +1,20 @@
-"""Errors in logs and on terminals: types and places. Texts that are not ours may quote secrets."""
+"""Errors in logs and on terminals: types and places. Texts that are not ours may quote secrets.
+
+A server that is away is no error of ours: it is said without a traceback, once, then as a count.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any
 
 from models.errors import MigrationError
+from producer import outage
 from producer.broker.refusals import is_of_redis, of_redis
 
 
@@ -31,6 +36,12 @@ class Log:
                 logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
             )
         return getattr(structlog.get_logger(self._name), level)
+
+
+# Libraries that say again and again, and number it, that a server is away.
+_REPEATING = ("kombu", "celery.worker.consumer", "celery.backends")
+_NUMBERS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4,12}){4}|\d+(\.\d+)?")
+_repeats = outage.Repeats()
 
 
 def name_of(failure: BaseException) -> str:
@@ -70,6 +81,30 @@ def render(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> Mutab
     return event
 
 
+def once(_logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Structlog's processor: a warning with the same error as before is counted, not repeated."""
+    import structlog
+
+    if method == "warning" and "error" in event:
+        unsaid = _repeats.unsaid(str(event["error"]))
+        if unsaid is None:
+            raise structlog.DropEvent
+        if unsaid:
+            event["repeated"] = unsaid
+    return event
+
+
+def is_new(record: logging.LogRecord) -> bool:
+    """The same as a filter, for what libraries log of servers that are away."""
+    is_away = getattr(record, "is_away", False) or record.name.startswith(_REPEATING)
+    if record.levelno < logging.WARNING or not is_away:
+        return True
+    unsaid = _repeats.unsaid(f"{record.name}: {_NUMBERS.sub('#', record.getMessage())}")
+    if unsaid:
+        record.msg, record.args = f"{record.getMessage()} ({unsaid} times more)", ()
+    return unsaid is not None
+
+
 def _say(failure: BaseException) -> None:
     print(places(failure), file=sys.stderr)
 
@@ -77,11 +112,15 @@ def _say(failure: BaseException) -> None:
 def _record(*values: Any, **more: Any) -> logging.LogRecord:
     record = logging.LogRecord(*values, **more)
     failure = record.exc_info[1] if record.exc_info else None
-    if failure is not None:
-        # Formatters take this instead of making their own.
-        record.exc_text = places(failure)
+    record.is_away = _is_away(failure) or any(map(_is_away, _values(record.args)))
     if isinstance(record.msg, BaseException):
         record.msg = name_of(record.msg)
+    if failure is not None and _is_away(failure):
+        record.exc_info = None
+        record.msg = f"{record.msg} ({name_of(failure)})"
+    elif failure is not None:
+        # Formatters take this instead of making their own.
+        record.exc_text = places(failure)
     if isinstance(record.args, dict):
         record.args = {key: _shown(value) for key, value in record.args.items()}
         if failure is not None and "exc" in record.args:
@@ -90,6 +129,16 @@ def _record(*values: Any, **more: Any) -> logging.LogRecord:
     elif record.args:
         record.args = tuple(map(_shown, record.args))
     return record
+
+
+def _is_away(value: object) -> bool:
+    if not isinstance(value, BaseException) or isinstance(value, OSError):
+        return False
+    return outage.cause(value) is not None
+
+
+def _values(args: Any) -> Iterable[object]:
+    return args.values() if isinstance(args, Mapping) else args or ()
 
 
 def _shown(value: Any) -> Any:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Any
 
 import structlog
+from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import (
     setup_logging,
     worker_process_init,
@@ -34,6 +36,11 @@ for line in unknown():
 flower.prepare(connect.settings().base)
 tracing.require(connect.settings().base)
 
+# Celery warns at each lost connection that tasks go on, which they may, and of each result that it
+# could not write, which it then logs as the error that it is.
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+warnings.filterwarnings("ignore", "Exception raised outside body", RuntimeWarning)
+
 _reconcilers: list[Reconciler] = []
 
 
@@ -51,11 +58,12 @@ def _log_in_lines(loglevel: int | str | None = None, **_: Any) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[*shared, logs.render, renderer],
+        processors=[logs.once, *shared, logs.render, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
     )
     # Celery and the libraries log by the standard library: their lines have the same form.
     handler = logging.StreamHandler()
+    handler.addFilter(logs.is_new)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],

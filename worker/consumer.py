@@ -15,7 +15,9 @@ class Consumer(CelerysConsumer):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         # At each connection, mingling waits a second for what other workers know of revoked
         # tasks: none is ever revoked.
-        super().__init__(*arguments, **options | {"without_mingle": True})
+        # What gossip tells of other workers nobody here reads, and it fails when Redis goes away.
+        without = {"without_mingle": True, "without_gossip": True}
+        super().__init__(*arguments, **options | without)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """What Celery does after a lost connection; less where it was not lost."""

@@ -22,7 +22,7 @@ from models.errors import (
     Transient,
     Unreachable,
 )
-from models.postgres import addresses, refusals, sessions
+from models.postgres import addresses, limited, refusals, sessions
 
 T = TypeVar("T")
 
@@ -52,7 +52,8 @@ def create(url: str, *, application: str = "migration") -> Engine:
     """An engine for any `postgres://` or `postgresql://` address, driven by psycopg2.
 
     Keepalives, `tcp_user_timeout` and the connect timeout make a dead network show within about
-    half a minute; the address can set its own.
+    half a minute; the address can set its own. `models.postgres.limited` ends what waits for a
+    server that is silent.
     The encoding is the driver's own word at login; all else that statements depend on is set by
     each transaction (`models.postgres.sessions`), so that a pooler in transaction mode can be in
     between.
@@ -89,6 +90,8 @@ def create(url: str, *, application: str = "migration") -> Engine:
             # Keepalives rest while sent data is not acknowledged: a host that vanished then would
             # hold a session for the kernel's quarter of an hour.
             "tcp_user_timeout": 20_000,
+            "connection_factory": limited.Connection,
+            "cursor_factory": limited.Cursor,
         }
         | given,
     )

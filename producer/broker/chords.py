@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import redis
 from celery.backends.redis import RedisBackend
 
-from producer.broker import namespace
+from producer import connect
+from producer.broker import namespace, transport
 
 
 class ChordBackend(RedisBackend):
@@ -15,6 +17,15 @@ class ChordBackend(RedisBackend):
     Celery's own backend does, once a header task: 10,000 SUBSCRIBEs and 54 MB for a chord of
     10,000, and a traceback from `__del__` when the process ends before the chord.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Celery has no setting for when TCP gives up.
+        parameters: dict[str, Any] = vars(self)["connparams"]
+        if "path" not in parameters:
+            parameters |= connect.keepalive()
+        given = parameters.get("connection_class", redis.Connection)
+        parameters["connection_class"] = transport.LEAVING.get(given, given)
 
     def _get_key_for(self, prefix: bytes, id: str, key: str = "") -> bytes:
         root: bytes = self.key_t(namespace.prefix())

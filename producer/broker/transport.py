@@ -12,6 +12,8 @@ import kombu
 from celery.app import amqp
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.url import maybe_sanitize_url
+from redis import connection
+from redis.exceptions import ConnectionError, ReadOnlyError
 
 from producer.broker import namespace
 
@@ -41,6 +43,29 @@ class Moved(ConnectionResetError):
     """The process works for another ledger now than when this connection was made."""
 
 
+class _Leaves:
+    """A connection that ends where its server became a replica: the next one finds the primary."""
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        """The answer to a command; a refusal of writes counts as a lost connection."""
+        try:
+            return super().read_response(*arguments, **options)  # type: ignore[misc]
+        except ReadOnlyError as refused:
+            self.disconnect()  # type: ignore[attr-defined]
+            raise ConnectionError(str(refused)) from None
+
+
+class TCPConnection(_Leaves, connection.Connection):
+    """Redis-py's connection."""
+
+
+class TLSConnection(_Leaves, connection.SSLConnection):
+    """The same over TLS."""
+
+
+LEAVING = {connection.Connection: TCPConnection, connection.SSLConnection: TLSConnection}
+
+
 class PubSub(redis.PrefixedRedisPubSub):
     """Subscribes to topics by their names, none of which is a pattern (`celeryconfig`).
 
@@ -68,6 +93,8 @@ class Channel(redis.Channel):
     """Kombu's channel with the prefix of the ledger."""
 
     Prefixed: type[redis.PrefixedStrictRedis] = Client
+    connection_class = TCPConnection
+    connection_class_ssl = TLSConnection
     from_transport_options = tuple(
         name for name in redis.Channel.from_transport_options if name != "global_keyprefix"
     )

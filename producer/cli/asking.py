@@ -58,12 +58,15 @@ def end(run_id: str, wait: bool) -> Any:
 
 
 def wait_for(run_id: str) -> tuple[RunReport, int]:
-    """Wait for the end of the run, with progress; its report and exit status."""
+    """Wait for the end of the run, with progress; its report and exit status.
+
+    The run was there a moment ago: from now on a server that is away is waited for.
+    """
     from producer import connect
     from producer.reports import terminal as output
     from producer.runs import wait as waiting
 
-    found = waiting.until_over(open_engine(), connect.settings().base, run_id, console)
+    found = waiting.until_over(connect.engine(), connect.settings().base, run_id, console)
     output.summary(results, found)
     return found, found.exit_status
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
+from operator import call
 from typing import Any
 
 import click
@@ -48,7 +50,7 @@ def enqueue_all(wait: bool) -> Any:
     # The one that opened it is the root of its trace.
     traced = tracing.command(settings, "enqueue-all", run_id) if is_new else nullcontext()
     with traced:
-        advance.advance(engine, settings, run_id)
+        advance.begin(engine, settings, run_id)
         if wait:
             return wait_for(run_id)
     found = report.read(engine, run_id)
@@ -198,21 +200,25 @@ def cancel(run: str | None, yes: bool) -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
     """Undo what the runs wrote, newest first, or only RUN; keep what was changed since."""
-    from producer import connect
+    from producer import connect, outage
     from producer.reports import status as report
     from producer.reports import terminal as output
     from producer.runs import rollback as undo
 
+    keep_trying = outage.Patience(console.print).until_done if wait else call
     engine, settings = open_ready(), connect.settings().base
     chosen = undo.targets(engine, run, force=force)
     named = ", ".join(f"run {each.id} ({each.rows:,} rows)" for each in chosen)
     confirm(f"Roll back {named}{', also what was changed since' if force else ''}?", yes)
-    undone, status, has_kept = [], 0, False
+    undone: list[str] = []
+    status, has_kept = 0, False
     for each in chosen if wait else chosen[:1]:
-        run_id = undo.start(engine, settings, each.id, force=force)
+        start = partial(undo.start, engine, settings, each.id, force=force)
+        # Once one is undone, the others are waited for like the rest of it.
+        run_id = keep_trying(start) if undone else start()
         ended = end(run_id, wait)
         found = ended[0] if wait else ended
-        kept = report.first_conflicts(engine, run_id)
+        kept = keep_trying(partial(report.first_conflicts, engine, run_id))
         if kept:
             has_kept = True
             output.rows(results, kept, "")
@@ -223,7 +229,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
             status = 1 if found.state == "failed" else 0
             break
         undone.append(run_id)
-    left = undo.left(engine)
+    left = keep_trying(partial(undo.left, engine))
     for each in left:
         results.print(f"Run {each.id} ({each.rows:,} rows) is not rolled back.")
     if left:

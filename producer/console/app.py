@@ -40,7 +40,6 @@ from models.ledger import audit
 from models.ledger.tables import COMPLETED_STATES, WORKED_ON, batches
 from models.postgres.database import classify, name_of, transaction
 from models.settings import Settings
-from producer.broker.snapshot import REDIS_ERRORS
 from producer.logs import Log
 from producer.reports import history, html, live_view
 from producer.reports import status as report
@@ -254,7 +253,5 @@ def _act(app: Flask, engine: Engine, settings: Settings) -> None:
                 flash(f"Done: {action}.")
             except MigrationError as error:
                 flash(f"{error.message}. {error.hint}")
-            except REDIS_ERRORS:
-                flash("Noted in the ledger. Redis does not answer: the run continues when it does.")
         log.info("action", action=action, run=run_id)
         return redirect(url_for("run", run_id=run_id), 303)

@@ -117,7 +117,7 @@ def _migrate(home: Path, console: Console, results: Console) -> tuple[RunReport,
         engine, settings = connect.engine(), connect.settings().base
         schema_step.upgrade(engine, settings)
         run_id, _ = advance.open_run(engine, settings)
-        advance.advance(engine, settings, run_id)
+        advance.begin(engine, settings, run_id)
         found = wait.until_over(engine, settings, run_id, console)
         report = html.write(engine, settings, run_id, None)
         engine.dispose()

@@ -35,8 +35,10 @@ from models.ledger.tables import (
 from models.postgres.database import transaction
 from models.postgres.rows import count_rows
 from models.settings import Settings
+from producer import outage
 from producer.broker import namespace
 from producer.broker.messages import Message
+from producer.logs import Log
 from producer.runs import budget, coverage, retry, windows
 
 # One is worked on while the next one waits: no worker idles at the end of a window.
@@ -48,6 +50,7 @@ _ANALYZE = (
     " migration.before_images (entity, legacy_key, run_id),"
     " migration.changes (entity, legacy_key, owner_key)"
 )
+log = Log("migration.advance")
 ID_TIME = "%Y%m%d-%H%M%S"
 
 
@@ -149,6 +152,21 @@ def publish_window(window: list[Message]) -> None:
     from producer.broker import queue
 
     queue.publish_window(window)
+
+
+def begin(engine: Engine, settings: Settings, run_id: str) -> None:
+    """The first `advance` of a run that a command has opened: it is in the ledger already.
+
+    So a server that is away now is no error: the reconciler of a worker or of a waiting command
+    does it.
+    """
+    try:
+        advance(engine, settings, run_id)
+    except Exception as failure:
+        why = outage.cause(failure)
+        if why is None:
+            raise
+        log.warning("left to the reconciler", run=run_id, error=why)
 
 
 def _advance(connection: Connection, settings: Settings, run_id: str) -> list[list[Message]]:

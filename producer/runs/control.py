@@ -58,7 +58,7 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
         audit.note(connection, "resume", run.id, before={"state": run.state})
         if run.state == "cancelled":
             _reopen_capture(connection, run)
-    advance.advance(engine, settings, run.id)
+    advance.begin(engine, settings, run.id)
     return str(run.id)
 
 
@@ -90,7 +90,7 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
             _resume(connection, run)
             audit.note(connection, "retry", run.id, before={"state": run.state})
     if is_spent:
-        advance.advance(engine, settings, run.id)
+        advance.begin(engine, settings, run.id)
         return str(run.id)
     with transaction(engine) as connection:
         run = _reopen(connection, run_id, "retry")
@@ -111,7 +111,7 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
             run.id,
             (current.migration().replay_stage, VERIFICATION, RECONCILIATION, FINISH),
         )
-    advance.advance(engine, settings, run.id)
+    advance.begin(engine, settings, run.id)
     return str(run.id)
 
 
@@ -138,7 +138,7 @@ def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: s
         # The other check starts over too where it did not end: a failed batch would fail the run.
         unchecked = [row.name for row in left if row.position == position]
         _restart(connection, run.id, (stage, *unchecked))
-    advance.advance(engine, settings, run.id)
+    advance.begin(engine, settings, run.id)
     return str(run.id)
 
 

@@ -10,16 +10,15 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 
-import redis
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from models.errors import MigrationError
 from models.ledger.claims import expires_too_often, is_expired
 from models.ledger.tables import WORKED_ON, batches, move_batches, recoveries, runs, throttled_by
-from models.postgres.database import classify, transaction
+from models.postgres.database import transaction
 from models.settings import Settings
+from producer import outage
 from producer.broker import namespace
 from producer.broker.messages import QUEUES, Message
 from producer.broker.queue import app, publish_again
@@ -54,14 +53,13 @@ class Reconciler(threading.Thread):
                 if said != namespace.known():
                     said = namespace.known()
                     _say(said)
-            except DBAPIError as failure:
-                log.warning("reconciler waits", error=classify(failure).message)
             except MigrationError as failure:
                 log.warning("reconciler waits", error=failure.message)
-            except (redis.RedisError, OSError) as failure:
-                log.warning("reconciler waits", error=type(failure).__name__)
-            except Exception:
-                log.exception("reconciler waits")
+            except Exception as failure:
+                if why := outage.cause(failure):
+                    log.warning("reconciler waits", error=why)
+                else:
+                    log.exception("reconciler waits")
 
     def stop(self) -> None:
         """Stop after the present tick."""

@@ -105,7 +105,7 @@ def start(engine: Engine, settings: Settings, run_id: str | None, *, force: bool
             _open(connection, run, force)
         elif force:
             connection.execute(sa.update(runs).where(runs.c.id == run.id).values(forced=True))
-    advance.advance(engine, settings, run.id)
+    advance.begin(engine, settings, run.id)
     return str(run.id)
 
 

@@ -6,19 +6,18 @@ import time
 from contextlib import suppress
 
 import sqlalchemy as sa
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.live import Live
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from models.errors import Transient
+from models.errors import RunLost, UnknownRun
 from models.ledger.tables import WORKED_ON, runs
-from models.postgres.database import classify, transaction
+from models.postgres.database import name_of, transaction
 from models.reports.run import RunReport
 from models.settings import Settings
 from producer.broker.attendance import Attendance
+from producer.outage import Patience
 from producer.reports import live_view, status
 from producer.runs import budget, reconciler
 
@@ -33,6 +32,7 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
     Servers that go away are waited for: the run lives in the ledger, not in this process. So is
     the end of an operator's pause; one by the error budget needs a human, and ends the wait.
     """
+    patience = Patience(lambda line: console.print(line, markup=False, soft_wrap=True))
     last_tick = time.monotonic()
     attendance = Attendance(engine, run_id)
     seen: RunReport | None = None
@@ -40,8 +40,8 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
     with Live(console=console, auto_refresh=False) as live:
         while True:
             now = time.monotonic()
-            try:
-                found = status.look(engine, run_id)
+            with patience():
+                found = _look(engine, run_id)
                 took = time.monotonic() - now
                 _show(live, found, seen)
                 seen = found
@@ -53,15 +53,21 @@ def until_over(engine: Engine, settings: Settings, run_id: str, console: Console
                 if not _is_waited_out(found):
                     for line in attendance.news(_done(found)):
                         console.print(line, markup=False, soft_wrap=True)
-            except (RedisError, OperationalError, OSError) as failure:
-                console.print(f"Redis does not answer ({type(failure).__name__}); waiting for it")
-            except DBAPIError as failure:
-                error = classify(failure)
-                if not isinstance(error, Transient):
-                    raise error from None
-                console.print(f"The database does not answer ({error.message}); waiting for it")
             pause = max(POLL_SECONDS, min(LONGEST_POLL_SECONDS, took / LOOKING_SHARE))
             _rest(engine, run_id, pause, seen.state if seen else None)
+
+
+def _look(engine: Engine, run_id: str) -> RunReport:
+    """The run as it is; raises RunLost where the ledger no longer has it."""
+    try:
+        return status.look(engine, run_id)
+    except UnknownRun:
+        raise RunLost(
+            f"Run {run_id} is no longer in the ledger ({name_of(engine)}): after a failover, the"
+            " new primary never received it, nor any row that it wrote",
+            hint="Start it again: producer enqueue-all --wait. If somebody dropped the ledger, see"
+            " producer status --history.",
+        ) from None
 
 
 def _rest(engine: Engine, run_id: str, seconds: float, was: str | None) -> None:

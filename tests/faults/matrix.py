@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.faults import database, deaths, messages, surroundings
+from tests.faults import database, deaths, failover, messages, surroundings
 from tests.faults.deaths import WINDOWS, Play, killed
 
 
@@ -64,6 +64,21 @@ def _deaths() -> list[Row]:
             is_quick = whom == "child" and point in _QUICK
             kills = whom == "worker"
             rows.append(Row(f"{whom} killed {name}", how, play, is_quick, kills_workers=kills))
+    return rows
+
+
+def _failovers() -> list[Row]:
+    """At six moments; half of them through the address of both hosts, half through a proxy."""
+    rows = []
+    stages = ("organization", "users", "projects", "switch", "verification", "finish")
+    for number, stage in enumerate(stages):
+        by = ("the address of both hosts", "a proxy")[number % 2]
+        how = (
+            "SIGKILL to the primary and its backends after a batch of the stage; its standby, which"
+            f" received nothing for half a second, is promoted. The product finds it by {by}."
+        )
+        play = failover.fails_over(stage, through_proxy=bool(number % 2))
+        rows.append(Row(f"failover in {stage}", how, play, is_quick=stage == "users"))
     return rows
 
 
@@ -191,6 +206,18 @@ ROWS = (
         messages.redis_killed_and_emptied,
     ),
     Row(
+        "Redis replica promoted",
+        "SIGKILL to Valkey; its replica, which received nothing for half a second, takes its place"
+        " behind a proxy.",
+        failover.redis_promoted,
+    ),
+    Row(
+        "Redis demoted",
+        "The replica takes Valkey's place behind a proxy; the connections to the old one stay open,"
+        " and it refuses writes there (READONLY).",
+        failover.redis_demoted,
+    ),
+    Row(
         "Redis silent for 30 s",
         "SIGSTOP to Valkey for 30 seconds (3 in the short form).",
         messages.redis_frozen,
@@ -211,6 +238,19 @@ ROWS = (
         "PostgreSQL killed and restarted",
         "SIGQUIT to the postmaster (what `pg_ctl stop -m immediate` sends), and a start.",
         database.restarted,
+        is_quick=True,
+    ),
+    *_failovers(),
+    Row(
+        "PostgreSQL silent behind a proxy",
+        "The connections that a proxy holds are still acknowledged and never answered; new ones"
+        " lead to the promoted standby. The product asks after 10 seconds instead of 60.",
+        failover.silent,
+    ),
+    Row(
+        "PostgreSQL read-only for 20 s",
+        "default_transaction_read_only is on for 20 seconds (3 in the short form).",
+        failover.read_only,
         is_quick=True,
     ),
     Row(

@@ -96,8 +96,9 @@ def before_the_product() -> None:
     from sqlalchemy.engine.default import DefaultDialect
 
     from models.ledger import claims
-    from models.postgres import database
+    from models.postgres import database, limited
 
+    limited.ASK_SECONDS = float(os.environ.get("FAULT_ASK_SECONDS", limited.ASK_SECONDS))
     wrap(claims, "claim", _around_claim)
     wrap(claims, "complete", _around_complete)
     wrap(database, "transaction", _around_transaction)

@@ -44,5 +44,6 @@ def _keep(row: Row, repetition: int, lane: Lane, what: str) -> None:
     """Keep the logs of a repetition that went wrong, beside the lanes."""
     name = f"{row.name} {repetition} {time.strftime('%H%M%S')}".replace(" ", "-")
     target = lane.home.parent / "evidence" / name
-    shutil.copytree(lane.home / "site", target, dirs_exist_ok=True)
+    sockets = shutil.ignore_patterns("*.sock")
+    shutil.copytree(lane.home / "site", target, dirs_exist_ok=True, ignore=sockets)
     (target / "what").write_text(f"{what}\n")

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Site:
     workers: list[Worker] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     proofs: list[tuple[str, Callable[[], object]]] = field(default_factory=list)
+    cleanup: ExitStack = field(default_factory=ExitStack)
     engine: Engine = field(init=False)
     redis: redis.Redis = field(init=False)
     before: Snapshot = field(init=False)
@@ -101,6 +102,7 @@ class Site:
         with suppress(ProcessLookupError, OSError, ValueError):
             os.kill(self.lane.valkey(), signal.SIGCONT)
         self.engine.dispose()
+        self.cleanup.close()
         self.redis.close()
 
     def _left(self) -> list[int]:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import structlog
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from models.errors import Misconfigured
 from producer import logs
@@ -84,3 +86,26 @@ def test_structlog_and_unhandled_errors_too(
     said = shown + capsys.readouterr().err
     assert SECRET not in said
     assert said.count("\nConnectionError\n") >= 2 and "KeyError" in shown
+
+
+def test_a_server_that_is_away_is_said_once_and_without_a_traceback(stream: io.StringIO) -> None:
+    log = logging.getLogger("kombu.test")
+    (handler,) = logging.getLogger("foreign").handlers
+    log.addHandler(handler)
+    handler.addFilter(logs.is_new)
+    for number in range(50):
+        try:
+            raise RedisConnectionError("Connection refused")
+        except RedisConnectionError:
+            log.exception("Cannot connect, %d/100", number)
+    log.removeHandler(handler)
+    said = "(redis.exceptions.ConnectionError: connection refused: no server listens there)"
+    assert stream.getvalue() == f"ERROR Cannot connect, 0/100 {said}\n"
+
+
+def test_a_warning_with_the_same_error_is_counted() -> None:
+    event = {"event": "reconciler waits", "error": "The database cannot be used now: test"}
+    assert logs.once(None, "warning", event | {"batch": 1})["batch"] == 1
+    with pytest.raises(structlog.DropEvent):
+        logs.once(None, "warning", event | {"event": "batch released", "batch": 2})
+    assert logs.once(None, "error", event | {"batch": 3})["batch"] == 3

@@ -1,0 +1,155 @@
+"""Connections whose statements end, also when the server falls silent.
+
+libpq waits for an answer forever. `statement_timeout` is the server's own, and where a proxy or a
+load balancer still acknowledges every packet, TCP sees nothing wrong. So a thread of each process
+asks the server, over a second connection, about each call that takes long: if the server does not
+answer, or does not work on it, the thread closes the call's socket.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import connection, cursor
+
+# After so long, and as often, the server is asked. Most statements may take no longer.
+ASK_SECONDS = 60.0
+ANSWER_SECONDS = 20.0
+LOOK_SECONDS = 0.5
+# Another server may have a process of that number, but none that has worked for so long.
+_AT_WORK = """
+SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'
+  AND clock_timestamp() - query_start > %s * interval '1 second')
+"""
+
+
+class Connection(connection):
+    """A connection that is closed under a call which nobody works on; then the call fails.
+
+    For the caller this is a lost connection like any other: a commit may have happened.
+    """
+
+    def __init__(self, dsn: str, *arguments: Any, **options: Any) -> None:
+        super().__init__(dsn, *arguments, **options)
+        self.address = dsn
+
+    def commit(self) -> None:
+        """COMMIT, watched."""
+        with _watched(self):
+            super().commit()
+
+    def rollback(self) -> None:
+        """ROLLBACK, watched."""
+        with _watched(self):
+            super().rollback()
+
+
+class Cursor(cursor):
+    """The cursor of such a connection."""
+
+    def execute(self, query: Any, vars: Any = None) -> None:
+        """Run a statement, watched."""
+        with _watched(self.connection):
+            super().execute(query, vars)
+
+    def executemany(self, query: Any, vars_list: Any) -> None:
+        """Run a statement for each of several values, watched."""
+        with _watched(self.connection):
+            super().executemany(query, vars_list)
+
+
+class _Watch:
+    """The calls that are under way in this process, and the thread that looks at them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.since: dict[Connection, float] = {}
+        self.thread: threading.Thread | None = None
+
+    def begin(self, of: Connection) -> None:
+        """Watch a call on this connection, which has one at a time."""
+        with self.lock:
+            self.since[of] = time.monotonic()
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._run, daemon=True, name="limits")
+                self.thread.start()
+
+    def end(self, of: Connection) -> None:
+        """Stop to watch it."""
+        with self.lock:
+            self.since.pop(of, None)
+
+    def _run(self) -> None:
+        asked: dict[Connection, float] = {}
+        while True:
+            time.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            with self.lock:
+                asked = {of: max(asked.get(of, 0.0), at) for of, at in self.since.items()}
+                late = [of for of, at in asked.items() if now - at >= ASK_SECONDS]
+            for of in late:
+                asked[of] = now
+                self._look(of)
+
+    def _look(self, of: Connection) -> None:
+        since = self.since.get(of)
+        if since is None or _is_worked_on(of, time.monotonic() - since):
+            return
+        with self.lock:
+            if self.since.get(of) == since:
+                _hang_up(of)
+
+
+_watch = _Watch()
+
+
+def _renew() -> None:
+    global _watch
+    _watch = _Watch()
+
+
+# The parent's thread is not there after a fork, and its lock may have been taken.
+os.register_at_fork(after_in_child=_renew)
+
+
+@contextmanager
+def _watched(of: Any) -> Iterator[None]:
+    watch = _watch
+    watch.begin(of)
+    try:
+        yield
+    finally:
+        watch.end(of)
+
+
+def _is_worked_on(of: Connection, seconds: float) -> bool:
+    """Whether the server works on a call that began so long ago, or says that it cannot tell."""
+    found: list[bool] = []
+
+    def ask() -> None:
+        try:
+            with closing(psycopg2.connect(of.address)) as probe, probe.cursor() as asking:
+                asking.execute(_AT_WORK, (of.info.backend_pid, seconds / 2))
+                pid, is_at_work = asking.fetchone() or (0, False)
+                # Behind a pooler the numbers are not those of PostgreSQL's processes.
+                found.append(is_at_work or pid != probe.info.backend_pid)
+        except psycopg2.Error as failure:
+            # It refuses a connection, so it is there: it may have no more of them.
+            found.append("FATAL" in str(failure))
+
+    thread = threading.Thread(target=ask, daemon=True, name="limits-probe")
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return any(found)
+
+
+def _hang_up(of: Connection) -> None:
+    with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(of.fileno())) as wire:
+        wire.shutdown(socket.SHUT_RDWR)

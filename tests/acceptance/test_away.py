@@ -1,0 +1,68 @@
+"""Servers that go away while a command waits: cut off, lost with their newest rows, silent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from sqlalchemy import text
+
+from producer.demo import sample
+from tests.acceptance.conftest import Process, Product, said
+from tests.proxy import Proxy, proxy
+
+
+@pytest.fixture
+def between(product: Product) -> Iterator[Proxy]:
+    """A proxy through which commands reach the database."""
+    url = urlsplit(product.environment["DATABASE_URL"])
+    folder = parse_qs(url.query)["host"][0]
+    with proxy(Path(folder) / ".s.PGSQL.5432") as made:
+        yield made
+
+
+def through(product: Product, between: Proxy) -> str:
+    path = urlsplit(product.environment["DATABASE_URL"]).path
+    return f"postgresql://postgres@127.0.0.1:{between.port}{path}"
+
+
+@pytest.fixture
+def opened(product: Product, between: Proxy) -> Iterator[tuple[Process, Path | None]]:
+    """A waiting command whose database goes away as soon as it has said which run it opened."""
+    with product.engine.begin() as connection:
+        sample.load(connection, 100)
+    waiting = product.start(
+        "enqueue-all", "--wait", "--json", DATABASE_URL=through(product, between)
+    )
+    said(waiting, "Run ")
+    target, between.target = between.target, None
+    between.cut()
+    said(waiting, "waiting for it")
+    yield waiting, target
+    waiting.kill()
+
+
+def test_a_command_waits_for_the_database_from_the_moment_it_has_opened_its_run(
+    product: Product, between: Proxy, opened: tuple[Process, Path | None]
+) -> None:
+    waiting, between.target = opened
+    with product.worker():
+        out, err = waiting.communicate(timeout=120)
+    assert waiting.returncode == 3, err
+    assert '"state": "completed_with_quarantine"' in out
+    assert err.count("It answers again") == 1
+
+
+def test_a_run_that_a_failover_lost_is_said_to_be_lost_with_it(
+    product: Product, between: Proxy, opened: tuple[Process, Path | None]
+) -> None:
+    waiting, target = opened
+    with product.engine.begin() as connection:
+        connection.execute(text("DROP SCHEMA migration CASCADE"))
+    between.target = target
+    out, err = waiting.communicate(timeout=120)
+    assert waiting.returncode == 1, err
+    assert '"kind": "run_lost"' in out
+    assert "producer enqueue-all --wait" in err
