@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import click
 
 from producer.cli import cli
 from tests import variants
-from tests.acceptance.conftest import Product
+from tests.acceptance.conftest import COMMAND_SECONDS, Product, said
+from tests.integration.test_probing import closed_port
 
 # Every command, in an order in which each succeeds: on a school before the run, and after it.
 BEFORE = """
@@ -53,10 +55,10 @@ def test_the_keys_are_those_of_success_whatever_goes_wrong(product: Product) -> 
         nonlocal run
         words = line.replace("RUN", run).split()
         name = next(name for name in (" ".join(words[:2]), words[0]) if name in known)
-        said = product.run(*words, "--json").json
-        assert said["error"] is None, (line, said["error"])
-        run = said.get("run_id") or run
-        assert keys.setdefault(name, said.keys()) == said.keys(), line
+        found = product.run(*words, "--json").json
+        assert found["error"] is None, (line, found["error"])
+        run = found.get("run_id") or run
+        assert keys.setdefault(name, found.keys()) == found.keys(), line
 
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, 30)
@@ -80,6 +82,17 @@ def test_the_keys_are_those_of_success_whatever_goes_wrong(product: Product) -> 
         check=True,
     )
     for (name, kind, _), line in zip(asked, ended.stdout.splitlines(), strict=True):
-        said = json.loads(line)
-        assert said["error"]["kind"] == kind, name
-        assert said.keys() == keys.setdefault(name, said.keys()), (name, kind)
+        found = json.loads(line)
+        assert found["error"]["kind"] == kind, name
+        assert found.keys() == keys.setdefault(name, found.keys()), (name, kind)
+
+
+def test_ctrl_c_gives_the_object_too(product: Product) -> None:
+    port = str(closed_port())
+    process = product.start("metrics", "--port", port, "--json")
+    said(process, "Metrics at")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=COMMAND_SECONDS)
+    assert process.returncode == 130
+    assert {"database", "address", "error"} == json.loads(out).keys()
+    assert json.loads(out)["error"]["kind"] == "stopped"
