@@ -50,6 +50,8 @@ result_backend_transport_options = {
     "retry_policy": {"max_retries": 5, "interval_start": 0, "interval_step": 2, "interval_max": 6}
 }
 broker_connection_retry_on_startup = True
+# After a hundred attempts, which are three quarters of an hour, a worker would end.
+broker_connection_max_retries = None
 # A Redis that is out of memory refuses commands; without this the worker shuts down, and may hang.
 broker_channel_error_retry = True
 # Results are needed for the chord's count only.

@@ -8,7 +8,6 @@ import warnings
 from typing import Any
 
 import structlog
-from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import (
     setup_logging,
     worker_process_init,
@@ -36,9 +35,7 @@ for line in unknown():
 flower.prepare(connect.settings().base)
 tracing.require(connect.settings().base)
 
-# Celery warns at each lost connection that tasks go on, which they may, and of each result that it
-# could not write, which it then logs as the error that it is.
-warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+# Celery warns of each result that it could not write, and then logs it as the error that it is.
 warnings.filterwarnings("ignore", "Exception raised outside body", RuntimeWarning)
 
 _reconcilers: list[Reconciler] = []

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from pathlib import Path
 from typing import Any
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as CelerysConsumer
 
 from producer.broker.transport import Moved
+
+ALIVE_SECONDS = 15.0
+
+
+def show_life() -> None:
+    """Touch the file that a container's probe looks at: only this process's main loop does.
+
+    A probe that asks a server, or loads this program, fails when the server is away or the machine
+    is busy, and has a worker restarted that is well.
+    """
+    home = os.environ.get("MIGRATION_HOME")
+    if home:
+        Path(home).mkdir(parents=True, exist_ok=True)
+        (Path(home) / "worker.alive").touch()
 
 
 class Consumer(CelerysConsumer):
@@ -19,10 +37,33 @@ class Consumer(CelerysConsumer):
         without = {"without_mingle": True, "without_gossip": True}
         super().__init__(*arguments, **options | without)
 
+    def loop_args(self) -> Any:
+        """What Celery's event loop gets, which shows life from now on."""
+        show_life()
+        self.timer.call_repeatedly(ALIVE_SECONDS, show_life)
+        return super().loop_args()
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Wait for the broker, and show life before each attempt, at most half a minute apart."""
+        ensure = conn.ensure_connection
+
+        def attempt(*arguments: Any, callback: Any, **options: Any) -> Any:
+            def look() -> None:
+                show_life()
+                callback()
+
+            return ensure(*arguments, callback=look, **options)
+
+        conn.ensure_connection = attempt
+        return super().ensure_connected(conn)
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """What Celery does after a lost connection; less where it was not lost."""
         if not isinstance(exc, Moved):
-            super().on_connection_error_after_connected(exc)
+            with warnings.catch_warnings():
+                # It says at each lost connection that tasks go on, which they may.
+                warnings.simplefilter("ignore", CPendingDeprecationWarning)
+                super().on_connection_error_after_connected(exc)
             return
         connection, self.connection = self.connection, None
         if connection is not None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import yaml
 from sqlalchemy import text
 
 from producer.demo import sample
 from tests.acceptance.conftest import Process, Product, said
 from tests.proxy import Proxy, proxy
+from tests.wait import until
+
+FOUND = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())
 
 
 @pytest.fixture
@@ -66,3 +72,27 @@ def test_a_run_that_a_failover_lost_is_said_to_be_lost_with_it(
     assert waiting.returncode == 1, err
     assert '"kind": "run_lost"' in out
     assert "producer enqueue-all --wait" in err
+
+
+def test_a_worker_shows_life_to_its_probe_while_no_server_answers(
+    product: Product, between: Proxy, tmp_path: Path
+) -> None:
+    alive = tmp_path / "home" / "worker.alive"
+    url = urlsplit(product.environment["REDIS_URL"])
+    database = through(product, between)
+    with proxy(Path(url.path)) as broker:
+        redis_url = f"redis://127.0.0.1:{broker.port}/{parse_qs(url.query)['db'][0]}"
+        with product.worker(DATABASE_URL=database, REDIS_URL=redis_url):
+            until(alive.exists)
+            broker.target = between.target = None
+            broker.cut()
+            between.cut()
+            log = tmp_path / "celery-0.log"
+            until(lambda: "Cannot connect" in log.read_text())
+            alive.unlink()
+            until(alive.exists)
+            probe = FOUND["services"]["worker-users"]["healthcheck"]["test"][1].replace("$$", "$")
+            home = {"MIGRATION_HOME": str(alive.parent)}
+            assert subprocess.run(["sh", "-c", probe], env=os.environ | home).returncode == 0
+            alive.unlink()
+            assert subprocess.run(["sh", "-c", probe], env=os.environ | home).returncode != 0

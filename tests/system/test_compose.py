@@ -88,7 +88,7 @@ class Machine:
                 "PATH": os.pathsep.join([*folders, os.environ["PATH"]]),
                 # Each container has a name of its own.
                 "HOSTNAME": name,
-                "MIGRATION_HOME": str(self.folder / "home"),
+                "MIGRATION_HOME": str(self.folder / "home" / name),
             }
         )
 
@@ -144,7 +144,7 @@ def test_a_run_goes_through_the_services_of_the_file_and_each_is_found_healthy(
     with ExitStack() as running:
         started = {}
         for name in names:
-            # A check that cannot fail says nothing; a worker's waits ten seconds for an answer.
+            # A check that cannot fail says nothing.
             assert name in ANOTHERS or not machine.is_healthy(name), name
             started[name] = running.enter_context(machine.service(name))
             until(lambda name=name: machine.is_healthy(name))
