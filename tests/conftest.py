@@ -45,21 +45,29 @@ def careless() -> Iterator[None]:
 def _settle() -> Path:
     """A MIGRATION_HOME of the session's own, and none of the caller's settings.
 
-    A developer's DATABASE_URL may lead to a database that matters. Before the tests are collected:
-    some modules read the settings when they are imported, and use the servers of this home.
+    A developer's DATABASE_URL may lead to a database that matters.
     """
     for name in list(os.environ):
         if name.startswith(_OURS):
             del os.environ[name]
     home = Path(tempfile.mkdtemp(prefix="migration-tests-")) / ".migration"
     os.environ["MIGRATION_HOME"] = str(home)
-    # A test that needs them says what is missing.
-    with suppress(Misconfigured), careless():
-        embedded.start(home)
     return home
 
 
 _HOME = _settle()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the session's servers: some modules use them when they are imported.
+
+    The process that only hands the tests out to others imports none and needs no servers.
+    """
+    hands_out = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
+    if not hands_out:
+        # A test that needs them says what is missing.
+        with suppress(Misconfigured), careless():
+            embedded.start(_HOME)
 
 
 @pytest.fixture(scope="session", autouse=True)

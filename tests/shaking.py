@@ -112,11 +112,8 @@ class _Catalogs(threading.local):
     def __init__(self) -> None:
         self.found: dict[Any, Any] = {}
 
-    def __contains__(self, key: object) -> bool:
-        return key in self.found
-
-    def __getitem__(self, key: object) -> Any:
-        return self.found[key]
+    def get(self, key: object, default: object) -> Any:
+        return self.found.get(key, default)
 
     def __setitem__(self, key: object, value: object) -> None:
         self.found[key] = value

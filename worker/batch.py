@@ -39,7 +39,9 @@ UNHURRIED = "SET LOCAL synchronous_commit = off"
 # A worker that sees other tables is not to go through the queue meanwhile.
 STRANGER_SECONDS = 1.0
 log = structlog.get_logger("migration.batch")
-_catalogs: dict[tuple[object, ...], Context] = {}
+# What was read in the catalog may be so old: a repeated stage finds what an operator changed.
+CATALOG_SECONDS = 10.0
+_catalogs: dict[tuple[object, ...], tuple[float, Context]] = {}
 
 
 def run(
@@ -173,22 +175,24 @@ def _apply_outside(
 def _context(connection: Connection, settings: Settings, claim: Claim) -> Context:
     """The context of a batch.
 
-    Batches of the same turn, which may be two stages at a time, share what the first of them read
-    in the catalog: only the start of another turn changes it.
+    Batches of the same turn, which may be two stages at a time, share what one of them has read in
+    the catalog lately: in between, none of them changes it.
     """
     found = relations.read_run(connection, settings, claim.run_id)
     assert found is not None
     run, here = found
     relations.require(run, settings, here)
     namespace.note(here.ledger_id)
-    if claim.scope.keys is not None:
+    if claim.scope.keys is not None and claim.stage not in (VERIFICATION, RECONCILIATION):
         return Context.read(connection, settings, run, batch_id=claim.batch_id)
     position = current.migration().stages.get(claim.stage, claim.stage)
     turn = (run.id, position, run.handed_over)
-    if turn not in _catalogs:
+    read_at, context = _catalogs.get(turn, (float("-inf"), None))
+    if context is None or time.monotonic() - read_at > CATALOG_SECONDS:
         _catalogs.clear()
-        _catalogs[turn] = Context.read(connection, settings, run)
-    return replace(_catalogs[turn], connection=connection, batch_id=claim.batch_id)
+        context = Context.read(connection, settings, run)
+        _catalogs[turn] = time.monotonic(), context
+    return replace(context, connection=connection, batch_id=claim.batch_id)
 
 
 def worker_name(hostname: str, pid: int) -> str:
