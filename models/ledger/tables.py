@@ -306,6 +306,22 @@ audit = sa.Table(
     sa.Column("before", pg.JSONB),
     sa.Column("after", pg.JSONB),
 )
+# What happened to a run, kept when it is retried: triggers fill it, and it is only ever added to.
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    _now("at"),
+    # run: it changed its state, `note` is its error; stage: it ended, `note` is its seconds; batch:
+    # it failed, `note` is why.
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("state", sa.Text),
+    sa.Column("stage", sa.Text),
+    sa.Column("batch_id", sa.BigInteger),
+    sa.Column("note", sa.Text),
+    sa.Index("events_by_run", "run_id", "id"),
+)
 # What the reconciler set right in a round: a row for each kind, nothing where nothing was wrong.
 recoveries = sa.Table(
     "recoveries",
@@ -327,18 +343,6 @@ schema_objects = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     _now("added_at"),
 )
-
-# What jsonb refuses (malformed text, \u0000, numbers out of range) gives null instead of an error.
-# PostgreSQL 16 has pg_input_is_valid(); this works from 12 on.
-TRY_JSONB = """
-CREATE OR REPLACE FUNCTION migration.try_jsonb(document text) RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
-BEGIN
-  RETURN document::jsonb;
-EXCEPTION WHEN data_exception OR program_limit_exceeded OR statement_too_complex THEN
-  RETURN NULL;
-END $$
-"""
 
 
 def stages_in_turn(run: Any) -> sa.Select[Any]:

@@ -59,15 +59,18 @@ def enqueue_all(wait: bool) -> Any:
 @click.option("--history", is_flag=True, help="All runs, and what operators did, newest first.")
 def status(run: str | None, watch: bool, history: bool) -> Any:
     """Show progress, rate, time left, quarantined rows and differences of a run."""
+    from producer.reports import happened
     from producer.reports import status as report
     from producer.reports import terminal as output
 
     engine = open_engine()
     if history:
         runs, actions = report.history(engine), report.actions(engine)
+        events = happened.read(engine)
         output.rows(results, runs, "No run yet")
-        output.rows(results, actions, "")
-        return {"runs": runs, "actions": actions, "error": None}
+        for line in happened.lines(actions, events):
+            results.print(line, markup=False, soft_wrap=True)
+        return {"runs": runs, "actions": actions, "events": events, "error": None}
     found = report.read(engine, run)
     if watch and found.run_id:
         return wait_for(found.run_id)

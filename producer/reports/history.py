@@ -20,10 +20,12 @@ from models.engine.schema import target as target_tables
 from models.errors import MigrationError
 from models.ledger.relations import labels
 from models.ledger.tables import LISTED, audit, batches, quarantine, recoveries, runs, stages
+from models.ledger.tables import events as happenings
 from models.postgres import database
 from models.postgres.database import transaction
 from models.reports.run import RunReport
 from models.settings import Settings
+from producer.reports import happened
 from producer.reports import status as report
 
 MOST_KEYS, MOST_EVENTS, MOST_BUCKETS = 50, 200, 80
@@ -71,7 +73,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: an operator's `action`, a `stage`, or a `fault` that it survived."""
+    """An operator's `action`, a new `state` of the run, a `stage`'s end, or a `fault`."""
 
     at: datetime
     kind: str
@@ -220,7 +222,7 @@ def reasons(connection: Connection, run_id: str, most_keys: int = MOST_KEYS) -> 
 
 
 def events(connection: Connection, run_id: str) -> list[Event]:
-    """What operators did, when stages began and ended, and which faults the run survived."""
+    """What operators did, how the run moved, when stages ended, and which faults there were."""
     found = [
         Event(row.at, "action", row.action, row.actor)
         for row in connection.execute(
@@ -230,10 +232,14 @@ def events(connection: Connection, run_id: str) -> list[Event]:
             .limit(MOST_EVENTS)
         )
     ]
-    for row in connection.execute(sa.select(stages).where(stages.c.run_id == run_id)):
-        if row.finished_at:
-            took = (row.finished_at - row.started_at).total_seconds()
-            found.append(Event(row.finished_at, "stage", f"{row.name} done after {took:,.1f} s"))
+    kinds = {"run": "state", "stage": "stage", "batch": "fault"}
+    for row in connection.execute(
+        sa.select(happenings)
+        .where(happenings.c.run_id == run_id)
+        .order_by(happenings.c.id.desc())
+        .limit(MOST_EVENTS)
+    ):
+        found.append(Event(row.at, kinds[row.kind], happened.what(row)))
     for row in connection.execute(
         sa.select(recoveries)
         .where(recoveries.c.run_id == run_id)
@@ -242,15 +248,6 @@ def events(connection: Connection, run_id: str) -> list[Event]:
     ):
         what = f"{_HAPPENED.get(row.kind, row.kind)} ({row.batches:,})"
         found.append(Event(row.at, "fault", what, "reconciler"))
-    for row in connection.execute(
-        sa.select(batches.c.id, batches.c.stage, batches.c.error, batches.c.finished_at)
-        .where(batches.c.run_id == run_id, batches.c.state == "failed")
-        .order_by(batches.c.finished_at.desc())
-        .limit(MOST_EVENTS)
-    ):
-        found.append(
-            Event(row.finished_at, "fault", f"{row.stage}: batch {row.id} failed: {row.error}")
-        )
     return sorted(found, key=lambda event: event.at)[-MOST_EVENTS:]
 
 
