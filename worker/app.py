@@ -19,6 +19,7 @@ from models.settings import unknown
 from producer import connect, logs, tracing
 from producer.broker import transport
 from producer.broker.queue import app
+from producer.notices import send as notices
 from producer.runs.reconciler import Reconciler
 from worker import flower
 
@@ -33,6 +34,7 @@ for line in unknown():
     print(f"Warning: {line}", file=sys.stderr)
 flower.prepare(connect.settings().base)
 tracing.require(connect.settings().base)
+notices.require(connect.settings().base)
 
 _reconcilers: list[Reconciler] = []
 

@@ -71,10 +71,6 @@ def _now(name: str, *, null: bool = False) -> sa.Column[object]:
     return sa.Column(name, sa.DateTime(timezone=True), server_default=default, nullable=null)
 
 
-def _counts() -> sa.Column[object]:
-    return sa.Column("counts", pg.JSONB, nullable=False, server_default=sa.text("'{}'"))
-
-
 # One row: which ledger this is. `database` says in which database that was written, so that a
 # copy of the database can tell that it is a copy, and takes an id of its own.
 ledger = sa.Table(
@@ -186,7 +182,7 @@ batches = sa.Table(
     _now("lease_until", null=True),
     _now("started_at", null=True),
     _now("finished_at", null=True),
-    _counts(),
+    sa.Column("counts", pg.JSONB, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("error", sa.Text),
     sa.ForeignKeyConstraint(
         ["run_id", "stage"], [stages.c.run_id, stages.c.name], name="batches_stage"
@@ -314,13 +310,23 @@ events = sa.Table(
     sa.Column("run_id", sa.Text, nullable=False),
     _now("at"),
     # run: it changed its state, `note` is its error; stage: it ended, `note` is its seconds; batch:
-    # it failed, `note` is why.
+    # it failed, `note` is why; stuck: no batch was at work for long.
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("state", sa.Text),
     sa.Column("stage", sa.Text),
     sa.Column("batch_id", sa.BigInteger),
     sa.Column("note", sa.Text),
     sa.Index("events_by_run", "run_id", "id"),
+)
+# Messages about events, by channel: sent, or to be sent at `next_at`.
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("event_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("channel", sa.Text, primary_key=True),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    _now("next_at"),
+    _now("sent_at", null=True),
 )
 # What the reconciler set right in a round: a row for each kind, nothing where nothing was wrong.
 recoveries = sa.Table(

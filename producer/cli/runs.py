@@ -28,12 +28,14 @@ def enqueue_all(wait: bool) -> Any:
     from producer import connect, tracing
     from producer.broker import readiness
     from producer.checks import preflight
+    from producer.notices import send
     from producer.reports import status as report
     from producer.runs import advance
     from producer.schema import upgrade as schema_step
 
     engine, settings = connect.engine(), connect.settings().base
     tracing.require(settings)
+    send.require(settings)
     database.check_reachable(engine)
     readiness.require()
     tried = preflight.require(engine, settings)

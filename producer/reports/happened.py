@@ -39,6 +39,8 @@ def what(event: Any) -> str:
         return f"{row['stage']}: batch {row['batch_id']} failed: {row['note']}"
     if row["kind"] == "stage":
         return f"{row['stage']} {row['state']} after {float(row['note'] or 0):,.1f} s"
+    if row["kind"] == "stuck":
+        return f"needs a human: {row['note']}"
     return f"is {row['state']}" + (f": {row['note']}" if row["note"] else "")
 
 

@@ -232,7 +232,7 @@ def events(connection: Connection, run_id: str) -> list[Event]:
             .limit(MOST_EVENTS)
         )
     ]
-    kinds = {"run": "state", "stage": "stage", "batch": "fault"}
+    kinds = {"run": "state", "stage": "stage", "batch": "fault", "stuck": "fault"}
     for row in connection.execute(
         sa.select(happenings)
         .where(happenings.c.run_id == run_id)

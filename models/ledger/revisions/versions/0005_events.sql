@@ -10,6 +10,14 @@ CREATE TABLE migration.events (
   PRIMARY KEY (id)
 );
 CREATE INDEX events_by_run ON migration.events (run_id, id);
+CREATE TABLE migration.notices (
+  event_id BIGINT NOT NULL,
+  channel TEXT NOT NULL,
+  tries INTEGER DEFAULT 0 NOT NULL,
+  next_at TIMESTAMP WITH TIME ZONE DEFAULT clock_timestamp() NOT NULL,
+  sent_at TIMESTAMP WITH TIME ZONE,
+  PRIMARY KEY (event_id, channel)
+);
 
 -- What the ledger still knows of the runs before this revision.
 INSERT INTO migration.events (run_id, at, kind, state, note)

@@ -4,4 +4,4 @@ DROP TRIGGER note_batch ON migration.batches;
 DROP FUNCTION migration.note_run();
 DROP FUNCTION migration.note_stage();
 DROP FUNCTION migration.note_batch();
-DROP TABLE migration.events;
+DROP TABLE migration.events, migration.notices;
