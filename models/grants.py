@@ -1,4 +1,4 @@
-"""Amounts by type, as `MIGRATION_CREDIT_GRANTS` has them."""
+"""Amounts by type, as a setting has them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from decimal import Decimal, InvalidOperation
 
 
 def parse_grants(text: str) -> dict[str, Decimal]:
-    """Parse `type=amount,…` into credits by user type; `*` stands for any other type.
+    """Parse `type=amount,…` into amounts by type; `*` stands for any other type.
 
     Raises ValueError for an unknown form, a negative amount, fractions of a cent, or no `*`.
     """

@@ -104,6 +104,9 @@ runs = sa.Table(
     _now("throttled_at", null=True),
     sa.Column("grants", pg.JSONB, nullable=False),
     sa.Column("batch_size", sa.Text, nullable=False),
+    # From `producer tune`; null: each worker's own MIGRATION_THROTTLE, MIGRATION_WINDOW.
+    sa.Column("throttle", sa.Text),
+    sa.Column("hours", sa.Text),
     # The legacy tables' names: a worker that is set to others must not touch this run.
     sa.Column("tables", pg.ARRAY(sa.Text), nullable=False),
     # What those names resolved to when the run was opened; null for a run of version 0.1.
@@ -117,7 +120,7 @@ runs = sa.Table(
     _now("created_at"),
     _now("started_at", null=True),
     _now("finished_at", null=True),
-    # The unique index is what makes two producers at the same moment open one run.
+    # By this index two producers at the same moment open one run.
     sa.Index(
         "one_open_run",
         sa.text("(true)"),
@@ -125,8 +128,7 @@ runs = sa.Table(
         postgresql_where=sa.text("state IN ('preparing', 'running', 'paused', 'rolling_back')"),
     ),
 )
-# How long a worker's word counts; workers that are gone throttle nothing.
-THROTTLED_SECONDS = 5
+THROTTLED_SECONDS = 5  # so long a worker's word counts: one that is gone throttles nothing
 throttled_by = sa.case(
     (
         runs.c.throttled_at
@@ -273,7 +275,7 @@ conflicts = sa.Table(
     sa.Index("conflicts_holding", "run_id", "holds"),
 )
 # What the application changed in the legacy tables while a run was open, until it is replayed.
-# Only ever inserted and deleted, so that no two writers of the application wait for each other.
+# Only inserted and deleted, so that no two writers of the application wait for each other.
 changes = sa.Table(
     "changes",
     metadata,
@@ -302,15 +304,14 @@ audit = sa.Table(
     sa.Column("before", pg.JSONB),
     sa.Column("after", pg.JSONB),
 )
-# What happened to a run, kept when it is retried: triggers fill it, and it is only ever added to.
+# What happened to a run. Triggers fill it, and it is only ever added to.
 events = sa.Table(
     "events",
     metadata,
     sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
     sa.Column("run_id", sa.Text, nullable=False),
     _now("at"),
-    # run: it changed its state, `note` is its error; stage: it ended, `note` is its seconds; batch:
-    # it failed, `note` is why; stuck: no batch was at work for long.
+    # run: its new state and its error; stage: its end and its seconds; batch: why it failed; stuck.
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("state", sa.Text),
     sa.Column("stage", sa.Text),
@@ -335,8 +336,7 @@ recoveries = sa.Table(
     sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
     sa.Column("run_id", sa.Text, nullable=False),
     _now("at"),
-    # expired: leases ran out, their batches go to others; lost: waiting batches without a message;
-    # split: batches that took their workers down too often.
+    # expired: leases ran out; lost: messages were gone; split: batches took their workers down.
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("batches", sa.Integer, nullable=False),
     sa.Index("recoveries_by_run", "run_id", "id"),

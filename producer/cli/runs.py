@@ -177,6 +177,25 @@ def cancel(run: str | None, yes: bool) -> Any:
     return end(control.cancel(engine, found.run_id), False)
 
 
+@command(cli, "tune", blank={"run_id": None, "batch_size": None, "throttle": None, "window": None})
+@RUN
+@click.option("--batch-size", metavar="N", help="Rows a batch, or auto.")
+@click.option("--throttle", metavar="LIMITS", help="As MIGRATION_THROTTLE; default: each worker's.")
+@click.option(
+    "--window", metavar="HOURS", help="As MIGRATION_WINDOW; always; default: each worker's."
+)
+def tune(run: str | None, batch_size: str | None, throttle: str | None, window: str | None) -> Any:
+    """Change batch size, throttle and window of an open run, or show what it has."""
+    from producer.runs import tune as tuning
+
+    found = tuning.tune(open_engine(), run, batch_size=batch_size, throttle=throttle, window=window)
+    for name in ("batch_size", "throttle", "window"):
+        value = found[name]
+        said = "as each worker's settings say" if value is None else value or "always"
+        results.print(f"{name.replace('_', ' ')}: {said}", markup=False)
+    return {**found, "error": None}
+
+
 @command(cli, "rollback", blank="run:RollbackReport")
 @RUN
 @WAIT

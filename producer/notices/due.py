@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from models.settings import Settings
+from models.window import NEXT_BATCH
 
 # After so many tries a message is given up; `producer status --history` still has the event.
 MOST_TRIES = 5
@@ -30,7 +31,7 @@ FROM migration.runs r
 CROSS JOIN LATERAL (
   SELECT greatest(
     r.started_at,
-    CASE WHEN r.throttled_by IS NULL OR r.throttled_by LIKE 'MIGRATION_WINDOW %'
+    CASE WHEN r.throttled_by IS NULL OR r.throttled_by LIKE '%{NEXT_BATCH}%'
       THEN r.throttled_at END,
     (SELECT max(greatest(b.started_at, b.finished_at, b.lease_until))
      FROM migration.batches b WHERE b.run_id = r.id),

@@ -23,6 +23,7 @@ from models.ledger.tables import LISTED, audit, batches, quarantine, recoveries,
 from models.ledger.tables import events as happenings
 from models.postgres import database
 from models.postgres.database import transaction
+from models.postgres.load import parse_limits
 from models.reports.run import RunReport
 from models.settings import Settings
 from producer.reports import happened
@@ -122,7 +123,7 @@ def read(engine: Engine, settings: Settings, run_id: str | None) -> Record:
                 "rows a batch": run.batch_size,
                 "constants": ", ".join(f"{k}={v}" for k, v in sorted(run.grants.items())),
                 "legacy tables": labels(run.relations) if run.relations else ", ".join(run.tables),
-                "throttle": _limits(settings),
+                "throttle": _limits(settings, run.throttle),
             },
         )
 
@@ -269,8 +270,9 @@ def _versions(connection: Connection) -> dict[str, str]:
     return found | {name: version(name) for name in _PACKAGES}
 
 
-def _limits(settings: Settings) -> str:
-    if settings.throttle.is_off:
+def _limits(settings: Settings, tuned: str | None) -> str:
+    limits = settings.throttle if tuned is None else parse_limits(tuned)
+    if limits.is_off:
         return "off"
-    limits = vars(settings.throttle).items()
-    return ", ".join(f"{name}={value:g}" for name, value in limits if isinstance(value, float))
+    found = vars(limits).items()
+    return ", ".join(f"{name}={value:g}" for name, value in found if isinstance(value, float))

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from models.errors import Misconfigured
 from models.settings import Settings
+from models.window import NEXT_BATCH
 from producer.notices import send
 from producer.runs import advance, control, reconciler
 from tests.driving import change, go_on, scalar, start
@@ -144,7 +145,7 @@ def test_a_run_that_does_not_move_is_told_once(
     rounds(engine, told)
     assert receiver.taken == []
     at_once = told.model_copy(update={"notify_minutes": 0})
-    by = f"'{throttled_by}'" if throttled_by else "'MIGRATION_WINDOW is shut'"
+    by = f"'{throttled_by}'" if throttled_by else f"'{NEXT_BATCH} at 22:00'"
     # Until after the rounds: a closed window is no reason to wake somebody.
     change(
         engine,

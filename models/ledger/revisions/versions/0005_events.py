@@ -1,4 +1,4 @@
-"""The events of a run: its states, the ends of its stages, the batches that failed.
+"""The events of a run: its states, the ends of its stages, the batches that failed; and tuning.
 
 Revision ID: 0005
 """
@@ -10,7 +10,7 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Add the table and the triggers that fill it, with what the ledger knows of earlier runs."""
+    """Add the tables, the triggers that fill them, and what the ledger knows of earlier runs."""
     apply("0005_events.sql")
 
 

@@ -18,6 +18,7 @@ CREATE TABLE migration.notices (
   sent_at TIMESTAMP WITH TIME ZONE,
   PRIMARY KEY (event_id, channel)
 );
+ALTER TABLE migration.runs ADD COLUMN throttle TEXT, ADD COLUMN hours TEXT;
 
 -- What the ledger still knows of the runs before this revision.
 INSERT INTO migration.events (run_id, at, kind, state, note)

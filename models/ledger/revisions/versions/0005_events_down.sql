@@ -5,3 +5,4 @@ DROP FUNCTION migration.note_run();
 DROP FUNCTION migration.note_stage();
 DROP FUNCTION migration.note_batch();
 DROP TABLE migration.events, migration.notices;
+ALTER TABLE migration.runs DROP COLUMN throttle, DROP COLUMN hours;
