@@ -28,6 +28,7 @@ from models.reports.run import RunReport
 from models.settings import Settings
 from producer.reports import happened
 from producer.reports import status as report
+from producer.reports.progress import is_of_counted_step
 
 MOST_KEYS, MOST_EVENTS, MOST_BUCKETS = 50, 200, 80
 _PACKAGES = ("dashboard-migration", "celery", "redis", "sqlalchemy", "psycopg2-binary", "pydantic")
@@ -130,7 +131,8 @@ def read(engine: Engine, settings: Settings, run_id: str | None) -> Record:
 
 def pace(connection: Connection, run: Any) -> Pace:
     """The run's pace over time, in at most MOST_BUCKETS parts."""
-    mine = (batches.c.run_id == run.id, batches.c.state == "done", batches.c.window > 0)
+    is_done = (batches.c.state == "done", batches.c.window > 0)
+    mine = (batches.c.run_id == run.id, *is_done, is_of_counted_step())
     since = sa.extract("epoch", batches.c.finished_at - run.started_at)
     last = connection.scalar(sa.select(sa.func.max(since)).where(*mine))
     if not last or float(last) <= 0:
