@@ -22,8 +22,11 @@ from producer.cli.command import cli, command, console, results
 
 @command(cli, "enqueue-all")
 @WAIT
-def enqueue_all(wait: bool) -> Any:
+@click.option("--dry-run", is_flag=True, help="Say what a page would become, and change nothing.")
+def enqueue_all(wait: bool, dry_run: bool) -> Any:
     """Start the migration: prepare the schema and open a run, or join the open one."""
+    if dry_run:
+        return _dry_run(wait)
     from models.postgres import database
     from producer import connect, tracing
     from producer.broker import readiness
@@ -53,6 +56,22 @@ def enqueue_all(wait: bool) -> Any:
     found = report.read(engine, run_id)
     results.print("Watch it: producer status --watch")
     return found
+
+
+def _dry_run(wait: bool) -> Any:
+    """Migrate a page on copies of the tables, and undo it: the object of --json."""
+    from producer import connect
+    from producer.checks import dry_run
+    from producer.reports import terminal as output
+
+    if wait:
+        raise click.UsageError("--dry-run and --wait exclude each other.")
+    found, rehearsed = dry_run.run(open_engine(), connect.settings().base)
+    output.counted(results, found)
+    if rehearsed.refused:
+        results.print(f"The database refused pages with {rehearsed.refused:,} rows: producer check")
+    results.print("This was a page of the rows, on copies. Nothing was changed.")
+    return {**found.model_dump(mode="json"), "dry_run": True, "refused": rehearsed.refused}
 
 
 @command(cli, "status")
