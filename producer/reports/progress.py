@@ -228,8 +228,9 @@ def standing_of(
 
 # From one change of the run's state to the next, or until now.
 _ACTIVE = sa.text("""
-SELECT coalesce(sum(extract(epoch FROM coalesce(m.until, clock_timestamp()) - m.at)), 0)
-FROM (
+SELECT coalesce(sum(extract(
+  epoch FROM coalesce(m.until, r.finished_at, clock_timestamp()) - m.at)), 0)
+FROM migration.runs r CROSS JOIN (
   SELECT s.state, s.at, lead(s.at) OVER (ORDER BY s.at, s.id) AS until FROM (
     SELECT 0 AS id, 'preparing' AS state, r.started_at AS at
     FROM migration.runs r WHERE r.id = :run_id
@@ -237,7 +238,7 @@ FROM (
     SELECT e.id, e.state, e.at FROM migration.events e WHERE e.run_id = :run_id AND e.kind = 'run'
   ) AS s
 ) AS m
-WHERE m.state = ANY(:states)
+WHERE r.id = :run_id AND m.state = ANY(:states)
 """)
 
 

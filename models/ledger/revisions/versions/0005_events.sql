@@ -32,8 +32,9 @@ SELECT run_id, finished_at, 'stage', state, name,
   round(extract(epoch FROM finished_at - started_at)::numeric, 1)::text
 FROM migration.stages WHERE finished_at IS NOT NULL ORDER BY finished_at;
 
+-- As their owner: a role that may write a batch need not have rights on the events.
 CREATE FUNCTION migration.note_run() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   INSERT INTO migration.events (run_id, kind, state, note)
   VALUES (NEW.id, 'run', NEW.state, NEW.error);
@@ -43,7 +44,7 @@ CREATE TRIGGER note_run AFTER UPDATE OF state ON migration.runs
 FOR EACH ROW WHEN (NEW.state IS DISTINCT FROM OLD.state) EXECUTE FUNCTION migration.note_run();
 
 CREATE FUNCTION migration.note_stage() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   INSERT INTO migration.events (run_id, kind, state, stage, note)
   VALUES (NEW.run_id, 'stage', NEW.state, NEW.name,
@@ -55,7 +56,7 @@ FOR EACH ROW WHEN (NEW.finished_at IS NOT NULL AND NEW.state IS DISTINCT FROM OL
 EXECUTE FUNCTION migration.note_stage();
 
 CREATE FUNCTION migration.note_batch() RETURNS trigger
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
   INSERT INTO migration.events (run_id, kind, stage, batch_id, note)
   VALUES (NEW.run_id, 'batch', NEW.stage, NEW.id, NEW.error);
