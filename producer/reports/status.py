@@ -321,7 +321,7 @@ def _count(connection: Connection, run: Any, report: RunReport) -> None:
     )
     if run.state == "rolled_back":
         _take_back(report)
-    elif report.seconds:
+    elif report.seconds and not _is_undone(report.stages):
         report.per_second = round(report.first[1].migrated / report.seconds, 1)
 
 
