@@ -69,7 +69,7 @@ lock: $(stamp) ## Write requirements.lock anew; ARGS=--upgrade for the newest ve
 	    --extra dev --custom-compile-command "make lock" $(ARGS) \
 	    --output-file requirements.lock pyproject.toml
 	@$(venv)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
-	    --extra tracing --constraint requirements.lock --custom-compile-command "make lock" \
+	    --extra tracing --extra notify --constraint requirements.lock --custom-compile-command "make lock" \
 	    --output-file deploy/requirements.lock pyproject.toml
 
 secrets: $(stamp) ## Write random passwords for docker-compose.yml into secrets/

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from decimal import Decimal, InvalidOperation
+import shlex
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import (
     BaseModel,
@@ -21,8 +22,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from models import endpoints
+from models import endpoints, secret_files
 from models.errors import Misconfigured
+from models.grants import parse_grants
 from models.postgres import addresses
 from models.postgres.load import Limits, parse_limits
 from models.window import Window
@@ -41,6 +43,7 @@ SECRETS = (
     "MIGRATION_CONSOLE_PASSWORD",
     "MIGRATION_API_URLS",
     "MIGRATION_FLOWER_URL",
+    "MIGRATION_NOTIFY_URL",
 )
 TABLE_NAMES = (
     "MIGRATION_USERS_TABLE",
@@ -156,6 +159,24 @@ class Settings(BaseModel):
         " without a zone), by the database's clock; always, where it is not set. A rollback does"
         " not wait for it.",
     )
+    notify_url: SecretStr | None = Field(
+        None,
+        alias="MIGRATION_NOTIFY_URL",
+        description="Where to send a message when a run ends or needs a human, as"
+        " [apprise](https://github.com/caronc/apprise) writes addresses, several with spaces"
+        " between; needs the extra `dashboard-migration[notify]`.",
+    )
+    notify_command: str = Field(
+        "",
+        alias="MIGRATION_NOTIFY_COMMAND",
+        description="A command that gets the message on stdin, run without a shell.",
+    )
+    notify_minutes: int = Field(
+        15,
+        alias="MIGRATION_NOTIFY_MINUTES",
+        ge=1,
+        description="Minutes without a batch at work, after which an open run needs a human.",
+    )
     log_format: Literal["logfmt", "json"] = Field(
         "logfmt",
         alias="MIGRATION_LOG_FORMAT",
@@ -268,6 +289,15 @@ class Settings(BaseModel):
     def _parse_window(cls, text: object) -> object:
         return parse_window(text) if isinstance(text, str) else text
 
+    @field_validator("notify_command")
+    @classmethod
+    def _is_command(cls, command: str) -> str:
+        try:
+            shlex.split(command)
+        except ValueError:
+            raise ValueError("has a quote that is not closed") from None
+        return command
+
     @field_validator("api_urls", mode="before")
     @classmethod
     def _parse_urls(cls, text: object) -> object:
@@ -308,54 +338,10 @@ class Settings(BaseModel):
         return self
 
 
-def parse_grants(text: str) -> dict[str, Decimal]:
-    """Parse `type=amount,…` into credits by user type; `*` stands for any other type.
-
-    Raises ValueError for an unknown form, a negative amount, fractions of a cent, or no `*`.
-    """
-    grants: dict[str, Decimal] = {}
-    for part in text.split(","):
-        name, separator, amount = (piece.strip() for piece in part.partition("="))
-        try:
-            grants[name] = Decimal(amount)
-        except InvalidOperation:
-            separator = ""
-        if not (separator and re.fullmatch(r"\*|[\w-]+", name)):
-            raise ValueError(f"{part.strip()!r} is not of the form type=amount")
-        value = grants[name]
-        if not value.is_finite() or not 0 <= value < 10**8 or value != round(value, 2):
-            raise ValueError(f"{name}={amount}: an amount is from 0 to 99999999.99, in whole cents")
-    if "*" not in grants:
-        raise ValueError("an amount for any other type is missing: add *=100")
-    return grants
-
-
 def _from_variables() -> dict[str, str]:
     """What the environment sets; an empty variable counts as unset."""
     names = (field.alias for field in Settings.model_fields.values() if field.alias)
     return {name: os.environ[name] for name in names if os.environ.get(name)}
-
-
-def _from_files() -> dict[str, Any]:
-    """What lies in a file each, as container secrets do: `DATABASE_URL_FILE` and so on."""
-    found = {}
-    for name in SECRETS:
-        path = os.environ.get(f"{name}_FILE")
-        if not path:
-            continue
-        if os.environ.get(name):
-            raise Misconfigured(f"{name} and {name}_FILE are both set", hint="Unset one of them.")
-        try:
-            found[name] = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as failure:
-            reason = getattr(failure, "strerror", None) or "it is no text"
-            raise Misconfigured(
-                f"{name}_FILE: {path} cannot be read: {reason}",
-                hint="Name a file that holds the value, and nothing else.",
-            ) from None
-        if not found[name]:
-            raise Misconfigured(f"{name}_FILE: {path} is empty", hint="Write the value into it.")
-    return found
 
 
 def load() -> Settings:
@@ -366,7 +352,7 @@ def load() -> Settings:
         if name in os.environ and not os.environ[name].strip()
     }
     try:
-        found = Settings.model_validate(_from_variables() | _from_files())
+        found = Settings.model_validate(_from_variables() | secret_files.read(SECRETS))
     except ValidationError as invalid:
         raise _refused(empty | dict(map(_problem, invalid.errors()))) from None
     if empty:

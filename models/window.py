@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
+# In the words of a worker that waits for a window: nobody needs to be told of that.
+NEXT_BATCH = "the next batch begins"
 _FORM = re.compile(r"(\d{1,2}:\d{2})-(\d{1,2}:\d{2})(?:\s+(\S+))?")
 
 

@@ -20,6 +20,7 @@ from models.settings import unknown
 from producer import connect, logs, tracing
 from producer.broker import transport
 from producer.broker.queue import app
+from producer.notices import send as notices
 from producer.runs.reconciler import Reconciler
 from worker import flower
 
@@ -34,6 +35,7 @@ for line in unknown():
     print(f"Warning: {line}", file=sys.stderr)
 flower.prepare(connect.settings().base)
 tracing.require(connect.settings().base)
+notices.require(connect.settings().base)
 
 # Celery warns of each result that it could not write, and then logs it as the error that it is.
 warnings.filterwarnings("ignore", "Exception raised outside body", RuntimeWarning)

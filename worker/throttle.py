@@ -7,6 +7,7 @@ A worker that waits holds a message and nothing else: no claim, no transaction, 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 import structlog
@@ -16,9 +17,10 @@ from sqlalchemy.exc import DBAPIError
 from models.errors import Stopped
 from models.ledger.tables import runs
 from models.postgres.database import classify, transaction
-from models.postgres.load import Gauge, Limits, excess
+from models.postgres.load import Gauge, Limits, excess, parse_limits
 from models.settings import Settings
-from models.window import Window
+from models.window import NEXT_BATCH
+from models.window import parse as parse_window
 from worker import shutdown
 
 LOOK_SECONDS = 1.0
@@ -42,8 +44,6 @@ class Throttle:
 
         Raises Stopped when the worker has to stop, or after LONGEST_WAIT_SECONDS.
         """
-        if settings.throttle.is_off and settings.window is None:
-            return
         end = time.monotonic() + LONGEST_WAIT_SECONDS
         while self._is_held(engine, settings, run_id):
             shutdown.check()
@@ -58,9 +58,8 @@ class Throttle:
             return self._why is not None
         before = self._why
         try:
-            self._why = _closed(engine, settings.window, run_id) or self._look(
-                engine, settings.throttle
-            )
+            tuned = _tuned(engine, settings, run_id)
+            self._why = tuned.closed or self._look(engine, tuned.limits)
             if self._why or before:
                 _say(engine, run_id, self._why)
         except DBAPIError as failure:
@@ -87,22 +86,32 @@ class Throttle:
         return excess(found, limits)
 
 
-def _closed(engine: Engine, window: Window | None, run_id: str) -> str | None:
-    """Until when no batch of the run may begin; one of a rollback always may."""
-    if window is None:
-        return None
+@dataclass(frozen=True)
+class _Tuned:
+    """The limits of a run, and until when its window is closed, if it is."""
+
+    limits: Limits
+    closed: str | None = None
+
+
+def _tuned(engine: Engine, settings: Settings, run_id: str) -> _Tuned:
+    """What `producer tune` set for the run, else the settings. A rollback waits for no window."""
     with transaction(engine) as connection:
         row = connection.execute(
-            sa.select(runs.c.state, sa.func.clock_timestamp().label("now")).where(
-                runs.c.id == run_id
-            )
+            sa.select(
+                runs.c.state, runs.c.throttle, runs.c.hours, sa.func.clock_timestamp().label("now")
+            ).where(runs.c.id == run_id)
         ).one_or_none()
-    if row is None or row.state == "rolling_back":
-        return None
-    opens_at = window.opens_at(row.now)
+    if row is None:
+        return _Tuned(settings.throttle)
+    limits = settings.throttle if row.throttle is None else parse_limits(row.throttle)
+    window, name = settings.window, "MIGRATION_WINDOW"
+    if row.hours is not None:
+        window, name = parse_window(row.hours), "The window of the run"
+    opens_at = window.opens_at(row.now) if window and row.state != "rolling_back" else None
     if opens_at is None:
-        return None
-    return f"MIGRATION_WINDOW is {window}; the next batch begins at {opens_at:%H:%M}"
+        return _Tuned(limits)
+    return _Tuned(limits, f"{name} is {window}; {NEXT_BATCH} at {opens_at:%H:%M}")
 
 
 def _say(engine: Engine, run_id: str, why: str | None) -> None:

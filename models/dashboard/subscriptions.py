@@ -92,6 +92,7 @@ class Orphans(Step):
     queue = "migration.users"
     entity = "subscription"
     weight = 24
+    is_counted = False
     is_verified = True
     undone_by = "undo_rest"
     resolves = True

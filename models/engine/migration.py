@@ -202,6 +202,11 @@ class Migration:
         return [step for step in (*self.steps, *self.undo_steps) if step.stage == stage]
 
     @property
+    def counted_twice(self) -> list[str]:
+        """The steps whose rows are not counted: another step of the stage goes through them."""
+        return [step.name for step in self.authored if not step.is_counted]
+
+    @property
     def queues(self) -> list[str]:
         """The queues of all steps, with those of the verification and of the engine itself."""
         names = dict.fromkeys(step.queue for step in self.authored if step.queue != CONTROL)

@@ -200,6 +200,8 @@ class Step:
     # Microseconds that a row takes, before its run has a pace of its own. What counts is how the
     # steps of a migration stand to each other.
     weight: int = 25
+    # False: it pages through rows that another step of its stage goes through, too.
+    is_counted: bool = True
     # Takes the same time whatever the number of rows.
     is_constant: bool = False
     # Applied after the verification: each batch verifies its own rows at once (see `recheck`).

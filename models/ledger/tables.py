@@ -72,10 +72,6 @@ def _now(name: str, *, null: bool = False) -> sa.Column[object]:
     return sa.Column(name, sa.DateTime(timezone=True), server_default=default, nullable=null)
 
 
-def _counts() -> sa.Column[object]:
-    return sa.Column("counts", pg.JSONB, nullable=False, server_default=sa.text("'{}'"))
-
-
 # One row: which ledger this is. `database` says in which database that was written, so that a
 # copy of the database can tell that it is a copy, and takes an id of its own.
 ledger = sa.Table(
@@ -109,6 +105,9 @@ runs = sa.Table(
     _now("throttled_at", null=True),
     sa.Column("grants", pg.JSONB, nullable=False),
     sa.Column("batch_size", sa.Text, nullable=False),
+    # From `producer tune`; null: each worker's own MIGRATION_THROTTLE, MIGRATION_WINDOW.
+    sa.Column("throttle", sa.Text),
+    sa.Column("hours", sa.Text),
     # The legacy tables' names: a worker that is set to others must not touch this run.
     sa.Column("tables", pg.ARRAY(sa.Text), nullable=False),
     # What those names resolved to when the run was opened; null for a run of version 0.1.
@@ -122,7 +121,7 @@ runs = sa.Table(
     _now("created_at"),
     _now("started_at", null=True),
     _now("finished_at", null=True),
-    # The unique index is what makes two producers at the same moment open one run.
+    # By this index two producers at the same moment open one run.
     sa.Index(
         "one_open_run",
         sa.text("(true)"),
@@ -130,8 +129,7 @@ runs = sa.Table(
         postgresql_where=sa.text("state IN ('preparing', 'running', 'paused', 'rolling_back')"),
     ),
 )
-# How long a worker's word counts; workers that are gone throttle nothing.
-THROTTLED_SECONDS = 5
+THROTTLED_SECONDS = 5  # so long a worker's word counts: one that is gone throttles nothing
 throttled_by = sa.case(
     (
         runs.c.throttled_at
@@ -187,7 +185,7 @@ batches = sa.Table(
     _now("lease_until", null=True),
     _now("started_at", null=True),
     _now("finished_at", null=True),
-    _counts(),
+    sa.Column("counts", pg.JSONB, nullable=False, server_default=sa.text("'{}'")),
     sa.Column("error", sa.Text),
     sa.ForeignKeyConstraint(
         ["run_id", "stage"], [stages.c.run_id, stages.c.name], name="batches_stage"
@@ -278,7 +276,7 @@ conflicts = sa.Table(
     sa.Index("conflicts_holding", "run_id", "holds"),
 )
 # What the application changed in the legacy tables while a run was open, until it is replayed.
-# Only ever inserted and deleted, so that no two writers of the application wait for each other.
+# Only inserted and deleted, so that no two writers of the application wait for each other.
 changes = sa.Table(
     "changes",
     metadata,
@@ -307,6 +305,31 @@ audit = sa.Table(
     sa.Column("before", pg.JSONB),
     sa.Column("after", pg.JSONB),
 )
+# What happened to a run. Triggers fill it, and it is only ever added to.
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("run_id", sa.Text, nullable=False),
+    _now("at"),
+    # run: its new state and its error; stage: its end and its seconds; batch: why it failed; stuck.
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("state", sa.Text),
+    sa.Column("stage", sa.Text),
+    sa.Column("batch_id", sa.BigInteger),
+    sa.Column("note", sa.Text),
+    sa.Index("events_by_run", "run_id", "id"),
+)
+# Messages about events, by channel: sent, or to be sent at `next_at`.
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("event_id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("channel", sa.Text, primary_key=True),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0"),
+    _now("next_at"),
+    _now("sent_at", null=True),
+)
 # What the reconciler set right in a round: a row for each kind, nothing where nothing was wrong.
 recoveries = sa.Table(
     "recoveries",
@@ -314,8 +337,7 @@ recoveries = sa.Table(
     sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
     sa.Column("run_id", sa.Text, nullable=False),
     _now("at"),
-    # expired: leases ran out, their batches go to others; lost: waiting batches without a message;
-    # split: batches that took their workers down too often.
+    # expired: leases ran out; lost: messages were gone; split: batches took their workers down.
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("batches", sa.Integer, nullable=False),
     sa.Index("recoveries_by_run", "run_id", "id"),
@@ -328,18 +350,6 @@ schema_objects = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     _now("added_at"),
 )
-
-# What jsonb refuses (malformed text, \u0000, numbers out of range) gives null instead of an error.
-# PostgreSQL 16 has pg_input_is_valid(); this works from 12 on.
-TRY_JSONB = """
-CREATE OR REPLACE FUNCTION migration.try_jsonb(document text) RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
-BEGIN
-  RETURN document::jsonb;
-EXCEPTION WHEN data_exception OR program_limit_exceeded OR statement_too_complex THEN
-  RETURN NULL;
-END $$
-"""
 
 
 def stages_in_turn(run: Any) -> sa.Select[Any]:

@@ -214,6 +214,15 @@ class StatusReport(RunReport):
 
     runs: list[dict[str, Any]] = Field(default_factory=list)
     actions: list[dict[str, Any]] = Field(default_factory=list)
+    events: list[dict[str, Any]] = Field(default_factory=list)
+
+
+class EnqueueReport(RunReport):
+    """What `enqueue-all` reports: a run or, with `--dry-run`, what a page of one would write."""
+
+    dry_run: bool = False
+    refused: int = 0
+    """Rows of pages that the database refused in a dry run."""
 
 
 class VerifyReport(RunReport):

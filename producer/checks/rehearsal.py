@@ -7,6 +7,7 @@ it is ever seen by anybody else, and nothing remains, however it ends.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,9 +22,17 @@ from models.engine.checks.verification import statements_of
 from models.engine.live.replay import Replay
 from models.engine.schema import target as target_tables
 from models.engine.source import Sources, SourceTable
-from models.engine.step import Context, Scope, Step
+from models.engine.step import Context, Counts, Scope, Step, add
 from models.errors import BadRow, Incompatible, NotAllowed
-from models.ledger.tables import FINISH, OPEN_STATES, RECONCILIATION, SCHEMA, VERIFICATION, runs
+from models.ledger.tables import (
+    FINISH,
+    OPEN_STATES,
+    RECONCILIATION,
+    SCHEMA,
+    VERIFICATION,
+    quarantine,
+    runs,
+)
 from models.postgres import sessions
 from models.postgres.catalog import Table, quote
 from models.postgres.database import as_ours
@@ -62,6 +71,12 @@ class Rehearsal:
     rows: int
     costs: list[Cost] = field(default_factory=list)
     disk_bytes: int = 0
+    # What its steps counted, as a run's batches would; rows of pages that the database refused.
+    counts: Counts = field(default_factory=dict)
+    refused: int = 0
+    # Rows by reason, and what the verification found, by kind, entity and table.
+    quarantined: dict[str, int] = field(default_factory=dict)
+    differences: Counter[str] = field(default_factory=Counter)
 
 
 def rehearse(engine: Engine, settings: Settings, most: int) -> Rehearsal:
@@ -105,7 +120,8 @@ def _rehearse(connection: Connection, settings: Settings, most: int) -> Rehearsa
             if not isinstance(step, Replay) and not step.is_cutover:
                 context = Context.read(connection, copies, run)
                 context = replace(context, is_repeat=False, own_run=RUN)
-                found.costs.append(_run(context, stage, step))
+                found.costs.append(_run(context, stage, step, found))
+    found.quarantined = _quarantined(connection)
     found.disk_bytes = _size(connection) - before
     return found
 
@@ -211,7 +227,14 @@ def copy_rows(
     )
 
 
-def _run(context: Context, stage: str, step: Step) -> Cost:
+def _quarantined(connection: Connection) -> dict[str, int]:
+    columns = quarantine.c
+    query = sa.select(columns.reason, sa.func.count()).where(columns.run_id == RUN)
+    grouped = query.group_by(columns.reason).order_by(columns.reason)
+    return {str(reason): int(count) for reason, count in connection.execute(grouped)}
+
+
+def _run(context: Context, stage: str, step: Step, found: Rehearsal) -> Cost:
     """One step over all its pages or items."""
     cost = Cost(stage, step.name)
     table = step.table(context)
@@ -224,25 +247,33 @@ def _run(context: Context, stage: str, step: Step) -> Cost:
         for scope, rows in scopes:
             cost.rows += rows
             with as_ours():
-                _apply(context, stage, step, scope)
+                counts = _apply(context, stage, step, scope, found)
+            if counts is None:
+                found.refused += rows
+            else:
+                found.counts = add(found.counts, counts)
     return cost
 
 
-def _apply(context: Context, stage: str, step: Step, scope: Scope) -> None:
+def _apply(
+    context: Context, stage: str, step: Step, scope: Scope, found: Rehearsal
+) -> Counts | None:
+    """What the step counts; None where the database refuses the page."""
     if stage in (VERIFICATION, RECONCILIATION) and step.stage != VERIFICATION:
-        find_differences(context, stage, step, scope)
-        return
+        for kind, entity, _, table, *_ in find_differences(context, stage, step, scope):
+            found.differences[f"{entity} {kind} {table}"] += 1
+        return {}
     # As a run does it: optimistically, then with all guards. A run would quarantine a row that the
     # database refuses even then, so a rehearsal continues.
     for attempt in (replace(scope, is_optimistic=True), scope):
         try:
             with context.connection.begin_nested():
                 step.prepare(context, attempt)
-                step.apply(context, attempt)
-                return
+                return step.apply(context, attempt)
         except DBAPIError:
             if stage == FINISH or scope.keys is not None:
                 raise
+    return None
 
 
 def find_differences(context: Context, stage: str, step: Step, scope: Scope) -> list[Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from producer.cli.asking import RUN, open_engine
-from producer.cli.command import cli, command, results
+from producer.cli.command import cli, command, console, results
 
 NO_ENDPOINTS = "endpoints; set MIGRATION_API_URLS to the dashboard's"
 
@@ -86,6 +87,20 @@ def performance() -> Any:
     for what in left:
         results.print(f"Not checked: {what}")
     return verdict_of(Speeds(speeds=found, not_checked=left), found)
+
+
+@command(cli, "case", blank={"file": None, "missing": {}})
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def case(file: Path) -> Any:
+    """Collect status, check, settings and ledger in one archive, without secrets and row data."""
+    from producer import connect
+    from producer.case import make
+
+    missing = make.make(connect.engine(), connect.settings().base, file)
+    for part, why in missing.items():
+        console.print(f"Without {part}: {why}", markup=False)
+    results.print(f"The case is in {file}. Keys of rows are hashed.", soft_wrap=True, markup=False)
+    return {"file": str(file), "missing": missing, "error": None}
 
 
 def verdict_of(result: Checks | Speeds, found: Sequence[Check | Speed]) -> Any:

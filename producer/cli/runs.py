@@ -25,20 +25,26 @@ from producer.cli.command import cli, command, console, results
 INTEGRITY_SECONDS = 600
 
 
-@command(cli, "enqueue-all")
+@command(cli, "enqueue-all", blank="run:EnqueueReport")
 @WAIT
-def enqueue_all(wait: bool) -> Any:
+@click.option("--dry-run", is_flag=True, help="Say what a page would become, and change nothing.")
+def enqueue_all(wait: bool, dry_run: bool) -> Any:
     """Start the migration: prepare the schema and open a run, or join the open one."""
+    if dry_run:
+        return _dry_run(wait)
     from models.postgres import database
+    from models.reports.run import EnqueueReport
     from producer import connect, tracing
     from producer.broker import readiness
     from producer.checks import preflight
+    from producer.notices import send
     from producer.reports import status as report
     from producer.runs import advance
     from producer.schema import upgrade as schema_step
 
     engine, settings = connect.engine(), connect.settings().base
     tracing.require(settings)
+    send.require(settings)
     database.check_reachable(engine)
     readiness.require()
     tried = preflight.require(engine, settings)
@@ -52,10 +58,28 @@ def enqueue_all(wait: bool) -> Any:
     with traced:
         advance.begin(engine, settings, run_id)
         if wait:
-            return wait_for(run_id)
+            found, ended = wait_for(run_id)
+            return EnqueueReport(**dict(found)), ended
     found = report.read(engine, run_id)
     results.print("Watch it: producer status --watch")
-    return found
+    return EnqueueReport(**dict(found))
+
+
+def _dry_run(wait: bool) -> Any:
+    """Migrate a page on copies of the tables, and undo it: the object of --json."""
+    from models.reports.run import EnqueueReport
+    from producer import connect
+    from producer.checks import dry_run
+    from producer.reports import terminal as output
+
+    if wait:
+        raise click.UsageError("--dry-run and --wait exclude each other.")
+    found, rehearsed = dry_run.run(open_engine(), connect.settings().base)
+    output.counted(results, found)
+    if rehearsed.refused:
+        results.print(f"The database refused pages with {rehearsed.refused:,} rows: producer check")
+    results.print("This was a page of the rows, on copies. Nothing was changed.")
+    return EnqueueReport(**dict(found), dry_run=True, refused=rehearsed.refused)
 
 
 @command(cli, "status", blank="run:StatusReport")
@@ -65,15 +89,18 @@ def enqueue_all(wait: bool) -> Any:
 def status(run: str | None, watch: bool, history: bool) -> Any:
     """Show progress, rate, time left, quarantined rows and differences of a run."""
     from models.reports.run import StatusReport
+    from producer.reports import happened
     from producer.reports import status as report
     from producer.reports import terminal as output
 
     engine = open_engine()
     if history:
         runs, actions = report.history(engine), report.actions(engine)
+        events = happened.read(engine)
         output.rows(results, runs, "No run yet")
-        output.rows(results, actions, "")
-        return StatusReport(runs=runs, actions=actions)
+        for line in happened.lines(actions, events):
+            results.print(line, markup=False, soft_wrap=True)
+        return StatusReport(runs=runs, actions=actions, events=events)
     found = report.read(engine, run)
     if watch and found.run_id:
         found, ended = wait_for(found.run_id)
@@ -191,6 +218,25 @@ def cancel(run: str | None, yes: bool) -> Any:
         yes,
     )
     return end(control.cancel(engine, found.run_id), False)
+
+
+@command(cli, "tune", blank={"run_id": None, "batch_size": None, "throttle": None, "window": None})
+@RUN
+@click.option("--batch-size", metavar="N", help="Rows a batch, or auto.")
+@click.option("--throttle", metavar="LIMITS", help="As MIGRATION_THROTTLE; default: each worker's.")
+@click.option(
+    "--window", metavar="HOURS", help="As MIGRATION_WINDOW; always; default: each worker's."
+)
+def tune(run: str | None, batch_size: str | None, throttle: str | None, window: str | None) -> Any:
+    """Change batch size, throttle and window of an open run, or show what it has."""
+    from producer.runs import tune as tuning
+
+    found = tuning.tune(open_engine(), run, batch_size=batch_size, throttle=throttle, window=window)
+    for name in ("batch_size", "throttle", "window"):
+        value = found[name]
+        said = "as each worker's settings say" if value is None else value or "always"
+        results.print(f"{name.replace('_', ' ')}: {said}", markup=False)
+    return {**found, "error": None}
 
 
 @command(cli, "rollback", blank="run:RollbackReport")

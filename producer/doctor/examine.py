@@ -28,19 +28,21 @@ from producer.doctor.symptoms import Ledger, message_of
 from producer.runs import advance, reconciler
 
 
-def examine(engine: Engine, settings: Settings, run_id: str | None) -> Diagnosis:
-    """Look at a run, fix what can be fixed, and say both; raises UnknownRun."""
+def examine(
+    engine: Engine, settings: Settings, run_id: str | None, *, fixes: bool = True
+) -> Diagnosis:
+    """Look at a run, fix what can be fixed (if it `fixes`), and say both; raises UnknownRun."""
     # The sessions first: one that waits for a lock gives up after some seconds, and tries again.
     with transaction(engine) as connection:
         before = symptoms.ledger(connection, run_id)
         blockers = symptoms.blockers(connection)
     redis = snapshot.look()
     trouble = ""
-    if before.is_moving and not redis.down and not redis.refuses:
+    if fixes and before.is_moving and not redis.down and not redis.refuses:
         trouble = _fix(engine, settings, before, redis)
     with transaction(engine) as connection:
         after = symptoms.ledger(connection, before.run.id)
-    fixed = _fixed(before, after)
+    fixed = _fixed(before, after) if fixes else {}
     return Diagnosis(
         run_id=before.run.id,
         state=after.run.state,

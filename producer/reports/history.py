@@ -20,11 +20,15 @@ from models.engine.schema import target as target_tables
 from models.errors import MigrationError
 from models.ledger.relations import labels
 from models.ledger.tables import LISTED, audit, batches, quarantine, recoveries, runs, stages
+from models.ledger.tables import events as happenings
 from models.postgres import database
 from models.postgres.database import transaction
+from models.postgres.load import parse_limits
 from models.reports.run import RunReport
 from models.settings import Settings
+from producer.reports import happened
 from producer.reports import status as report
+from producer.reports.progress import is_of_counted_step
 
 MOST_KEYS, MOST_EVENTS, MOST_BUCKETS = 50, 200, 80
 _PACKAGES = ("dashboard-migration", "celery", "redis", "sqlalchemy", "psycopg2-binary", "pydantic")
@@ -71,7 +75,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: an operator's `action`, a `stage`, or a `fault` that it survived."""
+    """An operator's `action`, a new `state` of the run, a `stage`'s end, or a `fault`."""
 
     at: datetime
     kind: str
@@ -120,14 +124,15 @@ def read(engine: Engine, settings: Settings, run_id: str | None) -> Record:
                 "rows a batch": run.batch_size,
                 "constants": ", ".join(f"{k}={v}" for k, v in sorted(run.grants.items())),
                 "legacy tables": labels(run.relations) if run.relations else ", ".join(run.tables),
-                "throttle": _limits(settings),
+                "throttle": _limits(settings, run.throttle),
             },
         )
 
 
 def pace(connection: Connection, run: Any) -> Pace:
     """The run's pace over time, in at most MOST_BUCKETS parts."""
-    mine = (batches.c.run_id == run.id, batches.c.state == "done", batches.c.window > 0)
+    is_done = (batches.c.state == "done", batches.c.window > 0)
+    mine = (batches.c.run_id == run.id, *is_done, is_of_counted_step())
     since = sa.extract("epoch", batches.c.finished_at - run.started_at)
     last = connection.scalar(sa.select(sa.func.max(since)).where(*mine))
     if not last or float(last) <= 0:
@@ -220,7 +225,7 @@ def reasons(connection: Connection, run_id: str, most_keys: int = MOST_KEYS) -> 
 
 
 def events(connection: Connection, run_id: str) -> list[Event]:
-    """What operators did, when stages began and ended, and which faults the run survived."""
+    """What operators did, how the run moved, when stages ended, and which faults there were."""
     found = [
         Event(row.at, "action", row.action, row.actor)
         for row in connection.execute(
@@ -230,10 +235,14 @@ def events(connection: Connection, run_id: str) -> list[Event]:
             .limit(MOST_EVENTS)
         )
     ]
-    for row in connection.execute(sa.select(stages).where(stages.c.run_id == run_id)):
-        if row.finished_at:
-            took = (row.finished_at - row.started_at).total_seconds()
-            found.append(Event(row.finished_at, "stage", f"{row.name} done after {took:,.1f} s"))
+    kinds = {"run": "state", "stage": "stage", "batch": "fault", "stuck": "fault"}
+    for row in connection.execute(
+        sa.select(happenings)
+        .where(happenings.c.run_id == run_id)
+        .order_by(happenings.c.id.desc())
+        .limit(MOST_EVENTS)
+    ):
+        found.append(Event(row.at, kinds[row.kind], happened.what(row)))
     for row in connection.execute(
         sa.select(recoveries)
         .where(recoveries.c.run_id == run_id)
@@ -242,15 +251,6 @@ def events(connection: Connection, run_id: str) -> list[Event]:
     ):
         what = f"{_HAPPENED.get(row.kind, row.kind)} ({row.batches:,})"
         found.append(Event(row.at, "fault", what, "reconciler"))
-    for row in connection.execute(
-        sa.select(batches.c.id, batches.c.stage, batches.c.error, batches.c.finished_at)
-        .where(batches.c.run_id == run_id, batches.c.state == "failed")
-        .order_by(batches.c.finished_at.desc())
-        .limit(MOST_EVENTS)
-    ):
-        found.append(
-            Event(row.finished_at, "fault", f"{row.stage}: batch {row.id} failed: {row.error}")
-        )
     return sorted(found, key=lambda event: event.at)[-MOST_EVENTS:]
 
 
@@ -272,8 +272,9 @@ def _versions(connection: Connection) -> dict[str, str]:
     return found | {name: version(name) for name in _PACKAGES}
 
 
-def _limits(settings: Settings) -> str:
-    if settings.throttle.is_off:
+def _limits(settings: Settings, tuned: str | None) -> str:
+    limits = settings.throttle if tuned is None else parse_limits(tuned)
+    if limits.is_off:
         return "off"
-    limits = vars(settings.throttle).items()
-    return ", ".join(f"{name}={value:g}" for name, value in limits if isinstance(value, float))
+    found = vars(limits).items()
+    return ", ".join(f"{name}={value:g}" for name, value in found if isinstance(value, float))

@@ -31,6 +31,7 @@ from models.reports.run import RunReport
 from producer.broker.messages import QUEUES, Message
 from producer.logs import Log
 from producer.reports import status
+from producer.reports.progress import is_of_counted_step
 
 # A scrape that takes longer is given up: Prometheus waits for ten seconds.
 TIMEOUT_MS = 8_000
@@ -163,7 +164,7 @@ def _groups(engine: Engine, found: RunReport) -> Sequence[Any]:
             total(columns.expiries).label("expiries"),
             total(columns.republished).label("republished"),
             total(seconds, is_done).label("seconds"),
-            total(columns.rows, is_done, recent).label("recent_rows"),
+            total(columns.rows, is_done, recent, is_of_counted_step()).label("recent_rows"),
             *(sa.func.count().filter(seconds <= end).label(f"le_{end}") for end in DURATIONS),
         )
         .where(columns.run_id == found.run_id)

@@ -12,12 +12,12 @@ from sqlalchemy import Connection
 from models.engine import current
 from models.engine.step import Step
 from models.ledger.tables import (
-    BACK,
     COMPLETED_STATES,
     FINISH,
     LISTED,
     RECONCILIATION,
     VERIFICATION,
+    WORKED_ON,
     batches,
     differences,
     quarantine,
@@ -33,10 +33,11 @@ ACCOUNTED, FINAL = "accounted", "final"
 
 def stages_of(connection: Connection, run: Any) -> list[Stage]:
     """The stages in order, with their batches and the rows that those have passed."""
-    seconds = sa.extract(
-        "epoch",
-        sa.func.coalesce(stages.c.finished_at, sa.func.clock_timestamp()) - stages.c.started_at,
-    )
+    # While nobody works on the run, no stage takes time.
+    stopped = run.paused_at if run.state == "paused" else run.finished_at
+    end = sa.func.coalesce(stages.c.finished_at, stopped, sa.func.clock_timestamp())
+    seconds = sa.extract("epoch", end - stages.c.started_at)
+    is_counted = is_of_counted_step()
     busy = sa.extract("epoch", batches.c.finished_at - batches.c.started_at)
     lately = sa.func.clock_timestamp() - sa.text(f"interval '{RECENT_SECONDS} seconds'")
     grouped: dict[str, dict[str, Any]] = {}
@@ -45,10 +46,10 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
             batches.c.stage,
             batches.c.state,
             sa.func.count().label("total"),
-            _sum(batches.c.rows, batches.c.window > 0).label("rows"),
-            _sum(batches.c.rows, batches.c.window > 0, batches.c.finished_at > lately).label(
-                "rows_lately"
-            ),
+            _sum(batches.c.rows, batches.c.window > 0, is_counted).label("rows"),
+            _sum(
+                batches.c.rows, batches.c.window > 0, is_counted, batches.c.finished_at > lately
+            ).label("rows_lately"),
             _sum(busy, batches.c.window > 0).label("busy"),
         )
         .where(batches.c.run_id == run.id)
@@ -63,7 +64,8 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
     ):
         found = grouped.get(row.name, {})
         finished = found.get("done")
-        total = sum(rows_of(run, step) for step in current.migration().steps_of(row.name))
+        steps = current.migration().steps_of(row.name)
+        total = sum(rows_of(run, step) for step in steps if step.is_counted)
         done = int(finished.rows) if finished else 0
         result.append(
             Stage(
@@ -81,6 +83,11 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
             )
         )
     return result
+
+
+def is_of_counted_step() -> sa.ColumnElement[bool]:
+    """Condition on `batches`: its rows count, and are not those of another step once more."""
+    return batches.c.step.not_in(current.migration().counted_twice)
 
 
 def rows_of(run: Any, step: Step) -> int:
@@ -219,15 +226,27 @@ def standing_of(
     )
 
 
-def undo_seconds(connection: Connection, run_id: str) -> float:
-    """How long the rollback of a run has taken."""
-    end = sa.func.coalesce(sa.func.max(runs.c.finished_at), sa.func.clock_timestamp())
-    found = connection.scalar(
-        sa.select(sa.extract("epoch", end - sa.func.min(stages.c.started_at)))
-        .join(runs, runs.c.id == stages.c.run_id)
-        .where(stages.c.run_id == run_id, stages.c.direction == BACK)
-    )
-    return float(found or 0)
+# From one change of the run's state to the next, or until now.
+_ACTIVE = sa.text("""
+SELECT coalesce(sum(extract(
+  epoch FROM coalesce(m.until, r.finished_at, clock_timestamp()) - m.at)), 0)
+FROM migration.runs r CROSS JOIN (
+  SELECT s.state, s.at, lead(s.at) OVER (ORDER BY s.at, s.id) AS until FROM (
+    SELECT 0 AS id, 'preparing' AS state, r.started_at AS at
+    FROM migration.runs r WHERE r.id = :run_id
+    UNION ALL
+    SELECT e.id, e.state, e.at FROM migration.events e WHERE e.run_id = :run_id AND e.kind = 'run'
+  ) AS s
+) AS m
+WHERE r.id = :run_id AND m.state = ANY(:states)
+""")
+
+
+def active_seconds(connection: Connection, run_id: str, *, of_rollback: bool) -> float:
+    """How long a run, or its rollback, was worked on: without pauses, and without what lay between
+    an end and a retry."""
+    states = [state for state in WORKED_ON if (state == "rolling_back") is of_rollback]
+    return float(connection.scalar(_ACTIVE, {"run_id": run_id, "states": states}) or 0)
 
 
 def undone(

@@ -201,16 +201,10 @@ def first_conflicts(engine: Engine, run_id: str | None, limit: int = 20) -> list
 
 
 def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunReport:
-    now = sa.func.coalesce(runs.c.finished_at, sa.func.clock_timestamp())
-    seconds, throttled = connection.execute(
-        sa.select(
-            sa.func.coalesce(sa.extract("epoch", now - runs.c.started_at), 0), throttled_by
-        ).where(runs.c.id == run.id)
-    ).one()
+    throttled = connection.scalar(sa.select(throttled_by).where(runs.c.id == run.id))
     found = progress.stages_of(connection, run)
     is_undone = _is_undone(found)
-    if is_undone:
-        seconds = progress.undo_seconds(connection, run.id)
+    seconds = progress.active_seconds(connection, run.id, of_rollback=is_undone)
     report = RunReport(
         run_id=run.id,
         state=run.state,
@@ -234,9 +228,7 @@ def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunRe
             .where(batches.c.run_id == run.id, batches.c.state == "failed")
             .group_by(sa.text("1")),
         ),
-        seconds=round(
-            progress.undo_seconds(connection, run.id) if is_undone else float(seconds), 3
-        ),
+        seconds=round(seconds, 3),
     )
     if is_whole:
         _count(connection, run, report)
@@ -309,7 +301,8 @@ def _count(connection: Connection, run: Any, report: RunReport) -> None:
             + " "
             + differences.c.target_table
             + sa.func.coalesce("." + differences.c.detail, ""),
-            sa.func.count(),
+            # Both checks may find the same row.
+            sa.func.count(differences.c.legacy_key.distinct()),
         )
         .where(differences.c.run_id == run.id)
         .group_by(sa.text("1")),
@@ -326,8 +319,21 @@ def _count(connection: Connection, run: Any, report: RunReport) -> None:
         .where(conflicts.c.run_id == run.id)
         .group_by(sa.text("1")),
     )
-    if report.seconds:
+    if run.state == "rolled_back":
+        _take_back(report)
+    elif report.seconds and not _is_undone(report.stages):
         report.per_second = round(report.first[1].migrated / report.seconds, 1)
+
+
+def _take_back(report: RunReport) -> None:
+    """After a rollback nothing that the run verified is left, and no row but what was kept."""
+    report.verification = Verification()
+    if report.reconciliation.state != "none":
+        report.reconciliation = Reconciliation()
+    is_clean = not report.conflicts
+    report.rows = {name: 0 if is_clean else max(0, n) for name, n in report.rows.items()}
+    zero = Decimal(0)
+    report.amounts = {n: zero if is_clean else max(zero, v) for n, v in report.amounts.items()}
 
 
 def _is_undone(found: list[Stage]) -> bool:

@@ -59,10 +59,23 @@ def summary(console: Console, found: RunReport) -> None:
     """The outcome of a run in one screen, and what to do next."""
     console.print(
         f"Run [bold]{found.run_id}[/] is [bold]{found.state}[/] after {found.seconds:.1f} s"
-        f" ({found.per_second:,.0f} {found.first[0]}/s)"
+        + (f" ({found.per_second:,.0f} {found.first[0]}/s)" if found.per_second else "")
     )
     if found.throttled_by:
         console.print(f"[yellow]Throttled:[/] {found.throttled_by}; it continues by itself")
+    counted(console, found)
+    if found.error:
+        console.print(Text(found.error.message, "red"))
+    if found.state == "paused" and found.error:
+        console.print(f"{found.error.hint}")
+    elif found.state == "paused":
+        console.print(live_view.paused(found), markup=False)
+    else:
+        console.print(_NEXT.get(found.state or "", ""))
+
+
+def counted(console: Console, found: RunReport) -> None:
+    """How the legacy rows stand, what was written, and what is quarantined or differs."""
     standings = _table("legacy rows", "total", "migrated", "quarantined")
     for name, row in found.entities.items():
         standings.add_row(name, f"{row.total:,}", f"{row.migrated:,}", f"{row.quarantined:,}")
@@ -77,11 +90,13 @@ def summary(console: Console, found: RunReport) -> None:
         f" {found.reconciliation.checked:,} {found.reconciliation.rows},"
         f" {found.reconciliation.discrepancies:,} discrepancies."
     )
-    console.print(
+    verified = (
         f"Verification {found.verification.state}: {found.verification.rows_checked:,} rows,"
         f" {found.verification.differences:,} differences."
-        + (reconciled if found.reconciliation.state != "none" else "")
     )
+    # After a rollback, and in a dry run, there is nothing that was verified.
+    if found.state not in (None, "rolled_back"):
+        console.print(verified + (reconciled if found.reconciliation.state != "none" else ""))
     for title, groups in (
         ("Quarantined", found.quarantine),
         ("Differences", found.differences),
@@ -90,14 +105,6 @@ def summary(console: Console, found: RunReport) -> None:
         if groups:
             parts = ", ".join(f"{count:,} {name}" for name, count in sorted(groups.items()))
             console.print(f"{title}: {parts}")
-    if found.error:
-        console.print(Text(found.error.message, "red"))
-    if found.state == "paused" and found.error:
-        console.print(f"{found.error.hint}")
-    elif found.state == "paused":
-        console.print(live_view.paused(found), markup=False)
-    else:
-        console.print(_NEXT.get(found.state or "", ""))
 
 
 def stages(console: Console, found: RunReport) -> None:

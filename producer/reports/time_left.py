@@ -94,9 +94,13 @@ def _cost(stage: Stage, first: int) -> float:
 
 
 def _weight(stage: Stage) -> float:
-    """Microseconds that a row takes in a stage: the mean of the steps that page through rows."""
+    """Microseconds that a row takes in a stage, by all steps that page through it.
+
+    The mean of those that page through rows of their own, and what the others add.
+    """
     if stage.name == VERIFICATION:
         return _VERIFIED
     steps = current.migration().steps_of(stage.name)
-    paged = [step.weight for step in steps if step.entity and not step.takes_lists]
-    return fmean(paged or [Step.weight])
+    paged = [step for step in steps if step.entity and not step.takes_lists]
+    own = [step.weight for step in paged if step.is_counted]
+    return fmean(own or [Step.weight]) + sum(s.weight for s in paged if not s.is_counted)

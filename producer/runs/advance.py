@@ -279,6 +279,17 @@ def _open_windows_of(
     return opened
 
 
+def reopen_stages(connection: Connection, run_id: str, which: sa.ColumnElement[bool]) -> None:
+    """Let stages continue; what lay between their end and now is no time of theirs."""
+    took = stages.c.finished_at - stages.c.started_at
+    started = sa.func.coalesce(sa.func.clock_timestamp() - took, stages.c.started_at)
+    connection.execute(
+        sa.update(stages)
+        .where(stages.c.run_id == run_id, which)
+        .values(state="running", started_at=started, finished_at=None)
+    )
+
+
 def _close_stage(connection: Connection, stage: Any, state: str) -> None:
     connection.execute(
         sa.update(stages)

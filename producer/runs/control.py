@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
@@ -35,6 +36,10 @@ from producer.runs import retry as retried
 
 # Keys a batch when rows are tried again: they are few, and scattered over the table.
 RETRY_KEYS = 500
+_FORGET_COUNTS = text(
+    "UPDATE migration.batches SET counts = counts - 'differences' - 'unaccounted'"
+    " WHERE run_id = :run_id AND stage = 'finish' AND counts ?| '{differences,unaccounted}'"
+)
 
 
 def pause(engine: Engine, run_id: str | None) -> str:
@@ -103,7 +108,7 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
         with_batches = sa.select(batches.c.stage).where(
             batches.c.run_id == run.id, batches.c.state == "pending"
         )
-        _reopen_stages(connection, run.id, stages.c.name.in_(with_batches))
+        advance.reopen_stages(connection, run.id, stages.c.name.in_(with_batches))
         # Rows that pass now go through the replay's stage like all others: its pages are few, and
         # a page with nothing to do costs one index scan.
         _restart(
@@ -229,6 +234,7 @@ def _complete_with_quarantine(connection: Connection, *ids: str) -> None:
 
 
 def _resume(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
+    _leave_out_idle(connection, run)
     move_run(connection, run.id, "running", paused_by=None, paused_at=None, error=None)
     _reopen_failed(connection, run.id)
     # The messages of the batches that wait were spent on finding the run paused.
@@ -236,6 +242,19 @@ def _resume(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
         sa.update(batches)
         .where(batches.c.run_id == run.id, batches.c.state == "pending")
         .values(published_at=None)
+    )
+
+
+def _leave_out_idle(connection: Connection, run: sa.Row[tuple[Any, ...]]) -> None:
+    """A stage in the middle took no time while nobody worked on the run."""
+    stopped = run.paused_at if run.state == "paused" else run.finished_at
+    if stopped is None:
+        return
+    idle = sa.func.clock_timestamp() - stopped
+    connection.execute(
+        sa.update(stages)
+        .where(stages.c.run_id == run.id, stages.c.state == "running")
+        .values(started_at=stages.c.started_at + idle)
     )
 
 
@@ -272,6 +291,7 @@ def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tup
             hint="Wait for its end, or resume it, and try again: producer status --watch",
         )
     _require_no_other(connection, run.id)
+    _leave_out_idle(connection, run)
     move_run(connection, run.id, "running", error=None)
     audit.note(connection, what, run.id, before={"state": run.state})
     return run
@@ -297,7 +317,7 @@ def _reopen_capture(connection: Connection, run: sa.Row[tuple[object, ...]]) -> 
     if is_complete or connection.scalar(later.limit(1)):
         connection.execute(sa.update(runs).where(runs.c.id == run.id).values(handed_over=True))
     _insert_keys(connection, run.id, retried.capture())
-    _reopen_stages(connection, run.id, stages.c.name == retried.capture().stage)
+    advance.reopen_stages(connection, run.id, stages.c.name == retried.capture().stage)
 
 
 def _insert_keys(connection: Connection, run_id: str, found: Keys) -> None:
@@ -318,14 +338,6 @@ def _insert_keys(connection: Connection, run_id: str, found: Keys) -> None:
         )
 
 
-def _reopen_stages(connection: Connection, run_id: str, which: sa.ColumnElement[bool]) -> None:
-    connection.execute(
-        sa.update(stages)
-        .where(stages.c.run_id == run_id, which)
-        .values(state="running", finished_at=None)
-    )
-
-
 def _restart(connection: Connection, run_id: str, names: tuple[str, ...]) -> None:
     """Let stages start over: their batches go, and what they found, not what they wrote."""
     mine = (batches.c.run_id == run_id, batches.c.stage.in_(names))
@@ -342,6 +354,9 @@ def _restart(connection: Connection, run_id: str, names: tuple[str, ...]) -> Non
     connection.execute(
         sa.delete(differences).where(differences.c.run_id == run_id, differences.c.stage.in_(names))
     )
+    if VERIFICATION in names:
+        # The finish lists what it finds as the verification's, which is found anew.
+        connection.execute(_FORGET_COUNTS, {"run_id": run_id})
     connection.execute(
         sa.update(stages)
         .where(stages.c.run_id == run_id, stages.c.name.in_(names))

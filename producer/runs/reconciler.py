@@ -23,6 +23,7 @@ from producer.broker import namespace
 from producer.broker.messages import QUEUES, Message
 from producer.broker.queue import app, publish_again
 from producer.logs import Log
+from producer.notices import due, send
 from producer.runs import advance, poison
 
 TICK_SECONDS = 3.0
@@ -79,19 +80,25 @@ def _say(prefix: str) -> None:
 
 
 def tick(engine: Engine, settings: Settings) -> int:
-    """One round over the open runs; returns how many batches it published again."""
+    """One round over the open runs; returns how many batches it published again.
+
+    Messages to people that are due are sent beside it.
+    """
     with transaction(engine) as connection:
         # Workers may be there before the first run, and so before the ledger.
         if not namespace.read(connection, settings):
             return 0
         if not connection.scalar(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK))):
             return 0
+        is_due = due.mark(connection, settings)
         open_runs = connection.scalars(
             sa.select(runs.c.id).where(runs.c.state.in_(WORKED_ON))
         ).all()
-        if not open_runs:
-            return 0
-        messages = _reopen_expired(connection, settings) + _take_lost(connection)
+        messages: list[Message] = []
+        if open_runs:
+            messages = _reopen_expired(connection, settings) + _take_lost(connection)
+    if is_due:
+        send.deliver(engine, settings)
     if messages:
         log.warning("published again", batches=len(messages))
         publish_again(messages)

@@ -197,11 +197,8 @@ def _open(connection: Connection, run: Any, force: bool) -> None:
         connection.execute(
             again.where(batches.c.run_id == run.id, of_undo, batches.c.state == "failed")
         )
-        connection.execute(
-            sa.update(stages)
-            .where(*mine, stages.c.state == "failed")
-            .values(state="running", finished_at=None)
-        )
+        is_failed = sa.and_(*mine, stages.c.state == "failed")
+        advance.reopen_stages(connection, run.id, is_failed)
     else:
         # Once more, by force. What was undone before counts, but as no progress of this time.
         connection.execute(sa.delete(conflicts).where(conflicts.c.run_id == run.id))

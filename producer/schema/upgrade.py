@@ -15,7 +15,8 @@ from models.engine.schema import target
 from models.engine.schema.indexes import record
 from models.engine.source import Sources
 from models.ledger import audit, identity, relations
-from models.ledger.tables import SCHEMA, TRY_JSONB, VERIFICATION, WORKED_ON
+from models.ledger.functions import TRY_JSONB
+from models.ledger.tables import SCHEMA, VERIFICATION, WORKED_ON
 from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, transaction
 from models.preflight import examine, taken
 from models.settings import Settings

@@ -14,7 +14,7 @@ from models.ledger import claims
 from models.ledger.tables import batches
 from models.postgres.database import transaction
 from models.settings import Settings
-from producer.reports import status
+from producer.reports import happened, history, status
 from producer.runs import advance, budget, control
 from tests.driving import change, go_on, scalar, start
 from tests.integration.test_live_writes import snapshot, wrong_rows
@@ -64,6 +64,14 @@ def test_five_batches_with_one_error_pause_the_run_and_it_goes_on_from_there(
     ended = go_on(engine, settings, run_id)
     assert (ended.exit_status, ended.failures, ended.error) == (3, {}, None)
     assert wrong_rows(engine, before) == []
+    # Ten failures, and twice a pause: the record still tells them.
+    with transaction(engine) as connection:
+        told = [event.what for event in history.events(connection, run_id)]
+    lines = happened.lines(status.actions(engine), happened.read(engine))
+    for said in (told, [line.split("  ", 2)[2] for line in lines]):
+        assert sum("users: batch " in what and " failed: " in what for what in said) == 10
+        assert sum(what.startswith("is paused: 5 batches") for what in said) == 2
+    assert sum(f"{go_on_with} by " in line for line in lines) == 2
 
 
 def test_fewer_failures_than_the_budget_fail_the_run(engine: Engine, settings: Settings) -> None:

@@ -73,7 +73,7 @@ def test_every_figure_is_the_ledgers_and_outlives_a_flush_of_redis(
         slow = f"{done} AND stage = '{stage}' AND finished_at - started_at > interval '0.25 s'"
         assert seen["migration_batch_seconds_bucket", "0.25", stage] == mine - scalar(engine, slow)
     rows = scalar(
-        engine, "SELECT sum(rows) FROM migration.batches WHERE stage = 'users' AND state = 'done'"
+        engine, "SELECT sum(rows) FROM migration.batches WHERE step = 'users' AND stage = step"
     )
     assert seen["migration_rows_per_second", "users"] == pytest.approx(rows / 60)
     with closing(redis.Redis.from_url(servers.redis_url)) as client:

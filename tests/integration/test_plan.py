@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from models.engine.schema.constraints import Contract
 from models.errors import NotAllowed
 from models.settings import Settings
-from producer.checks import plan
+from producer.checks import dry_run, plan
 from producer.checks.rehearsal import rehearse
 from producer.demo import sample
 from producer.runs import control
@@ -71,6 +71,24 @@ def test_ten_times_the_users_take_ten_times_the_bytes_and_the_time(
     assert tenfold.seconds_at_least <= tenfold.seconds_at_most
     crowd = plan.make(engine, settings, 10_000, 500)
     assert crowd.gives_first.startswith("connections")
+
+
+def test_a_dry_run_says_what_a_run_writes_and_changes_nothing(
+    engine: Engine, settings: Settings
+) -> None:
+    before = scalar(engine, _TRACES)
+    # The sample has pieces from random places: each of them could be the whole table.
+    said, rehearsed = dry_run.run(engine, settings, 20 * USERS)
+    assert scalar(engine, _TRACES) == before
+    found = whole_run(engine, settings)
+    assert (said.rows, said.amounts) == (found.rows, found.amounts)
+    migrated = {name: row.migrated for name, row in found.entities.items()}
+    assert {name: row.migrated for name, row in said.entities.items()} == migrated
+    # It takes users with what belongs to them, and so no row without an owner.
+    del found.quarantine["owner_missing"]
+    assert said.quarantine == found.quarantine and said.quarantine
+    assert (said.differences, rehearsed.refused) == ({}, 0)
+    assert (said.run_id, said.state) == (None, None)
 
 
 def test_a_rehearsal_beside_an_open_run_is_refused(engine: Engine, settings: Settings) -> None:

@@ -1,0 +1,1 @@
+"""Messages to people: a run has ended, or needs a human."""
