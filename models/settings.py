@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models import endpoints
 from models.errors import Misconfigured
+from models.grants import parse_grants
 from models.postgres import addresses
 from models.postgres.load import Limits, parse_limits
 from models.window import Window
@@ -38,6 +39,7 @@ SECRETS = (
     "CELERY_RESULT_BACKEND",
     "FLOWER_BASIC_AUTH",
     "MIGRATION_CONSOLE_PASSWORD",
+    "MIGRATION_CONSOLE_READER_PASSWORD",
     "MIGRATION_API_URLS",
     "MIGRATION_FLOWER_URL",
 )
@@ -189,6 +191,12 @@ class Settings(BaseSettings):
         description="What `serve` asks for, ten characters or more; without it, one is made up at"
         " each start and shown.",
     )
+    console_reader_password: SecretStr | None = Field(
+        None,
+        alias="MIGRATION_CONSOLE_READER_PASSWORD",
+        description="A second password for `serve`, of ten characters or more: who logs in with it"
+        " sees everything and changes nothing. Without it, there is no such login.",
+    )
 
     def named(self, variable: str) -> str:
         """The value of a setting by its variable, or of a migration's own variable; "" for none."""
@@ -229,7 +237,7 @@ class Settings(BaseSettings):
             endpoints.redis(url.get_secret_value())
         return url
 
-    @field_validator("console_password")
+    @field_validator("console_password", "console_reader_password")
     @classmethod
     def _is_long(cls, password: SecretStr | None) -> SecretStr | None:
         if password and len(password.get_secret_value()) < SHORTEST_PASSWORD:
@@ -296,6 +304,12 @@ class Settings(BaseSettings):
         return url and endpoints.http(url)
 
     @model_validator(mode="after")
+    def _two_passwords(self) -> Settings:
+        if self.console_reader_password and self.console_reader_password == self.console_password:
+            raise ValueError("MIGRATION_CONSOLE_READER_PASSWORD: is the operators' password too")
+        return self
+
+    @model_validator(mode="after")
     def _both_servers_or_none(self) -> Settings:
         has_redis = bool(self.redis_url or (self.broker_url and self.result_backend))
         if self.database_url and not has_redis:
@@ -303,28 +317,6 @@ class Settings(BaseSettings):
         if not self.database_url and (self.redis_url or self.broker_url or self.result_backend):
             raise ValueError("DATABASE_URL: missing, while a Redis address is set")
         return self
-
-
-def parse_grants(text: str) -> dict[str, Decimal]:
-    """Parse `type=amount,…` into credits by user type; `*` stands for any other type.
-
-    Raises ValueError for an unknown form, a negative amount, fractions of a cent, or no `*`.
-    """
-    grants: dict[str, Decimal] = {}
-    for part in text.split(","):
-        name, separator, amount = (piece.strip() for piece in part.partition("="))
-        try:
-            grants[name] = Decimal(amount)
-        except InvalidOperation:
-            separator = ""
-        if not (separator and re.fullmatch(r"\*|[\w-]+", name)):
-            raise ValueError(f"{part.strip()!r} is not of the form type=amount")
-        value = grants[name]
-        if not value.is_finite() or not 0 <= value < 10**8 or value != round(value, 2):
-            raise ValueError(f"{name}={amount}: an amount is from 0 to 99999999.99, in whole cents")
-    if "*" not in grants:
-        raise ValueError("an amount for any other type is missing: add *=100")
-    return grants
 
 
 def _from_files() -> dict[str, Any]:
