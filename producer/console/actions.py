@@ -120,6 +120,8 @@ def rollback_page(run_id: str) -> Any:
 def rollback(run_id: str) -> AnyResponse:
     """Undo a run whose id was typed, whole."""
     engine, settings = here().engine, here().settings
+    # The address may hold the beginning of an id, which must not do for the whole.
+    run_id = report.look(engine, run_id).run_id or run_id
     force = request.form.get("force") == "yes"
     if request.form.get("typed", "").strip() != run_id:
         flash(f"Nothing was changed: to roll the run back, type its id, {run_id}", "bad")

@@ -15,7 +15,8 @@ from producer import connect
 from producer.console import app as console
 from producer.console.login import Passwords
 
-_THREADS = 4
+# A check or a report holds one for its time; open pages ask every two seconds.
+_THREADS = 8
 
 
 def run(settings: Settings, host: str, port: int, terminal: Console) -> None:

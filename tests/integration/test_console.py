@@ -349,6 +349,8 @@ def test_a_rollback_wants_the_id_of_the_run(
     for typed in ("", run_id[:-1], "yes"):
         answer = press(ada, run_id, "rollback", typed=typed).text
         assert "Nothing was changed" in answer
+    data = {"csrf_token": token(ada, "/"), "typed": run_id[:-1]}
+    ada.post(f"/runs/{run_id[:-1]}/rollback", data=data)
     assert state(engine) == "completed_with_quarantine"
     press(ada, run_id, "rollback", typed=run_id)
     assert state(engine) == "rolling_back"
