@@ -13,6 +13,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from models.errors import MigrationError
 from models.ledger import audit
 from models.ledger.tables import RECONCILIATION, VERIFICATION
+from producer import repair as repairing
 from producer import tracing
 from producer.broker.snapshot import REDIS_ERRORS
 from producer.checks import check as checks
@@ -137,6 +138,25 @@ def examine(run_id: str) -> Any:
     engine, settings = here().engine, here().settings
     found = _attempt("doctor", run_id, lambda: doctor.examine(engine, settings, run_id))
     return render_template("doctor.html", found=found) if found else _back(run_id)
+
+
+@routes.get("/repairs/<name>")
+def repair_page(name: str) -> str:
+    """A repair of the migration, before its first look."""
+    return render_template("repair.html", name=name, found=None)
+
+
+@routes.post("/repairs/<name>")
+def repair(name: str) -> Any:
+    """Show each change that a repair would make, or make them."""
+    engine, settings = here().engine, here().settings
+    is_dry = request.form.get("do") != "repair"
+    found = _attempt(
+        f"repair {name}",
+        "",
+        lambda: repairing.run(engine, settings, name, key=None, dry_run=is_dry, force=False),
+    )
+    return render_template("repair.html", name=name, found=found)
 
 
 @routes.get("/start")

@@ -124,13 +124,16 @@ def listing(run_id: str, name: str) -> str:
     found, what = _asked(run_id, name)
     assert found.run_id
     page = lists.page(here().engine, LISTS[name], found.run_id, what.query)
+    fixes = report.fixes(page.rows) if name == "differences" else {}
+    commands = " ".join(fixes.values())
     return render_template(
         "list.html",
         report=found,
         name=name,
         page=page,
         asked=what,
-        fixes=report.fixes(page.rows) if name == "differences" else {},
+        fixes=fixes,
+        repairs=[each for each in current.migration().repairs if f"repair {each}" in commands],
         may_retry="retry" in allowed(found),
     )
 

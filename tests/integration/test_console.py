@@ -194,6 +194,7 @@ def test_a_reader_sees_everything_and_changes_nothing(
         if rule.endpoint.startswith("actions."):
             path = re.sub("<[^>]*run_id>", run_id, rule.rule)
             path = re.sub("<[^>]*batch_id>", "1", re.sub("<any.*?>", "retry", path))
+            path = path.replace("<name>", "credits")
             if "POST" in (rule.methods or ()):
                 answer = client.post(path, data={"csrf_token": token(client, "/")})
             else:
@@ -338,6 +339,34 @@ def test_one_failed_batch_is_tried_again_and_the_others_stay_failed(
     press(ada, run_id, "retry")
     found = go_on(engine, small, run_id)
     assert found.state == "completed_with_quarantine" and not found.differences
+
+
+def test_a_balance_that_differs_is_repaired_and_the_run_brought_in_line(
+    ada: FlaskClient, engine: Engine, settings: Settings
+) -> None:
+    run_id = str(whole_run(engine, settings).run_id)
+    change(engine, "UPDATE users SET credits_balance = credits_balance + 50"
+           " WHERE id = (SELECT min(id) FROM users WHERE credits_balance > 0)")  # fmt: skip
+    press(ada, run_id, "reconciliation")
+    assert go_on(engine, settings, run_id).state == "failed"
+    assert 'href="/repairs/credits"' in ada.get(f"/runs/{run_id}/differences").text
+
+    def repair(do: str) -> str:
+        data = {"csrf_token": token(ada, "/repairs/credits"), "do": do}
+        return ada.post("/repairs/credits", data=data).text
+
+    for _ in range(2):
+        assert "<strong>1</strong> changes would be made" in repair("look")
+    assert "<strong>1</strong> changes made" in repair("repair")
+    assert "<strong>0</strong> changes would be made" in repair("look")
+    (noted,) = [row for row in status.actions(engine) if row["action"] == "repair credits"]
+    assert noted["actor"] == "Ada (console)"
+    press(ada, run_id, "retry")
+    found = go_on(engine, settings, run_id)
+    assert (found.state, found.differences) == ("completed_with_quarantine", {})
+    assert "has no repair nothing" in ada.post(
+        "/repairs/nothing", data={"csrf_token": token(ada, "/")}, follow_redirects=True
+    ).text  # fmt: skip
 
 
 def test_a_rollback_wants_the_id_of_the_run(

@@ -52,7 +52,7 @@ def look_at(browser: Browser) -> list[str]:
     return found + browser.complaints()
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_from_a_failed_batch_over_the_retry_to_the_green_end(
     product: Product, browser: Browser
 ) -> None:
@@ -95,6 +95,13 @@ def test_from_a_failed_batch_over_the_retry_to_the_green_end(
         browser.until(f"{STATE} === 'completed'", seconds=200)
         assert "Differences" not in browser.text
         assert count(product, "SELECT count(*) FROM ai_tools WHERE name = 'forged'") == 0
+        browser.press("Doctor")
+        assert "waits for nothing" in browser.text and look_at(browser) == []
+        browser.driver.get(f"{served.address}/repairs/credits")
+        browser.press("Look")
+        assert "0 changes would be made" in browser.text and look_at(browser) == []
+        browser.follow("Runs")
+        browser.driver.find_element("css selector", "tbody a").click()
         browser.follow("The report of this run")
         # Its policy allows no script: axe-core looks at it as a file, in a test of its own.
         browser.until("document.querySelector('svg.plot')?.getBoundingClientRect().height > 100")
