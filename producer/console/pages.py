@@ -77,7 +77,8 @@ def run(run_id: str) -> str:
         sentence="" if found.live else html.sentence(found),
         failed=failed,
         failed_in_all=sum(stage.batches.failed for stage in found.stages),
-        may_retry_batch=found.state in ("failed", *WORKED_ON),
+        may_retry_batch=found.state in WORKED_ON
+        or (found.state == "failed" and "retry" in allowed(found)),
         reasons=reasons,
         differences=report.first_differences(engine, found.run_id),
         events=events[::-1],

@@ -307,22 +307,37 @@ def test_a_check_that_fails_offers_no_start(ada: FlaskClient, engine: Engine) ->
     assert buttons(page) == ["check"] and "Fix what they name" in page
 
 
+def fail_waiting(engine: Engine, error: str) -> None:
+    """Let the batches of users that wait fail: their claim finds nothing to do."""
+    change(
+        engine,
+        "UPDATE migration.batches SET state = 'failed', finished_at = now(),"
+        f" error = {error} WHERE state = 'pending' AND stage = 'users'",
+    )
+
+
+def test_a_run_that_its_error_budget_paused_says_what_to_fix_and_continues_with_retry(
+    ada: FlaskClient, engine: Engine, settings: Settings
+) -> None:
+    small = settings.model_copy(update={"batch_size": 20, "error_budget": 2})
+    run_id = start(engine, small)
+    found = go_on(engine, small, run_id, before=lambda _: fail_waiting(engine, "'broken'"))
+    assert found.state == "paused" and found.time_left is None
+    page = ada.get(f"/runs/{run_id}").text
+    assert "Paused by error budget at " in page and "failed with the same error" in page
+    assert buttons(page) == ["retry", "resume", "cancel"]
+    assert "batches/" not in page
+    press(ada, run_id, "retry")
+    assert state(engine) == "running"
+
+
 def test_one_failed_batch_is_tried_again_and_the_others_stay_failed(
     ada: FlaskClient, engine: Engine, settings: Settings
 ) -> None:
     small = settings.model_copy(update={"batch_size": 20})
     run_id = start(engine, small)
     failed = "SELECT array_agg(id ORDER BY id) FROM migration.batches WHERE state = 'failed'"
-
-    def fail_the_first_window(stage: str) -> None:
-        change(
-            engine,
-            "UPDATE migration.batches SET state = 'failed', finished_at = now(),"
-            f" error = 'broken ' || id WHERE state = 'pending' AND stage = '{stage}'",
-        )
-
-    # The claim of a batch that is failed finds nothing to do.
-    found = go_on(engine, small, run_id, before=lambda s: fail_the_first_window("users"))
+    found = go_on(engine, small, run_id, before=lambda _: fail_waiting(engine, "'broken ' || id"))
     assert found.state == "failed"
     first, *others = scalar(engine, failed)
     assert others
