@@ -25,7 +25,7 @@ pytest = $(venv)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-system autoscale-demo faults bench lint docs audit lock secrets servers-stop clean
+.PHONY: help demo test test-all test-system autoscale-demo faults bench lint docs docs-site audit lock secrets servers-stop clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,16 +57,21 @@ lint: $(stamp) ## Check style, types and imports
 	@$(venv)/ruff format --check
 	@$(venv)/mypy
 	@$(venv)/lint-imports
+	@$(venv)/mkdocs build
 
 docs: $(stamp) ## Write docs/settings.md, docs/commands.md and the diagrams of states
 	@$(venv)/python -m tests.reference
+
+docs-site: $(stamp) ## Build the documentation as a site in build/site; a dead link fails
+	@$(venv)/mkdocs build
+	@echo "The site is in build/site"
 
 audit: $(stamp) ## Look the pinned dependencies up among known vulnerabilities
 	@$(venv)/python -m tests.audit
 
 lock: $(stamp) ## Write requirements.lock anew; ARGS=--upgrade for the newest versions
 	@$(venv)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
-	    --extra dev --custom-compile-command "make lock" $(ARGS) \
+	    --extra dev --extra docs --custom-compile-command "make lock" $(ARGS) \
 	    --output-file requirements.lock pyproject.toml
 	@$(venv)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
 	    --extra tracing --extra notify --constraint requirements.lock --custom-compile-command "make lock" \

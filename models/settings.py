@@ -41,6 +41,7 @@ SECRETS = (
     "CELERY_RESULT_BACKEND",
     "FLOWER_BASIC_AUTH",
     "MIGRATION_CONSOLE_PASSWORD",
+    "MIGRATION_CONSOLE_READER_PASSWORD",
     "MIGRATION_API_URLS",
     "MIGRATION_FLOWER_URL",
     "MIGRATION_NOTIFY_URL",
@@ -213,6 +214,12 @@ class Settings(BaseModel):
         description="What `serve` asks for, ten characters or more; without it, one is made up at"
         " each start and shown.",
     )
+    console_reader_password: SecretStr | None = Field(
+        None,
+        alias="MIGRATION_CONSOLE_READER_PASSWORD",
+        description="A second password for `serve`, of ten characters or more: who logs in with it"
+        " sees everything and changes nothing. Without it, there is no such login.",
+    )
 
     def named(self, variable: str) -> str:
         """The value of a setting by its variable, or of a migration's own variable; "" for none."""
@@ -253,7 +260,7 @@ class Settings(BaseModel):
             endpoints.redis(url.get_secret_value())
         return url
 
-    @field_validator("console_password")
+    @field_validator("console_password", "console_reader_password")
     @classmethod
     def _is_long(cls, password: SecretStr | None) -> SecretStr | None:
         if password and len(password.get_secret_value()) < SHORTEST_PASSWORD:
@@ -327,6 +334,12 @@ class Settings(BaseModel):
     @classmethod
     def _is_http(cls, url: str | None) -> str | None:
         return url and endpoints.http(url)
+
+    @model_validator(mode="after")
+    def _two_passwords(self) -> Settings:
+        if self.console_reader_password and self.console_reader_password == self.console_password:
+            raise ValueError("MIGRATION_CONSOLE_READER_PASSWORD: is the operators' password too")
+        return self
 
     @model_validator(mode="after")
     def _both_servers_or_none(self) -> Settings:

@@ -68,6 +68,19 @@ def look() -> Broker:
     return found
 
 
+def present() -> Broker:
+    """The workers that answer, and no more of Redis; never raises for what it does."""
+    found = Broker()
+    namespace.refresh()
+    try:
+        with app.connection_for_read() as connection:
+            connection.ensure_connection(max_retries=1)
+        found.workers = _workers()
+    except REDIS_ERRORS as failure:
+        found.down = of_redis(failure)
+    return found
+
+
 def _int(value: Any) -> int:
     return int(value or 0)
 

@@ -32,26 +32,13 @@ def enqueue_all(wait: bool, dry_run: bool) -> Any:
     """Start the migration: prepare the schema and open a run, or join the open one."""
     if dry_run:
         return _dry_run(wait)
-    from models.postgres import database
     from models.reports.run import EnqueueReport
     from producer import connect, tracing
-    from producer.broker import readiness
-    from producer.checks import preflight
-    from producer.notices import send
     from producer.reports import status as report
-    from producer.runs import advance
-    from producer.schema import upgrade as schema_step
+    from producer.runs import advance, begin
 
     engine, settings = connect.engine(), connect.settings().base
-    tracing.require(settings)
-    send.require(settings)
-    database.check_reachable(engine)
-    readiness.require()
-    tried = preflight.require(engine, settings)
-    schema_step.upgrade(engine, settings)
-    if not tried.is_real:
-        preflight.require(engine, settings, before=tried)
-    run_id, is_new = advance.open_run(engine, settings)
+    run_id, is_new = begin.begin(engine, settings)
     console.print(f"Run {run_id}" + ("" if is_new else " is open already: joined"))
     # The one that opened it is the root of its trace.
     traced = tracing.command(settings, "enqueue-all", run_id) if is_new else nullcontext()

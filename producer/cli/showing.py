@@ -37,7 +37,7 @@ def write_report(run: str | None, output: Path | None) -> Any:
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8484, show_default=True)
 def serve(host: str, port: int) -> Any:
-    """Serve the console for the browser: runs, failures, and pause, resume, cancel, retry."""
+    """Serve the console for the browser: start, follow, steer and undo runs."""
     from producer import connect
     from producer.console import server as serving
 

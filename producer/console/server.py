@@ -13,8 +13,10 @@ from models.errors import Misconfigured
 from models.settings import Settings
 from producer import connect
 from producer.console import app as console
+from producer.console.login import Passwords
 
-_THREADS = 4
+# A check or a report holds one for its time; open pages ask every two seconds.
+_THREADS = 8
 
 
 def run(settings: Settings, host: str, port: int, terminal: Console) -> None:
@@ -23,18 +25,23 @@ def run(settings: Settings, host: str, port: int, terminal: Console) -> None:
     Raises Misconfigured where the address cannot be had.
     """
     given = settings.console_password
-    password = given.get_secret_value() if given else secrets.token_urlsafe(12)
+    reader = settings.console_reader_password
+    passwords = Passwords(
+        given.get_secret_value() if given else secrets.token_urlsafe(12),
+        reader.get_secret_value() if reader else None,
+    )
     address = _resolve(host)
     is_local = ipaddress.ip_address(address).is_loopback
     hosts = ["127.0.0.1", "localhost", "[::1]"] if is_local else None
-    app = console.create(connect.engine(), connect.settings().base, password, hosts=hosts)
+    app = console.create(connect.engine(), connect.settings().base, passwords, hosts=hosts)
     listener = _listen(address, port)
     server = create_server(app, sockets=[listener], threads=_THREADS, ident=None)
     shown = f"[{address}]" if ":" in address else address
     terminal.print(f"The console is at http://{shown}:{listener.getsockname()[1]}", soft_wrap=True)
     if not given:
         terminal.print(
-            f"MIGRATION_CONSOLE_PASSWORD is not set. The password until it stops: {password}",
+            f"MIGRATION_CONSOLE_PASSWORD is not set. The password until it stops:"
+            f" {passwords.operator}",
             markup=False,
             soft_wrap=True,
         )

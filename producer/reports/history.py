@@ -218,7 +218,9 @@ def reasons(connection: Connection, run_id: str, most_keys: int = MOST_KEYS) -> 
                     .order_by(columns.entity, columns.legacy_key)
                     .limit(most_keys)
                 )
-            ),
+            )
+            if most_keys
+            else [],
         )
         for row in groups
     ]

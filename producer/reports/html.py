@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -115,6 +115,11 @@ def _moment(at: datetime | None) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S} UTC" if at else "not yet"
 
 
+def _clock(at: datetime | str) -> str:
+    moment = datetime.fromisoformat(at) if isinstance(at, str) else at
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}"
 
@@ -128,6 +133,7 @@ def _words(name: str) -> str:
 
 
 FILTERS = {
+    "clock": _clock,
     "duration": duration,
     "moment": _moment,
     "number": _number,

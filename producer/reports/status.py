@@ -17,6 +17,7 @@ from models.ledger.tables import (
     RECONCILIATION,
     SCHEMA,
     VERIFICATION,
+    WORKED_ON,
     batches,
     conflicts,
     differences,
@@ -238,6 +239,8 @@ def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunRe
     report.progress = time_left.progress(found, first, run.state)
     if run.state in (*OPEN_STATES, "rolling_back"):
         report.live = workers.read(connection, run.id)
+    if report.live and run.state in WORKED_ON:
+        # A paused run ends when somebody resumes it: nobody knows when.
         report.time_left = time_left.left(found, first, report.live)
     if report.time_left:
         report.eta_seconds = report.time_left.likely

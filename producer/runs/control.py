@@ -105,19 +105,51 @@ def retry(engine: Engine, settings: Settings, run_id: str | None) -> str:
         _reopen_failed(connection, run.id)
         for keys in retried.read(context):
             _insert_keys(connection, run.id, keys)
-        with_batches = sa.select(batches.c.stage).where(
-            batches.c.run_id == run.id, batches.c.state == "pending"
-        )
-        advance.reopen_stages(connection, run.id, stages.c.name.in_(with_batches))
-        # Rows that pass now go through the replay's stage like all others: its pages are few, and
-        # a page with nothing to do costs one index scan.
-        _restart(
-            connection,
-            run.id,
-            (current.migration().replay_stage, VERIFICATION, RECONCILIATION, FINISH),
-        )
+        _continue_from_pending(connection, run.id)
     advance.begin(engine, settings, run.id)
     return str(run.id)
+
+
+def retry_batch(engine: Engine, settings: Settings, run_id: str, batch_id: int) -> str:
+    """Try one failed batch again, of a run that is worked on or has failed; the others stay failed.
+
+    Raises NotAllowed for a batch that is not failed, and for a run that is paused or cancelled:
+    its failed batches are tried again when it is resumed.
+    """
+    with transaction(engine) as connection:
+        run = status.find_run(connection, run_id)
+        # In turn with what would fail the run for this batch.
+        state = connection.scalar(
+            sa.select(runs.c.state).where(runs.c.id == run.id).with_for_update()
+        )
+        relations.adopt(connection, run, settings)
+        is_over = state not in tables.WORKED_ON
+        if is_over:
+            run = _reopen(connection, run.id, "retry", after={"batch": batch_id})
+            _reopen_capture(connection, run)
+        else:
+            audit.note(connection, "retry", run.id, after={"batch": batch_id})
+        if not _reopen_failed(connection, run.id, batches.c.id == batch_id):
+            raise NotAllowed(
+                f"Batch {batch_id} of run {run.id} is not failed", hint="See: producer status"
+            )
+        if is_over:
+            _continue_from_pending(connection, run.id)
+    advance.begin(engine, settings, run.id)
+    return str(run.id)
+
+
+def _continue_from_pending(connection: Connection, run_id: str) -> None:
+    """Reopen the stages that have batches to do, and start over all that comes after them."""
+    with_batches = sa.select(batches.c.stage).where(
+        batches.c.run_id == run_id, batches.c.state == "pending"
+    )
+    advance.reopen_stages(connection, run_id, stages.c.name.in_(with_batches))
+    # Rows that pass now go through the replay's stage like all others: its pages are few, and
+    # a page with nothing to do costs one index scan.
+    _restart(
+        connection, run_id, (current.migration().replay_stage, VERIFICATION, RECONCILIATION, FINISH)
+    )
 
 
 def check_again(engine: Engine, settings: Settings, run_id: str | None, stage: str) -> str:
@@ -151,11 +183,14 @@ def accept(
     engine: Engine,
     settings: Settings,
     run_id: str | None,
-    keys: Iterable[str],
+    keys: Iterable[str] = (),
     *,
+    reason: str | None = None,
     takes_back: bool = False,
 ) -> int:
     """Accept rows that stay out, each given as `key` or `entity:key`; returns how many.
+
+    With a `reason`: all rows of the run that have it.
 
     What was quarantined because of an accepted owner is accepted with it. `takes_back` opens
     accepted rows again instead, with what was accepted because of them; the run and the newest one
@@ -183,12 +218,18 @@ def accept(
                     hint="Write it as entity:key, from producer quarantine. Nothing was changed.",
                 )
             chosen.append(tuple(found[0]))
-        connection.execute(
-            sa.update(quarantine)
-            .where(*standing, sa.tuple_(quarantine.c.entity, quarantine.c.legacy_key).in_(chosen))
-            .values(state=after, changed_at=sa.func.clock_timestamp())
+        wanted = (
+            sa.tuple_(quarantine.c.entity, quarantine.c.legacy_key).in_(chosen)
+            if reason is None
+            else sa.and_(quarantine.c.reason == reason, quarantine.c.state == before)
         )
-        changed = list(dict.fromkeys(chosen))
+        moved = connection.execute(
+            sa.update(quarantine)
+            .where(*standing, wanted)
+            .values(state=after, changed_at=sa.func.clock_timestamp())
+            .returning(quarantine.c.entity, quarantine.c.legacy_key)
+        )
+        changed = [(row.entity, row.legacy_key) for row in moved]
         context = Context.read(connection, settings, run)
         for entity, table in context.sources.items():
             if table.source.parent:
@@ -216,7 +257,10 @@ def accept(
             connection,
             "unaccept" if takes_back else "accept",
             run.id,
-            after={after: [":".join(row) for row in chosen], "rows": len(changed)},
+            after={
+                after: [":".join(row) for row in chosen] if reason is None else reason,
+                "rows": len(changed),
+            },
         )
     return len(changed)
 
@@ -258,12 +302,13 @@ def _leave_out_idle(connection: Connection, run: sa.Row[tuple[Any, ...]]) -> Non
     )
 
 
-def _reopen_failed(connection: Connection, run_id: object) -> None:
-    connection.execute(
+def _reopen_failed(connection: Connection, run_id: object, *which: sa.ColumnElement[bool]) -> int:
+    """Let failed batches wait again; returns how many."""
+    return connection.execute(
         move_batches("pending", error=None, lapses=0, hand_backs=0, published_at=None).where(
-            batches.c.run_id == run_id, batches.c.state == "failed"
+            batches.c.run_id == run_id, batches.c.state == "failed", *which
         )
-    )
+    ).rowcount
 
 
 def _move(engine: Engine, run_id: str | None, action: str, state: str, **values: object) -> str:
@@ -274,7 +319,9 @@ def _move(engine: Engine, run_id: str | None, action: str, state: str, **values:
         return str(run.id)
 
 
-def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tuple[object, ...]]:
+def _reopen(
+    connection: Connection, run_id: str | None, what: str, after: object = None
+) -> sa.Row[tuple[object, ...]]:
     run: sa.Row[tuple[object, ...]] = status.find_run(connection, run_id)
     if connection.scalar(
         sa.select(stages.c.name)
@@ -293,7 +340,7 @@ def _reopen(connection: Connection, run_id: str | None, what: str) -> sa.Row[tup
     _require_no_other(connection, run.id)
     _leave_out_idle(connection, run)
     move_run(connection, run.id, "running", error=None)
-    audit.note(connection, what, run.id, before={"state": run.state})
+    audit.note(connection, what, run.id, before={"state": run.state}, after=after)
     return run
 
 

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from tests import variants
 from tests.acceptance.conftest import COMMAND_SECONDS, Product
+from tests.wait import until
 
 Serve = Callable[..., "Served"]
 
@@ -32,6 +34,11 @@ class Served:
         """One more line of what it says."""
         assert self.process.stderr is not None
         return self.process.stderr.readline()
+
+    def page(self, password: str, path: str) -> str:
+        """A page as somebody sees it who logs in for that alone."""
+        cookies = self.log_in(password).cookies
+        return httpx.get(f"{self.address}{path}", cookies=cookies, follow_redirects=True).text
 
     def log_in(self, password: str) -> httpx.Response:
         """What comes of an attempt with that password."""
@@ -85,6 +92,33 @@ def test_an_address_that_cannot_be_had_is_named(product: Product) -> None:
     assert port in ended.json["error"]["message"] and "--port" in ended.json["error"]["hint"]
     ended = product.run("serve", "--host", "no.such.invalid", "--json")
     assert (ended.status, ended.json["error"]["kind"]) == (2, "misconfigured")
+
+
+def test_a_run_without_workers_raises_an_alarm_until_one_answers_by_the_name_in_flower(
+    product: Product,
+) -> None:
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 60)
+    run_id = product.run("enqueue-all", "--json").json["run_id"]
+    words = {
+        "MIGRATION_CONSOLE_PASSWORD": "correct horse",
+        "MIGRATION_CONSOLE_READER_PASSWORD": "battery staple",
+    }
+    with serving(product, **words) as served:
+
+        def page() -> str:
+            return served.page("battery staple", f"/runs/{run_id}")
+
+        until(lambda: "No worker is running" in page(), "no alarm")
+        product.run("pause")
+        assert "No worker is running" not in page()
+        product.run("resume")
+        # So that the run is still open when the worker has answered.
+        with product.engine.begin() as connection:
+            connection.execute(text("LOCK TABLE users IN ACCESS EXCLUSIVE MODE"))
+            with product.worker("--hostname", "night@here"):
+                until(lambda: "night@here" in page(), "no worker")
+                assert "No worker is running" not in page()
 
 
 @pytest.mark.long

@@ -23,6 +23,7 @@ from models.settings import Settings
 from producer import repair
 from producer.checks import performance, plan
 from producer.console import app
+from producer.console.login import Passwords
 from producer.reports import history, html, live_view, metrics, status, terminal
 from producer.runs import control, rollback
 from tests.driving import change, go_on, scalar, start, whole_run
@@ -106,11 +107,12 @@ def view(engine: Engine, run_id: str) -> str:
 
 def pages(engine: Engine, settings: Settings, run_id: str) -> str:
     """What the console shows of a run."""
-    browser = app.create(engine, settings, "secret", hosts=["localhost"]).test_client()
+    browser = app.create(engine, settings, Passwords("secret"), hosts=["localhost"]).test_client()
     (token,) = set(re.findall(r'name="csrf_token" value="([^"]*)"', browser.get("/login").text))
     form = {"name": "Ada", "password": "secret", "csrf_token": token}
     assert browser.post("/login", data=form).status_code == 303
-    return browser.get(f"/runs/{run_id}").text + browser.get(f"/runs/{run_id}/progress").text
+    paths = ("", "/quarantine", "/differences", "/rollback", "/report")
+    return "".join(browser.get(f"/runs/{run_id}{path}").text for path in paths)
 
 
 def scraped(engine: Engine) -> tuple[str, dict[tuple[str, ...], float]]:

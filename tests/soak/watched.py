@@ -137,7 +137,7 @@ def _follow(
         assert run
         while not over.wait(PAGE_SECONDS if seen.is_set() else 0):
             started = time.monotonic()
-            client.get(f"{run[1]}/progress").raise_for_status()
+            client.get(run[1]).raise_for_status()
             looks.append(time.monotonic() - started)
             seen.set()
 

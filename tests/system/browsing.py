@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.system import packages
 
 # Desktop and phone.
-WIDTHS = (1280, 390)
+WIDTHS = (1280, 360)
 SCHEMES = ("light", "dark")
 
 
@@ -67,6 +69,28 @@ class Browser:
         """Press the button with that text."""
         self.driver.find_element(By.XPATH, f"//button[normalize-space()='{button}']").click()
 
+    def follow(self, link: str) -> None:
+        """Click the link with that text."""
+        self.driver.find_element(By.LINK_TEXT, link).click()
+
+    def type_(self, *keys: str) -> None:
+        """Type where the focus is."""
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    @property
+    def focus(self) -> str:
+        """The text of what has the focus."""
+        return str(self.driver.execute_script("return document.activeElement.textContent")).strip()
+
+    def tab_to(self, what: str, most: int = 40) -> None:
+        """Press Tab until the focus is on the control with that text; "" for a field."""
+        for _ in range(most):
+            self.type_(Keys.TAB)
+            tag = self.driver.execute_script("return document.activeElement.tagName")
+            if self.focus == what and tag in ("A", "BUTTON", "SUMMARY", "INPUT"):
+                return
+        raise AssertionError(f"the keyboard does not reach {what}: {self.text}")
+
     @property
     def text(self) -> str:
         """What can be read on the page."""
@@ -77,7 +101,7 @@ class Browser:
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
     def violations(self) -> list[str]:
-        """What axe-core finds to be a serious obstacle to somebody."""
+        """What axe-core finds."""
         axe = packages.MODULES / "axe-core" / "axe.min.js"
         if not axe.exists():
             pytest.skip(f"needs axe-core: {packages.missing().get('axe-core', 'not unpacked')}")
@@ -89,7 +113,6 @@ class Browser:
         return [
             f"{rule['id']}: {node['target']} {node['failureSummary']}"
             for rule in found
-            if rule["impact"] in ("serious", "critical")
             for node in rule["nodes"]
         ]
 

@@ -120,6 +120,16 @@ def test_the_password_of_the_console_may_lie_in_a_file_and_is_no_short_word(
     assert "short" not in refused.value.message + refused.value.hint
 
 
+def test_readers_of_the_console_have_a_password_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MIGRATION_CONSOLE_READER_PASSWORD", "battery staple")
+    assert load().console_reader_password
+    monkeypatch.setenv("MIGRATION_CONSOLE_PASSWORD", "battery staple")
+    with pytest.raises(Misconfigured, match="MIGRATION_CONSOLE_READER_PASSWORD: is the operators"):
+        load()
+
+
 @pytest.mark.parametrize(
     ("url", "full"),
     [

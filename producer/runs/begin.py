@@ -1,0 +1,30 @@
+"""The beginning of a run: what is in its way, the schema step, and the run itself."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine
+
+from models.postgres import database
+from models.settings import Settings
+from producer import tracing
+from producer.broker import readiness
+from producer.checks import preflight
+from producer.notices import send
+from producer.runs import advance
+from producer.schema import upgrade as schema_step
+
+
+def begin(engine: Engine, settings: Settings) -> tuple[str, bool]:
+    """Prepare the schema and open a run, or join the open one; its id, and whether it is new.
+
+    `advance` fans it out. Raises the first obstacle, and then no run was opened.
+    """
+    tracing.require(settings)
+    send.require(settings)
+    database.check_reachable(engine)
+    readiness.require()
+    tried = preflight.require(engine, settings)
+    schema_step.upgrade(engine, settings)
+    if not tried.is_real:
+        preflight.require(engine, settings, before=tried)
+    return advance.open_run(engine, settings)
