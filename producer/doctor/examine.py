@@ -22,6 +22,7 @@ from producer.broker import snapshot
 from producer.broker.queue import publish_again
 from producer.broker.refusals import of_redis
 from producer.broker.snapshot import REDIS_ERRORS, Broker
+from producer.checks import slots
 from producer.doctor import findings, symptoms
 from producer.doctor.findings import Seen
 from producer.doctor.symptoms import Ledger, message_of
@@ -40,6 +41,7 @@ def examine(engine: Engine, settings: Settings, run_id: str | None) -> Diagnosis
         trouble = _fix(engine, settings, before, redis)
     with transaction(engine) as connection:
         after = symptoms.ledger(connection, before.run.id)
+        shortage = slots.shortage(connection, redis.workers)
     fixed = _fixed(before, after)
     return Diagnosis(
         run_id=before.run.id,
@@ -51,7 +53,7 @@ def examine(engine: Engine, settings: Settings, run_id: str | None) -> Diagnosis
         chords=redis.chords,
         workers=redis.workers,
         blockers=blockers,
-        findings=findings.of(Seen(before, after, redis, blockers, trouble, fixed)),
+        findings=findings.of(Seen(before, after, redis, blockers, trouble, fixed, shortage)),
         fixed=list(fixed.values()),
     )
 
