@@ -34,7 +34,7 @@ from models.preflight import taken
 from models.reports.checks import Check
 from models.settings import Settings
 from producer.broker import readiness
-from producer.checks import forecast, obstacle_rows
+from producer.checks import forecast, obstacle_rows, slots
 from producer.checks.http import ask_all
 from producer.checks.verdicts import failed, look, ok, unknown, warning
 
@@ -143,6 +143,7 @@ def _database(engine: Engine, settings: Settings) -> list[Check]:
     read("locks", lambda connection: _locks(connection, settings))
     read("long transactions", _long_transactions)
     read("clock", _clock)
+    read("connections", slots.check)
     on_legacy("disk of the database", _database_disk)
     found.append(obstacle_rows.try_out(engine, settings, [*found[:2], *rows]))
     found += obstacle_rows.play_examples(engine, settings, found)

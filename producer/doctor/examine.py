@@ -22,6 +22,7 @@ from producer.broker import snapshot
 from producer.broker.queue import publish_again
 from producer.broker.refusals import of_redis
 from producer.broker.snapshot import REDIS_ERRORS, Broker
+from producer.checks import slots
 from producer.doctor import findings, symptoms
 from producer.doctor.findings import Seen
 from producer.doctor.symptoms import Ledger, message_of
@@ -42,6 +43,7 @@ def examine(
         trouble = _fix(engine, settings, before, redis)
     with transaction(engine) as connection:
         after = symptoms.ledger(connection, before.run.id)
+        shortage = slots.shortage(connection, redis.workers)
     fixed = _fixed(before, after) if fixes else {}
     return Diagnosis(
         run_id=before.run.id,
@@ -53,7 +55,7 @@ def examine(
         chords=redis.chords,
         workers=redis.workers,
         blockers=blockers,
-        findings=findings.of(Seen(before, after, redis, blockers, trouble, fixed)),
+        findings=findings.of(Seen(before, after, redis, blockers, trouble, fixed, shortage)),
         fixed=list(fixed.values()),
     )
 

@@ -9,12 +9,13 @@ from typing import Any
 from models.reports.diagnosis import Blocker, Finding, Fixed
 from producer.broker import namespace
 from producer.broker.snapshot import Broker
+from producer.checks import slots
 from producer.doctor import symptoms
 from producer.doctor.symptoms import Ledger
 
 MOST_NAMED = 5
 # What is said besides, and keeps no run from its end.
-NOTES = ("strangers", "no_ledger")
+NOTES = ("strangers", "no_ledger", "connections")
 AGAIN = "Look again in some seconds: producer doctor"
 
 
@@ -28,12 +29,13 @@ class Seen:
     blockers: list[Blocker]
     trouble: str
     fixed: dict[str, Fixed]
+    shortage: str | None = None
 
 
 def of(seen: Seen) -> list[Finding]:
     """The findings, the cause before what follows from it; never none."""
     found = [*_servers(seen), *_run(seen), *_throttled(seen), *_blocked(seen)]
-    found += _strangers(seen)
+    found += [*_strangers(seen), *_shortage(seen)]
     if seen.before.is_moving:
         found += [*_workers(seen), *_expired(seen), *_unpublished(seen), *_errors(seen)]
     if all(finding.kind in NOTES for finding in found):
@@ -61,6 +63,11 @@ def _servers(seen: Seen) -> Iterator[Finding]:
     if seen.trouble:
         message = f"Not everything could be fixed. {seen.trouble}"
         yield Finding(kind="not_fixed", message=message, hint=AGAIN)
+
+
+def _shortage(seen: Seen) -> Iterator[Finding]:
+    if seen.shortage:
+        yield Finding(kind="connections", message=seen.shortage, hint=slots.HINT)
 
 
 def _strangers(seen: Seen) -> Iterator[Finding]:

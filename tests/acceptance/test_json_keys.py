@@ -18,12 +18,13 @@ from tests.integration.test_probing import closed_port
 # Every command, in an order in which each succeeds: on a school before the run, and after it.
 BEFORE = """
 check; plan; schema upgrade; schema show; schema show --mapping; quarantine --preview; backup safe;
-restore safe --yes; enqueue-all; pause; resume; cancel --yes; resume
+restore safe --yes; enqueue-all --dry-run; enqueue-all; tune --batch-size 50; pause; resume;
+cancel --yes; resume
 """
 AFTER = """
 enqueue-all --wait; status; status --history; differences; quarantine; doctor; health; performance;
-report; new badges; repair missing-data; repair tools --dry-run; repair credits; verify --wait;
-reconcile --wait; retry --wait; rollback --wait --yes; forget RUN --yes; schema downgrade --yes;
+report; case help.zip; new badges; repair missing-data; repair tools --dry-run; repair credits;
+verify --wait; reconcile --wait; retry --wait; rollback --wait --yes; forget RUN --yes; schema downgrade --yes;
 servers stop
 """
 # They end when somebody stops them, or take long: their errors alone are compared.
@@ -68,7 +69,7 @@ def test_the_keys_are_those_of_success_whatever_goes_wrong(product: Product) -> 
         for line in AFTER.split(";"):
             succeed(line.strip())
     assert known - keys.keys() == LONG
-    arguments = {"backup": ["x"], "restore": ["x"], "forget": ["x"], "new": ["x"]}
+    arguments = {"backup": ["x"], "case": ["x"], "restore": ["x"], "forget": ["x"], "new": ["x"]}
     asked = [
         (name, kind, [*name.split(), *words])
         for name in sorted(known)
