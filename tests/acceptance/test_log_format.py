@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-
-import pytest
+from contextlib import ExitStack
 
 from producer.demo import sample
 from tests.acceptance.conftest import Product
@@ -14,17 +13,31 @@ _VALUE = r'("([^"\\]|\\.)*"|[^" ]*)'
 LOGFMT = re.compile(rf"timestamp=\S+ level=\w+ event={_VALUE}( [\w.]+={_VALUE})*")
 
 
-@pytest.mark.parametrize("form", ["logfmt", "json"])
-def test_every_line_of_a_workers_log_has_the_form(product: Product, form: str) -> None:
+# Two workers of one run, each with batches that the other cannot have.
+QUEUES = {
+    "logfmt": "migration.users,migration.control",
+    "json": "migration.projects,migration.verify,migration.credits",
+}
+
+
+def test_every_line_of_a_workers_log_has_the_form(product: Product) -> None:
     with product.engine.begin() as connection:
         sample.load(connection, 60)
-    with product.worker("--loglevel=INFO", MIGRATION_LOG_FORMAT=form):
+    with ExitStack() as workers:
+        for form, queues in QUEUES.items():
+            options = ("--loglevel=INFO", "-Q", queues, "-n", f"{form}@%h")
+            workers.enter_context(product.worker(*options, MIGRATION_LOG_FORMAT=form))
         assert product.run("enqueue-all", "--wait").status == 3
-    lines = (product.folder / "celery-0.log").read_text().splitlines()
+    for number, form in enumerate(QUEUES):
+        has_form((product.folder / f"celery-{number}.log").read_text().splitlines(), form)
+
+
+def has_form(lines: list[str], form: str) -> None:
+    """Each line of a worker's log, those of its batches among them."""
     # Celery's banner ends with its list of tasks.
     start = max(n for n, line in enumerate(lines) if line.startswith("  . ")) + 1
     found = [line for line in lines[start:] if line]
-    assert found
+    assert any("batch done" in line for line in found)
     for line in found:
         if form == "json":
             assert {"timestamp", "level", "event"} <= json.loads(line).keys()

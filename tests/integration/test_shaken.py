@@ -35,7 +35,7 @@ def before(school: str, servers: embedded.Servers) -> oracle.Snapshot:
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, SEEDS))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, SEEDS))]
 )
 def test_whatever_meets_at_one_row_the_end_is_right(
     servers: embedded.Servers, settings: Settings, school: str, before: oracle.Snapshot, seed: int
