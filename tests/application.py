@@ -70,14 +70,14 @@ class Application:
             (30, self.use),
         ]
 
-    def spare(self) -> None:
+    def spare(self, *more: str) -> None:
         """From now on no write that a later run leaves alone, as the new application may own it.
 
         Rows that turn bad after they were migrated stay as they are, those that get a bad owner
         too; a role is read once, and a project without a tool may have lost it to its user.
         """
         self.is_sparing = True
-        spared = ("blank_email", "break_preferences", "change_role", "deselect_gpt")
+        spared = ("blank_email", "break_preferences", "change_role", "deselect_gpt", *more)
         self._writes = [pair for pair in self._writes if pair[1].__name__ not in spared]
 
     def write(self) -> None:
