@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from models import endpoints, secret_files
+from models import endpoints, environment
 from models.errors import Misconfigured
 from models.grants import parse_grants
 from models.postgres import addresses
@@ -46,11 +46,7 @@ SECRETS = (
     "MIGRATION_FLOWER_URL",
     "MIGRATION_NOTIFY_URL",
 )
-TABLE_NAMES = (
-    "MIGRATION_USERS_TABLE",
-    "MIGRATION_SUBSCRIPTIONS_TABLE",
-    "MIGRATION_PROJECTS_TABLE",
-)
+TABLE_NAMES = tuple(f"MIGRATION_{name}_TABLE" for name in ("USERS", "SUBSCRIPTIONS", "PROJECTS"))
 SHORTEST_PASSWORD = 10
 MAX_BATCH_SIZE = 100_000
 # No quote, colon or percent sign: none of them could be told from SQL's own.
@@ -351,12 +347,6 @@ class Settings(BaseModel):
         return self
 
 
-def _from_variables() -> dict[str, str]:
-    """What the environment sets; an empty variable counts as unset."""
-    names = (field.alias for field in Settings.model_fields.values() if field.alias)
-    return {name: os.environ[name] for name in names if os.environ.get(name)}
-
-
 def load() -> Settings:
     """Read and validate the environment; raises Misconfigured naming each wrong variable."""
     empty = {
@@ -365,7 +355,7 @@ def load() -> Settings:
         if name in os.environ and not os.environ[name].strip()
     }
     try:
-        found = Settings.model_validate(_from_variables() | secret_files.read(SECRETS))
+        found = Settings.model_validate(environment.read(_names(), SECRETS))
     except ValidationError as invalid:
         raise _refused(empty | dict(map(_problem, invalid.errors()))) from None
     if empty:
@@ -373,17 +363,19 @@ def load() -> Settings:
     return found
 
 
+def _names() -> list[str]:
+    return [field.alias for field in Settings.model_fields.values() if field.alias]
+
+
 def unknown() -> list[str]:
     """A line for each MIGRATION_ variable of the environment that is no setting."""
-    names = [field.alias for field in Settings.model_fields.values() if field.alias]
-    known = {*names, *(f"{name}_FILE" for name in SECRETS)}
-    found = []
-    for name in sorted(os.environ):
-        if name.startswith("MIGRATION_") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f": {near[0]} is meant?" if near else ", and has no effect"
-            found.append(f"{name} is no setting{meant}")
-    return found
+    known = {*_names(), *(f"{name}_FILE" for name in SECRETS)}
+    strange = {name for name in os.environ if name.startswith("MIGRATION_")} - known
+    near = {name: difflib.get_close_matches(name, known, n=1) for name in sorted(strange)}
+    return [
+        f"{name} is no setting" + (f": {meant[0]} is meant?" if meant else ", and has no effect")
+        for name, meant in near.items()
+    ]
 
 
 def _problem(error: ErrorDetails) -> tuple[str, str]:

@@ -47,7 +47,6 @@ RUN_TRANSITIONS = {
 OPEN_STATES = ("preparing", "running", "paused")
 COMPLETED_STATES = ("completed", "completed_with_quarantine")
 FINISHED_STATES = (*COMPLETED_STATES, "failed", "cancelled", "rolled_back")
-# Somebody works on its batches, or should.
 WORKED_ON = ("preparing", "running", "rolling_back")
 
 # The directions of a stage: it belongs to the run itself, or to its rollback.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +22,7 @@ from models.engine.sample import Sample
 from models.engine.schema import target as target_tables
 from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Scope, Step
-from models.errors import BadRow, Incompatible, MigrationError, Misconfigured, TooBig, Transient
+from models.errors import BadRow, Incompatible, Misconfigured, TooBig, Transient
 from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION
 from models.postgres import refusals, sessions
 from models.postgres.catalog import Table, quote
@@ -41,15 +40,6 @@ LOCK_TIMEOUT_MS, STATEMENT_TIMEOUT_MS, ATTEMPTS = 200, 10_000, 4
 SHARE = 0.1
 # Without an index on a parent's key each statement reads a whole table, while rows are locked.
 SMALL_TABLE = 200_000
-# More than the trial's own rows take.
-SWEPT_BYTES = 8 * 2**20
-_SWEPT = text("""
-SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class c
-JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE (c.oid = ANY(:oids) OR c.oid IN (to_regclass('migration.before_images'),
-    to_regclass('migration.quarantine'), to_regclass('migration.created_rows')))
-  AND pg_relation_size(c.oid) BETWEEN 1 AND :most ORDER BY c.relname
-""")
 _MAY_NOT_CREATE = text("""
 SELECT format('GRANT CREATE ON DATABASE %I TO %I', current_database(), current_role)
 WHERE NOT has_database_privilege(current_database(), 'CREATE')
@@ -122,7 +112,7 @@ def run(engine: Engine, settings: Settings, picked: Sample | None = None) -> Tri
                 raise _Undo
         except _Undo:
             if found.written:
-                _sweep(engine, found.written)
+                rehearsal.sweep(engine, found.written)
             return found
         except DBAPIError as failure:
             error = classify(failure)
@@ -182,24 +172,6 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
         _all_stages(context, rows, found)
     except _Stop:
         return
-
-
-def _sweep(engine: Engine, written: list[int]) -> None:
-    """Vacuum the tables that are nearly empty: the trial's rows are undone, but still in the files.
-
-    Their keys are the last of each index. A run's keys would all be inserted before them, and
-    PostgreSQL would search from the root for each key and leave index pages half full.
-    """
-    with (
-        suppress(DBAPIError),
-        engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
-        sessions.outside(connection),
-    ):
-        found = connection.execute(_SWEPT, {"oids": written, "most": SWEPT_BYTES})
-        for name in found.scalars().all():
-            # A role that does not own the table is warned, and passes it over.
-            table = name.replace("%", "%%")
-            connection.exec_driver_sql(f"VACUUM (SKIP_LOCKED, INDEX_CLEANUP) {table}")
 
 
 def _probe(connection: Connection, sources: Sources, found: Trial) -> None:
@@ -378,9 +350,9 @@ def _verify(
     except (DBAPIError, BadRow) as failure:
         if isinstance(failure, DBAPIError):
             _raise_if_passing(failure)
-        said = (
-            refusals.of(failure.orig).words if isinstance(failure, DBAPIError) else failure.message
-        )
+            said = refusals.of(failure.orig).words
+        else:
+            said = failure.message
         found.refuse(f"{stage}: {said}", is_fatal=True)
         raise _Stop from None
     if not all(each.can_try(context) for each in context.migration.authored if not each.entity):
@@ -400,6 +372,5 @@ def _verify(
 
 def _raise_if_passing(failure: DBAPIError) -> None:
     """Raise what is no refusal: a lock, a lost connection, a time-out."""
-    error: MigrationError = classify(failure)
-    if isinstance(error, Transient | TooBig):
+    if isinstance(error := classify(failure), Transient | TooBig):
         raise error from None

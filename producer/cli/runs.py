@@ -313,7 +313,7 @@ def quarantine(
     from producer.checks import forecast
     from producer.reports import status as report
     from producer.reports import terminal as output
-    from producer.runs import control
+    from producer.runs import acceptance
 
     if sum(map(bool, (accepts, opens, preview))) > 1:
         raise click.UsageError("--accept, --unaccept and --preview exclude each other.")
@@ -327,7 +327,7 @@ def quarantine(
         run = next((word for word in rest if word in known), None)
         keys = (*keys, *(word for word in rest if word != run))
         settings = connect.settings().base
-        changed = control.accept(engine, settings, run, keys, takes_back=bool(opens))
+        changed = acceptance.accept(engine, settings, run, keys, takes_back=bool(opens))
         console.print(
             f"{changed:,} rows {'accepted' if accepts else 'no longer accepted'}, dependent rows"
             " included. Next: producer retry --wait"

@@ -22,7 +22,7 @@ from producer.doctor import examine as doctor
 from producer.logs import Log
 from producer.reports import status as report
 from producer.reports.lists import QUARANTINE
-from producer.runs import advance, begin, control
+from producer.runs import acceptance, advance, begin, control
 from producer.runs import rollback as undo
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ def accept(run_id: str) -> AnyResponse:
     changed = _attempt(
         "unaccept" if takes_back else "accept",
         run_id,
-        lambda: control.accept(
+        lambda: acceptance.accept(
             *(here().engine, here().settings, run_id, keys), reason=reason, takes_back=takes_back
         ),
     )

@@ -24,8 +24,8 @@ cancel --yes; resume
 AFTER = """
 enqueue-all --wait; status; status --history; differences; quarantine; doctor; health; performance;
 report; case help.zip; new badges; repair missing-data; repair tools --dry-run; repair credits;
-verify --wait; reconcile --wait; retry --wait; rollback --wait --yes; forget RUN --yes; schema downgrade --yes;
-servers stop
+verify --wait; reconcile --wait; retry --wait; rollback --wait --yes; forget RUN --yes;
+schema downgrade --yes; servers stop
 """
 # They end when somebody stops them, or take long: their errors alone are compared.
 LONG = {"demo", "serve", "metrics"}

@@ -18,7 +18,7 @@ from models.postgres import database as databases
 from models.postgres.database import transaction
 from models.settings import SECRETS, Settings
 from producer.case import make
-from producer.runs import control
+from producer.runs import acceptance, control
 from tests.driving import change, go_on, scalar, start
 
 USERS, BATCH_SIZE = 40, 10
@@ -70,7 +70,7 @@ def test_a_case_tells_how_a_run_stands_without_secrets_and_rows(
         control.resume(engine, secret, run_id)
     go_on(engine, secret, run_id)
     keys = "SELECT legacy_key FROM migration.quarantine WHERE reason = 'email_blank'"
-    control.accept(engine, secret, run_id, [scalar(engine, keys)])
+    acceptance.accept(engine, secret, run_id, [scalar(engine, keys)])
     change(engine, "DELETE FROM tool_usage_logs", "UPDATE users SET credits_balance = 7")
     control.check_again(engine, secret, run_id, "verification")
     go_on(engine, secret, run_id)

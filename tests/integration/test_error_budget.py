@@ -74,7 +74,8 @@ def test_five_batches_with_one_error_pause_the_run_and_it_goes_on_from_there(
     for said in (told, [line.split("  ", 2)[2] for line in lines]):
         assert sum("users: batch " in what and " failed: " in what for what in said) == 10
         assert sum(what.startswith("is paused: 5 batches") for what in said) == 2
-    assert sum(f"{go_on_with} by " in line for line in lines) == 2
+    for verb in (first, second):
+        assert sum(f"{verb} by " in line for line in lines) == 1
 
 
 def test_fewer_failures_than_the_budget_fail_the_run(engine: Engine, settings: Settings) -> None:

@@ -30,8 +30,8 @@ from models.ledger.tables import OPEN_STATES, quarantine
 from models.postgres import database as databases
 from models.settings import load
 from producer.reports import status
+from producer.runs import acceptance, control
 from producer.runs import advance as enqueue
-from producer.runs import control
 from tests.ledger_watch import digest
 from tests.ledger_workers import ANY, FEW, Workers
 from tests.ledger_world import END, STARTS, Templates
@@ -139,7 +139,7 @@ class LedgerModel(Workers):
             found = connection.scalars(query.order_by(sa.text("1"))).all()
         if found:
             key = found[pick % len(found)]
-            assert control.accept(self.engine, self.place.settings, None, [key]) >= 1
+            assert acceptance.accept(self.engine, self.place.settings, None, [key]) >= 1
 
     @invariant()
     def nothing_is_wrong(self) -> None:

@@ -17,7 +17,7 @@ from models.ledger import claims
 from models.ledger.tables import batches, quarantine
 from models.postgres import database as databases
 from models.settings import Settings
-from producer.runs import advance, control
+from producer.runs import acceptance, advance, control
 from producer.schema import upgrade
 from tests.driving import change, go_on, scalar, start, wait_for_lock, whole_run
 from worker import batch
@@ -239,7 +239,7 @@ def test_a_bare_key_that_stands_for_several_rows_is_not_accepted(
         twin = dict(row._mapping) | {"entity": "user" if row.entity != "user" else "project"}
         connection.execute(sa.insert(quarantine).values(twin))
     with pytest.raises(Misconfigured, match="several rows"):
-        control.accept(engine, settings, ended.run_id, [row.legacy_key])
+        acceptance.accept(engine, settings, ended.run_id, [row.legacy_key])
     assert scalar(engine, "SELECT count(*) FROM migration.quarantine WHERE state='accepted'") == 0
 
 
@@ -257,7 +257,7 @@ def test_accepting_a_user_accepts_what_hangs_on_it(engine: Engine, settings: Set
                 sa.select(quarantine.c.legacy_key).where(quarantine.c.entity == "user")
             )
         )
-    assert control.accept(engine, settings, ended.run_id, users) > len(users)
+    assert acceptance.accept(engine, settings, ended.run_id, users) > len(users)
     left = scalar(
         engine,
         "SELECT count(*) FROM migration.quarantine"

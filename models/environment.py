@@ -1,19 +1,21 @@
-"""Settings that lie in a file each, as container secrets do: `DATABASE_URL_FILE` and so on."""
+"""What the environment sets: variables, and files that hold a value each, as secrets do."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from models.errors import Misconfigured
 
 
-def read(variables: Iterable[str]) -> dict[str, Any]:
-    """The values of the variables whose name with _FILE names a file; raises Misconfigured."""
-    found = {}
-    for name in variables:
+def read(variables: Iterable[str], secrets: Iterable[str]) -> dict[str, str]:
+    """The variables that are set and not empty; a secret may be in the file that `…_FILE` names.
+
+    Raises Misconfigured for a file that cannot be used.
+    """
+    found = {name: os.environ[name] for name in variables if os.environ.get(name)}
+    for name in secrets:
         path = os.environ.get(f"{name}_FILE")
         if not path:
             continue
