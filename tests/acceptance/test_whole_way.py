@@ -28,7 +28,10 @@ SHAPES = (
 )
 # A repair each, the damage that it is for, and by whom the damage is found.
 DAMAGE = {
-    "missing-data": "UPDATE {users} SET billing_tier = NULL WHERE id = {one}",
+    # Where the application's own column can be null.
+    "missing-data": "UPDATE {users} SET billing_tier = NULL WHERE id = {one} AND NOT (SELECT"
+    " attnotnull FROM pg_attribute WHERE attrelid = to_regclass('{users}')"
+    " AND attname = 'billing_tier')",
     "credits": "UPDATE {users} SET credits_balance = credits_balance + 7 WHERE id = {one}",
     "tools": "DELETE FROM tool_assignments WHERE tool_id = (SELECT max(id) FROM ai_tools"
     " WHERE tool_type = 'gpt')",
