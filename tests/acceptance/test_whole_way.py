@@ -156,7 +156,9 @@ def repair_damage(product: Product, names: oracle.Names) -> None:
             continue
         check = "reconcile" if fix == "credits" else "verify"
         run(product, check, "--wait", ends=(4,))
-        run(product, "repair", fix, ends=(0,))
+        # Without it, more credits than the log has are left to the operator.
+        forced = ("--force",) if fix == "credits" else ()
+        run(product, "repair", fix, *forced, ends=(0,))
         run(product, check, "--wait")
     now = hashes(product, names)
     # An assignment has another moment.
