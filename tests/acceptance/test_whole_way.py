@@ -33,7 +33,7 @@ DAMAGE = {
     " attnotnull FROM pg_attribute WHERE attrelid = to_regclass('{users}')"
     " AND attname = 'billing_tier')",
     "credits": "UPDATE {users} SET credits_balance = credits_balance + 7 WHERE id = {one}",
-    "tools": "DELETE FROM tool_assignments WHERE tool_id = (SELECT max(id) FROM ai_tools"
+    "tools": "DELETE FROM tool_assignments WHERE tool_id = (SELECT min(id) FROM ai_tools"
     " WHERE tool_type = 'gpt')",
 }
 
