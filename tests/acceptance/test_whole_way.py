@@ -28,9 +28,12 @@ SHAPES = (
 )
 # A repair each, the damage that it is for, and by whom the damage is found.
 DAMAGE = {
-    "missing-data": "UPDATE {users} SET billing_tier = NULL WHERE id = {one}",
+    # Where the application's own column can be null.
+    "missing-data": "UPDATE {users} SET billing_tier = NULL WHERE id = {one} AND NOT (SELECT"
+    " attnotnull FROM pg_attribute WHERE attrelid = to_regclass('{users}')"
+    " AND attname = 'billing_tier')",
     "credits": "UPDATE {users} SET credits_balance = credits_balance + 7 WHERE id = {one}",
-    "tools": "DELETE FROM tool_assignments WHERE tool_id = (SELECT max(id) FROM ai_tools"
+    "tools": "DELETE FROM tool_assignments WHERE tool_id = (SELECT min(id) FROM ai_tools"
     " WHERE tool_type = 'gpt')",
 }
 
@@ -153,7 +156,9 @@ def repair_damage(product: Product, names: oracle.Names) -> None:
             continue
         check = "reconcile" if fix == "credits" else "verify"
         run(product, check, "--wait", ends=(4,))
-        run(product, "repair", fix, ends=(0,))
+        # Without it, more credits than the log has are left to the operator.
+        forced = ("--force",) if fix == "credits" else ()
+        run(product, "repair", fix, *forced, ends=(0,))
         run(product, check, "--wait")
     now = hashes(product, names)
     # An assignment has another moment.
