@@ -36,10 +36,9 @@ STARTED = [name for name in SERVICES if name not in ("grafana", "producer")]
 pytestmark = pytest.mark.timeout(1800)
 STAND_INS = ("postgres", "redis", "prometheus")
 LOAD = """
-from models.postgres.database import create
-from models.settings import Settings
+from producer import connect
 from producer.demo import sample
-with create(Settings().database_url).begin() as connection:
+with connect.engine().begin() as connection:
     sample.load(connection, 1_500)
 """
 
