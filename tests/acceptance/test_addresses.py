@@ -106,7 +106,7 @@ MALFORMED = [
         for url in HTTP
     ),
 ]
-ARGUMENTS = {"backup": ["x"], "restore": ["x"], "forget": ["1"], "new": ["badges"]}
+ARGUMENTS = {"backup": ["x"], "restore": ["x"], "forget": ["1"], "case": ["x"], "new": ["badges"]}
 
 
 def commands(group: click.Group, *names: str) -> Iterator[list[str]]:

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from models.reports.run import RunReport
 from models.settings import Settings
 from producer.console import app
+from producer.console.login import Passwords
 from producer.reports import history, html, terminal
 from producer.runs import control, rollback
 from tests.driving import change, go_on, scalar, whole_run
@@ -30,7 +31,7 @@ WHERE e.kind = 'run' AND b.state IN ('running', 'rolling_back') AND e.run_id = '
 
 @pytest.fixture
 def console(engine: Engine, settings: Settings) -> FlaskClient:
-    client = app.create(engine, settings, PASSWORD, hosts=LOOPBACK).test_client()
+    client = app.create(engine, settings, Passwords(PASSWORD), hosts=LOOPBACK).test_client()
     log_in(client)
     return client
 

@@ -64,7 +64,7 @@ def test_a_run_is_undone_to_the_row_and_made_again(
     with engine.connect() as connection:
         before = oracle.snapshot(connection, names)
     first = whole_run(engine, settings)
-    assert first.rows["ai_tools"] > 0
+    assert first.rows["ai_suites"] > 0
     found = undo(engine, settings)
     assert (found.state, found.conflicts, found.exit_status) == ("rolled_back", {}, 0)
     assert set(found.rows.values()) == {0}
