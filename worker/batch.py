@@ -186,7 +186,7 @@ def _context(connection: Connection, settings: Settings, claim: Claim) -> Contex
     if claim.scope.keys is not None and claim.stage not in (VERIFICATION, RECONCILIATION):
         return Context.read(connection, settings, run, batch_id=claim.batch_id)
     position = current.migration().stages.get(claim.stage, claim.stage)
-    turn = (run.id, position, run.handed_over)
+    turn = (run.id, position, run.handed_over, run.forced)
     read_at, context = _catalogs.get(turn, (float("-inf"), None))
     if context is None or time.monotonic() - read_at > CATALOG_SECONDS:
         _catalogs.clear()

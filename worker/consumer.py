@@ -11,8 +11,10 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as CelerysConsumer
 
 from producer.broker.transport import Moved
+from producer.logs import Log
 
 ALIVE_SECONDS = 15.0
+log = Log("migration.worker")
 
 
 def show_life() -> None:
@@ -22,9 +24,14 @@ def show_life() -> None:
     is busy, and has a worker restarted that is well.
     """
     home = os.environ.get("MIGRATION_HOME")
-    if home:
+    if not home:
+        return
+    try:
         Path(home).mkdir(parents=True, exist_ok=True)
         (Path(home) / "worker.alive").touch()
+    except OSError as failure:
+        # To Celery, this would be a lost broker.
+        log.warning("no file for a probe", folder=home, error=f"{failure.strerror}")
 
 
 class Consumer(CelerysConsumer):

@@ -211,13 +211,16 @@ def lock_tables(connection: Connection, tables: Sequence[str]) -> None:
     autovacuum gives way in it.
     """
     if tables:
-        names = ", ".join(tables).replace("%", "%%")
+        names = [name.replace("%", "%%") for name in tables]
         limit = connection.scalar(text("SHOW lock_timeout"))
-        connection.exec_driver_sql(
-            f"LOCK TABLE {names} IN SHARE UPDATE EXCLUSIVE MODE;"
-            f" SET LOCAL lock_timeout = {LOCK_MS // len(tables)};"
-            f" LOCK TABLE {names} IN ACCESS EXCLUSIVE MODE; SET LOCAL lock_timeout = '{limit}'"
-        )
+        connection.exec_driver_sql(f"LOCK TABLE {', '.join(names)} IN SHARE UPDATE EXCLUSIVE MODE")
+        end = time.monotonic() + LOCK_MS / 1000
+        for name in names:
+            left = max(1, int(1000 * (end - time.monotonic())))
+            connection.exec_driver_sql(
+                f"SET LOCAL lock_timeout = {left}; LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE"
+            )
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{limit}'")
 
 
 def retry_locks(action: Callable[[], T]) -> T:

@@ -23,11 +23,15 @@ from psycopg2.extensions import connection, cursor
 ASK_SECONDS = 60.0
 ANSWER_SECONDS = 20.0
 LOOK_SECONDS = 0.5
-# Another server may have a process of that number, but none that has worked for so long.
+# Another server may have a process of that number, but none that has worked for so long. A role
+# that took on another one may not see its own sessions' states: then nothing can be said.
 _AT_WORK = """
-SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s AND state = 'active'
-  AND clock_timestamp() - query_start > %s * interval '1 second')
+SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s
+  AND (coalesce(state, 'disabled') = 'disabled' OR state = 'active'
+    AND clock_timestamp() - query_start > %s * interval '1 second'))
 """
+# So often in a row there must be no answer: a pooler may have no server for the question now.
+MISSES = 2
 
 
 class Connection(connection):
@@ -88,23 +92,27 @@ class _Watch:
 
     def _run(self) -> None:
         asked: dict[Connection, float] = {}
+        missed: dict[Connection, int] = {}
         while True:
             time.sleep(LOOK_SECONDS)
             now = time.monotonic()
             with self.lock:
                 asked = {of: max(asked.get(of, 0.0), at) for of, at in self.since.items()}
                 late = [of for of, at in asked.items() if now - at >= ASK_SECONDS]
+            missed = {of: count for of, count in missed.items() if of in asked}
             for of in late:
                 asked[of] = now
-                self._look(of)
+                missed[of] = self._look(of, missed.get(of, 0))
 
-    def _look(self, of: Connection) -> None:
+    def _look(self, of: Connection, missed: int) -> int:
+        """Ask about a call, and hang up after enough misses; returns how many there are now."""
         since = self.since.get(of)
         if since is None or _is_worked_on(of, time.monotonic() - since):
-            return
+            return 0
         with self.lock:
-            if self.since.get(of) == since:
+            if missed + 1 >= MISSES and self.since.get(of) == since:
                 _hang_up(of)
+        return missed + 1
 
 
 _watch = _Watch()
@@ -132,6 +140,7 @@ def _watched(of: Any) -> Iterator[None]:
 def _is_worked_on(of: Connection, seconds: float) -> bool:
     """Whether the server works on a call that began so long ago, or says that it cannot tell."""
     found: list[bool] = []
+    began = time.monotonic()
 
     def ask() -> None:
         try:
@@ -140,9 +149,9 @@ def _is_worked_on(of: Connection, seconds: float) -> bool:
                 pid, is_at_work = asking.fetchone() or (0, False)
                 # Behind a pooler the numbers are not those of PostgreSQL's processes.
                 found.append(is_at_work or pid != probe.info.backend_pid)
-        except psycopg2.Error as failure:
-            # It refuses a connection, so it is there: it may have no more of them.
-            found.append("FATAL" in str(failure))
+        except psycopg2.Error:
+            # A refusal comes at once, and is an answer: there may be no more connections.
+            found.append(time.monotonic() - began < ANSWER_SECONDS / 4)
 
     thread = threading.Thread(target=ask, daemon=True, name="limits-probe")
     thread.start()

@@ -78,6 +78,9 @@ def present() -> Broker:
         found.workers = _workers()
     except REDIS_ERRORS as failure:
         found.down = of_redis(failure)
+    except KeyError:
+        # Kombu counts on a key that was just written, which a cluster has elsewhere.
+        found.down = "its answers are not those of a single server"
     return found
 
 

@@ -41,7 +41,7 @@ _COLUMNS = {
     ),
     tables.conflicts: ("run_id kind table_name detail", "row_key holds"),
     tables.events: ("id run_id at kind state stage batch_id note", ""),
-    tables.audit: ("id at role action run_id", "actor origin"),
+    tables.audit: ("id at action run_id", "actor origin role"),
     tables.recoveries: ("id run_id at kind batches", ""),
     tables.notices: ("event_id channel tries next_at sent_at", ""),
     tables.schema_objects: ("kind table_name name added_at", ""),

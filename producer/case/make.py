@@ -30,6 +30,7 @@ from producer.case import ledger
 from producer.checks import check
 from producer.doctor import examine as doctor
 from producer.reports import status
+from producer.runs import budget
 
 # Beside the secrets: what may hold a token, or is long.
 _HIDDEN = (*SECRETS, "MIGRATION_NOTIFY_COMMAND", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -65,8 +66,20 @@ def make(engine: Engine, settings: Settings, file: Path) -> dict[str, str]:
             made |= {f"ledger/{table}": rows for table, rows in found.items()}
         else:
             made[name] = found
+    paused_by = made.get("status", {}).get("paused_by")
+    for name in {"status", "doctor", "runs"} & made.keys():
+        made[name] = _without_names(made[name], paused_by)
     _write(file, made | {"missing": missing})
     return missing
+
+
+def _without_names(found: Any, paused_by: str | None) -> Any:
+    """The same without the person who paused the run."""
+    if paused_by is None or paused_by == budget.PAUSED_BY:
+        return found
+    text = json.dumps(found, default=str, ensure_ascii=False)
+    shown = json.dumps(paused_by, ensure_ascii=False)[1:-1]
+    return json.loads(text.replace(shown, "an operator"))
 
 
 def _why(failure: Exception) -> str:

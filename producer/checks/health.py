@@ -21,6 +21,7 @@ from producer.runs.reconciler import queue_lengths
 URL_SECONDS = 5.0
 # For all rules together: a monitor may ask every minute.
 INTEGRITY_SECONDS = 5
+INTEGRITY_ROWS = 1_000_000
 # A batch that waits for so long, with workers there, is not drained.
 STUCK_SECONDS = 120
 
@@ -32,7 +33,7 @@ def examine(engine: Engine, settings: Settings) -> list[Check]:
         look("redis", _redis, _unanswered),
         look("workers", lambda: _workers(engine), _unanswered),
         look("queues", lambda: _queues(engine), _unanswered),
-        *integrity.examine(engine, settings, seconds=INTEGRITY_SECONDS),
+        *integrity.examine(engine, settings, seconds=INTEGRITY_SECONDS, most_rows=INTEGRITY_ROWS),
         _flower(settings),
         *_urls(settings),
     ]

@@ -28,7 +28,7 @@ SELECT current_setting('max_connections')::int
 
 def check(connection: Connection) -> Check:
     """The verdict on the workers that answer now."""
-    workers = snapshot.look().workers
+    workers = snapshot.present().workers
     if said := shortage(connection, workers):
         return warning(said, HINT)
     return ok(f"{_free(connection)} free; {_processes(workers)} worker processes answer")

@@ -52,6 +52,7 @@ def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
         f"{folder} is complete: {size:,.1f} MB in {time.monotonic() - started:.1f} s. {saved}."
         f" Put it back: producer restore {folder}",
         soft_wrap=True,
+        markup=False,
     )
     return {
         "folder": str(folder.absolute()),

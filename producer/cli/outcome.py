@@ -31,7 +31,8 @@ def failed(failure: Exception, blank: Blank, *, shows_places: bool) -> tuple[Any
     error = _as_ours(failure)
     if shows_places:
         click.echo(logs.places(failure), err=True)
-    console.print(f"[red]Error:[/] {error.message}", markup=True)
+    console.print("[red]Error:[/]", end=" ")
+    console.print(error.message, markup=False)
     if error.hint:
         console.print(error.hint, markup=False)
     return failed_object(error.kind, error.message, error.hint, blank), error.exit_status

@@ -29,7 +29,7 @@ def write_report(run: str | None, output: Path | None) -> Any:
     engine = open_engine()
     run_id = report.read(engine, run).run_id
     file = html.write(engine, connect.settings().base, run_id, output)
-    results.print(f"The report of run {run_id} is in {file}", soft_wrap=True)
+    results.print(f"The report of run {run_id} is in {file}", soft_wrap=True, markup=False)
     return {"run_id": run_id, "file": str(file), "error": None}
 
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import structlog
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from models.postgres.database import classify
 from models.settings import Settings
 from models.window import NEXT_BATCH
+from producer.logs import Log
 
 # After so many tries a message is given up; `producer status --history` still has the event.
 MOST_TRIES = 5
 URL, COMMAND = "url", "command"
-log = structlog.get_logger("migration.notices")
+log = Log("migration.notices")
 
 _IS_WORKED_ON = "state IN ('preparing', 'running', 'rolling_back')"
 # `since`: when a batch was last at work, or an operator moved the run. A closed window and its

@@ -12,7 +12,6 @@ import threading
 from contextlib import suppress
 from typing import Any
 
-import structlog
 from rich.console import Console
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
@@ -22,13 +21,14 @@ from models.ledger.tables import COMPLETED_STATES
 from models.postgres import database
 from models.postgres.database import transaction
 from models.settings import Settings
+from producer.logs import Log
 from producer.notices import due
 from producer.reports import status, terminal
 
 # For one message; well below the minute after which another process may claim it.
 SEND_SECONDS = 20
 WIDTH = 100
-log = structlog.get_logger("migration.notices")
+log = Log("migration.notices")
 _sender = threading.Lock()
 
 
@@ -115,12 +115,12 @@ def _run(command: str, text: str) -> str:
     try:
         process.communicate(text, timeout=SEND_SECONDS)
     except subprocess.TimeoutExpired:
-        return f"MIGRATION_NOTIFY_COMMAND did not end in {SEND_SECONDS} s"
-    finally:
-        # Whatever it started goes with it.
-        with suppress(ProcessLookupError):
+        # What it started ends with it, but for another user's processes.
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
+        return f"MIGRATION_NOTIFY_COMMAND did not end in {SEND_SECONDS} s"
     status = process.returncode
     return f"MIGRATION_NOTIFY_COMMAND ended with {status}" if status else ""
 

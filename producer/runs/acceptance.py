@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
@@ -38,7 +39,8 @@ def accept(
     with transaction(engine) as connection:
         run = status.find_run(connection, run_id)
         if takes_back:
-            _complete_with_quarantine(connection, run.id, status.find_run(connection, None).id)
+            newest = status.find_run(connection, None).id
+            completed = _lock_completed(connection, run.id, newest)
         standing = (quarantine.c.run_id == run.id, quarantine.c.state.in_(("open", "accepted")))
         chosen = []
         for given in keys:
@@ -90,6 +92,10 @@ def accept(
                     },
                 )
                 changed += [(entity, key) for key in dependents]
+        if takes_back and changed:
+            for each in completed:
+                to = "completed_with_quarantine"
+                tables.move_run(connection, each.id, to, finished_at=each.finished_at)
         audit.note(
             connection,
             "unaccept" if takes_back else "accept",
@@ -102,13 +108,10 @@ def accept(
     return len(changed)
 
 
-def _complete_with_quarantine(connection: Connection, *ids: str) -> None:
-    """The state of completed runs once a row is open again.
+def _lock_completed(connection: Connection, *ids: str) -> list[sa.Row[tuple[Any, ...]]]:
+    """Those of the runs that are completed: with a row open again they are not.
 
     They stay locked: a run that is about to complete counts the open rows after that.
     """
     locked = sa.select(runs).where(runs.c.id.in_(ids)).order_by(runs.c.id).with_for_update()
-    for run in connection.execute(locked).all():
-        if run.state == "completed":
-            to = "completed_with_quarantine"
-            tables.move_run(connection, run.id, to, finished_at=run.finished_at)
+    return [run for run in connection.execute(locked).all() if run.state == "completed"]

@@ -67,6 +67,7 @@ def test_a_case_tells_how_a_run_stands_without_secrets_and_rows(
     with audit.acting("Ada Lovelace", "her-laptop/1"):
         run_id = start(engine, secret)
         control.pause(engine, run_id)
+        assert make.make(engine, secret, tmp_path / "paused.tar.gz") == {}
         control.resume(engine, secret, run_id)
     go_on(engine, secret, run_id)
     keys = "SELECT legacy_key FROM migration.quarantine WHERE reason = 'email_blank'"
@@ -74,6 +75,9 @@ def test_a_case_tells_how_a_run_stands_without_secrets_and_rows(
     change(engine, "DELETE FROM tool_usage_logs", "UPDATE users SET credits_balance = 7")
     control.check_again(engine, secret, run_id, "verification")
     go_on(engine, secret, run_id)
+    paused = json.dumps(read(tmp_path / "paused.tar.gz"))
+    assert '"paused_by": "an operator"' in paused
+    assert "Lovelace" not in paused and "her-laptop" not in paused
     file = tmp_path / "night.tar.gz"
     assert make.make(engine, secret, file) == {}
     found = read(file)

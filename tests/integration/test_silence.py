@@ -55,8 +55,11 @@ def test_a_call_ends_when_the_server_falls_silent(
     assert isinstance(classify(raised.value), Transient)
 
 
-def test_a_statement_that_the_server_works_on_may_take_its_time(engine: Engine) -> None:
+# Off: nobody sees what it does, as where a role took on another one that is no member of it.
+@pytest.mark.parametrize("seen", ["on", "off"])
+def test_a_statement_that_the_server_works_on_may_take_its_time(engine: Engine, seen: str) -> None:
     with transaction(engine) as connection:
+        connection.execute(text(f"SET LOCAL track_activities = {seen}"))
         assert connection.scalar(text("SELECT 7 FROM pg_sleep(2)")) == 7
 
 
