@@ -116,9 +116,11 @@ def run(engine: Engine, settings: Settings, picked: Sample | None = None) -> Tri
             return found
         except DBAPIError as failure:
             error = classify(failure)
-        except (Transient, TooBig) as failure:
+        except (Transient, TooBig, Incompatible) as failure:
             error = failure
-        if not isinstance(error, Transient) or attempt == ATTEMPTS - 1:
+        # Copies are made of the newest tables, and compared with the catalog of that moment: while
+        # another command upgrades the schema, the two do not fit.
+        if not isinstance(error, Transient | Incompatible) or attempt == ATTEMPTS - 1:
             raise error
         time.sleep(0.2 * (attempt + 1))
     raise AssertionError("unreachable")
