@@ -249,6 +249,9 @@ def test_each_quarantined_row_is_on_one_page_in_every_order_and_in_the_csv(
     for path, count in ((f"{run}.csv", len(wanted)), (f"{run}.csv?q={some[-6:]}%25", 0)):
         rows = list(csv.DictReader(io.StringIO(ada.get(path).text)))
         assert len(rows) == len({(row["entity"], row["key"]) for row in rows}) == count
+    change(engine, "UPDATE migration.quarantine SET message = '=1+1'")
+    found = csv.DictReader(io.StringIO(ada.get(f"{run}.csv").text))
+    assert {row["message"] for row in found} == {"'=1+1"}
     # What is no place in the list, or no order, is the first page.
     for nonsense in (
         "after=x",
