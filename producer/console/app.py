@@ -1,7 +1,8 @@
 """The console in the browser: runs, their progress, what failed, and the buttons of an operator.
 
 Server-rendered, over what the command line uses: `producer.reports` reads, `producer.runs.control`
-acts. All queries are bounded, however large the run.
+acts. Every page fetches a bounded number of rows, however large the run. Lists also count
+their rows, and only a report, a CSV, a check and a repair may read whole tables.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def create(
         SESSION_COOKIE_SAMESITE="Strict",
         SESSION_COOKIE_SECURE=hosts is None,
         PERMANENT_SESSION_LIFETIME=timedelta(hours=SESSION_HOURS),
+        # A tab that is left open loads its page again and again: that must not prolong the session.
+        SESSION_REFRESH_EACH_REQUEST=False,
         # A form lives as long as its session.
         WTF_CSRF_TIME_LIMIT=None,
         MAX_CONTENT_LENGTH=64 * 1024,

@@ -133,6 +133,11 @@ def test_the_cookie_is_for_this_site_alone_and_for_tls_beyond_loopback(
     assert ("Secure" in cookie) == is_secure
 
 
+def test_a_page_that_loads_itself_again_does_not_prolong_the_session(ada: FlaskClient) -> None:
+    assert "Set-Cookie" in ada.get("/").headers, "the token of its forms"
+    assert "Set-Cookie" not in ada.get("/").headers
+
+
 def test_a_name_that_leads_here_from_elsewhere_is_refused(client: FlaskClient) -> None:
     assert client.get("/login", headers={"Host": "evil.example"}).status_code == 400
 
