@@ -11,7 +11,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flask import Flask, Response, redirect, render_template, request, session, url_for
+from flask import Flask, Response, abort, redirect, render_template, request, session, url_for
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from jinja2 import PackageLoader, StrictUndefined
 from sqlalchemy import Engine
@@ -96,6 +96,13 @@ def _guard(app: Flask) -> None:
             return redirect(url_for("login.login"))
         if request.blueprint == "actions" and not login.is_operator():
             return page("Not done", "You are logged in as a reader, who changes nothing.", 403)
+        given = [
+            *(request.view_args or {}).values(),
+            *(key for _, key in request.form.items(multi=True)),
+        ]
+        if any("\0" in str(text) for text in given):
+            # PostgreSQL stores no such letter: there is no such run, and no such row.
+            abort(404)
         return None
 
     @app.after_request

@@ -260,6 +260,9 @@ def test_each_quarantined_row_is_on_one_page_in_every_order_and_in_the_csv(
     # What is no place in the list, or no order, is the first page.
     for nonsense in (
         "after=x",
+        "after=" + "[" * 20_000,
+        'after=["\\ud800","a"]',
+        'after=["\\u0000","a"]',
         'after=["a"]',
         "after=[1,2]",
         "sort=password",
@@ -290,6 +293,8 @@ def test_rows_are_accepted_and_opened_again_one_by_one_and_by_their_reason(
     assert accepted > scalar(engine, f"{of_reason} 'accepted'") > 0
     press(ada, run_id, "quarantine", do="unaccept", reason=reason)
     assert scalar(engine, standing.format("open")) == everything
+    assert press(ada, run_id, "quarantine", do="accept", key="a\0").status_code == 404
+    assert ada.get("/runs/a%00").status_code == 404
     assert [row["actor"] for row in status.actions(engine)[:4]] == ["Ada (console)"] * 4
 
 
