@@ -89,7 +89,7 @@ def test_a_process_whose_mapping_cannot_be_read_leaves_the_run_to_others(
 ) -> None:
     run_id = start(engine, settings)
     broken = mapped(settings, tmp_path, "[tables]\nuser = 'u'\n")
-    with engine.connect() as connection, pytest.raises(OtherTables, match="users is meant"):
+    with engine.connect() as connection, pytest.raises(OtherTables, match="did you mean users"):
         relations.read_run(connection, broken, run_id)
 
 
