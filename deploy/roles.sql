@@ -11,7 +11,7 @@
 --   psql -v owner=ROLE [-v schema=public] [-v users=users] [-v subscriptions=gpt_subscriptions]
 --        [-v projects=projects] [-v reads='roles.id roles.name'] -f deploy/roles.sql DATABASE
 --
--- `reads` names columns that a mapping reads besides, and those that it reaches through a key. The
+-- `reads` names other columns that a mapping reads, and those that it reaches through a key. The
 -- owner must own the target tables that are there already, too, since `producer schema upgrade` adds
 -- columns to them: the script warns of those of other roles.
 --

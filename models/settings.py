@@ -373,7 +373,8 @@ def unknown() -> list[str]:
     strange = {name for name in os.environ if name.startswith("MIGRATION_")} - known
     near = {name: difflib.get_close_matches(name, known, n=1) for name in sorted(strange)}
     return [
-        f"{name} is no setting" + (f": {meant[0]} is meant?" if meant else ", and has no effect")
+        f"{name} is no setting"
+        + (f": did you mean {meant[0]}?" if meant else ", and has no effect")
         for name, meant in near.items()
     ]
 

@@ -4,7 +4,7 @@ Celery trusts its broker: one item that is not JSON ends the consumer, and a hea
 time limit of a task or name a callback. So a message of a task queue is never passed on as it
 came. What it may say is read and checked (task, ids, place in a chord), and a message of our own
 is written from that. A message without these is logged and dropped: whatever was ours is published
-again from the ledger. Whoever may write to Redis can still stop workers by remote control.
+again from the ledger. Anyone who may write to Redis can still stop workers by remote control.
 """
 
 from __future__ import annotations

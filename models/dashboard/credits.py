@@ -37,8 +37,8 @@ _CHECKS = (
     ),
 )
 
-# A grant of this run is held against the run's own amounts and the user's type; whoever was
-# granted earlier may have another type by now.
+# A grant of this run is held against the run's own amounts and the user's type; a user who got
+# an earlier grant may have another type by now.
 _DISCREPANCIES = """
 SELECT found.kind, 'user', u.id::text, found.target_table, found.detail
 FROM {users} u

@@ -61,7 +61,7 @@ class Migration:
     checks: ClassVar[Mapping[str, Callable[[Connection, Sources], Check]]] = {}
     # What the application asks the new tables of the first source's row :key, by name.
     queries: ClassVar[Mapping[str, str]] = {}
-    # Rows that break a rule, whoever wrote them: a query that lists their keys, by what they are.
+    # Rows that break a rule, also the application's: a query that lists their keys, by the rule.
     integrity: ClassVar[Mapping[str, str]] = {}
     # What a row of the first source and its children become, with indexes, in bytes.
     bytes_a_row: ClassVar[int] = 2_000

@@ -80,7 +80,7 @@ class SourceTable(Table):
 
     @classmethod
     def none(cls, source: Source, parent: SourceTable) -> SourceTable:
-        """What stands for a source without a table; its keys have the type of the parent's."""
+        """The relation of a source without a table; its keys have the type of the parent's."""
         keys = (source.key, source.parent_column)
         types = {**dict.fromkeys(keys, parent.key.type), **dict(source.if_none)}
         columns = {

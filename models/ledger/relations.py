@@ -23,7 +23,7 @@ from models.settings import Settings
 
 # What a run keeps besides its tables.
 _NO_TABLES = {"target", "ledger", "mapping", "ids"}
-# What stands for a source that is `none`.
+# The relation that replaces a source that is `none`.
 _NOTHING = {"schema": "", "name": NONE, "oid": 0}
 _HERE = """
 SELECT migration.ledger_id() AS ledger_id, 'migration.runs'::regclass::oid::bigint AS ledger_oid,

@@ -22,7 +22,7 @@ IDLE_SECONDS = 0.1
 
 
 class Connection(kombu.Connection):
-    """A connection that shows no password to whoever asks a worker for its statistics.
+    """A connection that shows no password to a client that asks a worker for its statistics.
 
     Celery takes the password out of them, but the host of a Unix socket is its whole address.
     """

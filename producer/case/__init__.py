@@ -1,1 +1,1 @@
-"""The archive for whoever helps: what is known of a run, without secrets and without row data."""
+"""The archive for the people who help: what is known of a run, without secrets and row data."""

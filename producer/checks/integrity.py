@@ -1,4 +1,4 @@
-"""Rows that break a rule of the migration's, whoever wrote them: warnings, never differences."""
+"""Rows that break a rule, also the application's: warnings, never differences."""
 
 from __future__ import annotations
 

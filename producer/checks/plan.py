@@ -85,7 +85,7 @@ def _batches(rows: float, seconds: float, settings: Settings) -> int:
 
 
 def _gives_first(plan: Plan, free: int) -> str:
-    """What stands in the way first, in a sentence."""
+    """The first resource that runs short, in a sentence."""
     if plan.connections > free:
         return (
             f"connections: {plan.connections} are needed and {max(0, free)} are free; put a pooler"

@@ -59,7 +59,7 @@ def doctor(run: str | None) -> Any:
 
 @command(cli, "health", blank="checks:Checks")
 def health() -> Any:
-    """Check that everything answers, and warn of rows that break a rule, whoever wrote them.
+    """Check that everything answers, and warn of rows that break a rule.
 
     Database, Redis, workers, queues, Flower and your endpoints.
     """

@@ -210,9 +210,13 @@ def cancel(run: str | None, yes: bool) -> Any:
 @command(cli, "tune", blank={"run_id": None, "batch_size": None, "throttle": None, "window": None})
 @RUN
 @click.option("--batch-size", metavar="N", help="Rows a batch, or auto.")
-@click.option("--throttle", metavar="LIMITS", help="As MIGRATION_THROTTLE; default: each worker's.")
 @click.option(
-    "--window", metavar="HOURS", help="As MIGRATION_WINDOW; always; default: each worker's."
+    "--throttle", metavar="LIMITS", help="As MIGRATION_THROTTLE, or: default (each worker's own)."
+)
+@click.option(
+    "--window",
+    metavar="HOURS",
+    help="As MIGRATION_WINDOW, or: always, or: default (each worker's own).",
 )
 def tune(run: str | None, batch_size: str | None, throttle: str | None, window: str | None) -> Any:
     """Change batch size, throttle and window of an open run, or show what it has."""

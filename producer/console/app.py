@@ -1,7 +1,8 @@
 """The console in the browser: runs, their progress, what failed, and the buttons of an operator.
 
 Server-rendered, over what the command line uses: `producer.reports` reads, `producer.runs.control`
-acts. All queries are bounded, however large the run.
+acts. Every page fetches a bounded number of rows, however large the run. Lists also count
+their rows, and only a report, a CSV, a check and a repair may read whole tables.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from flask import Flask, Response, redirect, render_template, request, session, url_for
+from flask import Flask, Response, abort, redirect, render_template, request, session, url_for
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from jinja2 import PackageLoader, StrictUndefined
 from sqlalchemy import Engine
@@ -55,6 +56,8 @@ def create(
         SESSION_COOKIE_SAMESITE="Strict",
         SESSION_COOKIE_SECURE=hosts is None,
         PERMANENT_SESSION_LIFETIME=timedelta(hours=SESSION_HOURS),
+        # A tab that is left open loads its page again and again: that must not prolong the session.
+        SESSION_REFRESH_EACH_REQUEST=False,
         # A form lives as long as its session.
         WTF_CSRF_TIME_LIMIT=None,
         MAX_CONTENT_LENGTH=64 * 1024,
@@ -93,6 +96,13 @@ def _guard(app: Flask) -> None:
             return redirect(url_for("login.login"))
         if request.blueprint == "actions" and not login.is_operator():
             return page("Not done", "You are logged in as a reader, who changes nothing.", 403)
+        given = [
+            *(request.view_args or {}).values(),
+            *(key for _, key in request.form.items(multi=True)),
+        ]
+        if any("\0" in str(text) for text in given):
+            # PostgreSQL stores no such letter: there is no such run, and no such row.
+            abort(404)
         return None
 
     @app.after_request

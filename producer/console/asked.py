@@ -1,4 +1,4 @@
-"""What the address of a list asks for: search, filters, order, and behind which row it begins."""
+"""What the address of a list asks for: search, filters, order, and after which row it begins."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from werkzeug.datastructures import MultiDict
 from producer.reports.lists import Listing, Query
 
 MOST_LETTERS = 200
+# The largest bigint of PostgreSQL.
+MOST_NUMBER = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,18 @@ def read(listing: Listing, arguments: MultiDict[str, str]) -> Asked:
 
 
 def _place(listing: Listing, sort: str, text: str) -> tuple[Any, ...] | None:
-    """The values of the row that a page begins behind; None where the text is none of ours."""
+    """The values of the row after which a page begins; None where the console made no such text."""
     types = [column.type.python_type for column in listing.order(sort)]
     try:
         found = json.loads(text)
-    except ValueError:
+        # A surrogate has no encoding: PostgreSQL does not take it.
+        json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, list) or [type(value) for value in found] != types:
         return None
-    return None if "\0" in "".join(map(str, found)) else tuple(found)
+    if any(
+        "\0" in value if isinstance(value, str) else abs(value) > MOST_NUMBER for value in found
+    ):
+        return None
+    return tuple(found)

@@ -25,7 +25,7 @@ from models.reports.run import RunReport
 from producer.console import asked, presence
 from producer.console.asked import Asked
 from producer.console.context import here
-from producer.reports import history, html, lists
+from producer.reports import history, html, lists, spreadsheet
 from producer.reports import status as report
 from producer.reports.lists import DIFFERENCES, QUARANTINE
 from producer.runs import budget
@@ -160,7 +160,7 @@ def _csv(engine: Engine, run_id: str, what: Asked) -> Iterator[str]:
     writer = csv.DictWriter(buffer, list(what.listing.columns))
     writer.writeheader()
     for row in lists.every(engine, what.listing, run_id, what.query):
-        writer.writerow(row)
+        writer.writerow(spreadsheet.cells(row))
         if buffer.tell() > 64 * 1024:
             yield buffer.getvalue()
             buffer.seek(0)

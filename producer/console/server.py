@@ -22,7 +22,7 @@ _THREADS = 8
 def run(settings: Settings, host: str, port: int, terminal: Console) -> None:
     """Serve until the process is told to stop; port 0 takes a free one.
 
-    Raises Misconfigured where the address cannot be had.
+    Raises Misconfigured if it cannot listen on the address.
     """
     given = settings.console_password
     reader = settings.console_reader_password
@@ -46,7 +46,11 @@ def run(settings: Settings, host: str, port: int, terminal: Console) -> None:
             soft_wrap=True,
         )
     if not is_local:
-        terminal.print("It is reached from elsewhere: put TLS in front, it keeps no login without.")
+        terminal.print(
+            "The console listens beyond this machine. Put a TLS proxy in front of it: without TLS"
+            " nobody can log in.",
+            soft_wrap=True,
+        )
     try:
         server.run()
     finally:

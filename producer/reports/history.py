@@ -1,6 +1,6 @@
 """All that there is to tell about a run after it: read from the ledger, each list bounded.
 
-`report.read` says how it stands; this adds how it went. The HTML report and the console show it.
+`report.read` gives its state; this adds what happened. The HTML report and the console show it.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def durations(connection: Connection, run_id: str) -> list[Durations]:
 
 
 def reasons(connection: Connection, run_id: str, most_keys: int = MOST_KEYS) -> list[Reason]:
-    """What stands in the quarantine of a run, the largest reason first."""
+    """The quarantined rows of a run by reason, the largest first."""
     columns = quarantine.c
     mine = (columns.run_id == run_id, columns.state.in_(("open", "accepted")))
     groups = connection.execute(

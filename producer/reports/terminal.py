@@ -17,7 +17,7 @@ from models.reports.checks import Check, Speed
 from models.reports.diagnosis import Diagnosis
 from models.reports.plan import Plan
 from models.reports.run import RunReport
-from producer.reports import live_view
+from producer.reports import live_view, spreadsheet
 
 _NEXT = {
     "preparing": "Watch it: producer status --watch",
@@ -182,7 +182,7 @@ def csv(console: Console, found: Sequence[dict[str, Any]], columns: Sequence[str
     """Rows as CSV with a header, as RFC 4180 has it."""
     writer = DictWriter(console.file, columns)
     writer.writeheader()
-    writer.writerows(found)
+    writer.writerows(map(spreadsheet.cells, found))
 
 
 def checks(console: Console, found: Sequence[Check]) -> None:

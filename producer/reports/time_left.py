@@ -70,7 +70,7 @@ def left(found: list[Stage], first: int, live: Live) -> TimeLeft | None:
     return TimeLeft(
         at_least=round(0.8 * known + 0.4 * unknown + stalled, 1),
         likely=round(1.1 * known + 0.8 * unknown + fixed + stalled, 1),
-        # Whoever holds a batch may die with it, and where that happened it may happen again.
+        # A worker may die with a batch, and where that happened it may happen again.
         at_most=round(
             1.4 * known + 2 * unknown + 2 * fixed + stalled + RECOVERY_SECONDS + again, 1
         ),

@@ -51,7 +51,7 @@ def accept(
                 )
             ).all()
             if len(found) != 1:
-                why = "stands for several rows" if found else "is not in the quarantine"
+                why = "names several rows" if found else "is not in the quarantine"
                 raise Misconfigured(
                     f"{given} {why} of run {run.id}",
                     hint="Write it as entity:key, from producer quarantine. Nothing was changed.",

@@ -133,6 +133,11 @@ def test_the_cookie_is_for_this_site_alone_and_for_tls_beyond_loopback(
     assert ("Secure" in cookie) == is_secure
 
 
+def test_a_page_that_loads_itself_again_does_not_prolong_the_session(ada: FlaskClient) -> None:
+    assert "Set-Cookie" in ada.get("/").headers, "the token of its forms"
+    assert "Set-Cookie" not in ada.get("/").headers
+
+
 def test_a_name_that_leads_here_from_elsewhere_is_refused(client: FlaskClient) -> None:
     assert client.get("/login", headers={"Host": "evil.example"}).status_code == 400
 
@@ -249,9 +254,15 @@ def test_each_quarantined_row_is_on_one_page_in_every_order_and_in_the_csv(
     for path, count in ((f"{run}.csv", len(wanted)), (f"{run}.csv?q={some[-6:]}%25", 0)):
         rows = list(csv.DictReader(io.StringIO(ada.get(path).text)))
         assert len(rows) == len({(row["entity"], row["key"]) for row in rows}) == count
+    change(engine, "UPDATE migration.quarantine SET message = '=1+1'")
+    found = csv.DictReader(io.StringIO(ada.get(f"{run}.csv").text))
+    assert {row["message"] for row in found} == {"'=1+1"}
     # What is no place in the list, or no order, is the first page.
     for nonsense in (
         "after=x",
+        "after=" + "[" * 20_000,
+        'after=["\\ud800","a"]',
+        'after=["\\u0000","a"]',
         'after=["a"]',
         "after=[1,2]",
         "sort=password",
@@ -282,6 +293,8 @@ def test_rows_are_accepted_and_opened_again_one_by_one_and_by_their_reason(
     assert accepted > scalar(engine, f"{of_reason} 'accepted'") > 0
     press(ada, run_id, "quarantine", do="unaccept", reason=reason)
     assert scalar(engine, standing.format("open")) == everything
+    assert press(ada, run_id, "quarantine", do="accept", key="a\0").status_code == 404
+    assert ada.get("/runs/a%00").status_code == 404
     assert [row["actor"] for row in status.actions(engine)[:4]] == ["Ada (console)"] * 4
 
 

@@ -89,14 +89,14 @@ def test_a_process_whose_mapping_cannot_be_read_leaves_the_run_to_others(
 ) -> None:
     run_id = start(engine, settings)
     broken = mapped(settings, tmp_path, "[tables]\nuser = 'u'\n")
-    with engine.connect() as connection, pytest.raises(OtherTables, match="users is meant"):
+    with engine.connect() as connection, pytest.raises(OtherTables, match="did you mean users"):
         relations.read_run(connection, broken, run_id)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     {
-        '[columns.subscriptions]\npreferences = "configurations"': "configuration is meant?",
+        '[columns.subscriptions]\npreferences = "configurations"': "did you mean configuration?",
         '[columns.users]\nrole = "role_id -> role.name"': "the table role does not exist",
         '[columns.users]\nrole = "role_id -> roles.label"': "roles has no column label",
         '[columns.users]\nrole = "role -> roles.name"': "cannot point at public.roles",

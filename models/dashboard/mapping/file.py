@@ -225,7 +225,7 @@ def _wrong_default(key: str) -> str:
         return 'must be "table.column" in quotes, such as "organizations.status"'
     if table not in TABLES:
         near = difflib.get_close_matches(table, TABLES, n=1)
-        meant = f"; {near[0]} is meant?" if near else ""
+        meant = f"; did you mean {near[0]}?" if near else ""
         return f"{table} is no target table: one of {', '.join(TABLES)}{meant}"
     return "" if _COLUMN.fullmatch(column) else f"{column} is no name of a column"
 
@@ -276,7 +276,7 @@ def _unknown(key: tuple[str, ...]) -> str:
         model = type(model.model_fields[part].default)
     allowed = list(model.model_fields)
     near = difflib.get_close_matches(last, allowed, n=1)
-    meant = f"; {near[0]} is meant?" if near else ""
+    meant = f"; did you mean {near[0]}?" if near else ""
     return f"is not known here: one of {', '.join(allowed)}{meant}"
 
 

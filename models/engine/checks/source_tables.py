@@ -117,7 +117,7 @@ def _is_reached(own: Column, other: Table) -> bool:
 
 def _unmapped(where: str, table: Table, column: str) -> Misconfigured:
     near = difflib.get_close_matches(column, table.columns, n=1)
-    meant = f"; {near[0]} is meant?" if near else ""
+    meant = f"; did you mean {near[0]}?" if near else ""
     return Misconfigured(
         f"{where}: {table.label} has no column {column}{meant}",
         hint=f"It has {', '.join(table.columns)}.",
