@@ -197,7 +197,6 @@ class Settings(BaseModel):
         alias="MIGRATION_FLOWER_URL",
         description="Where `health` asks for Flower.",
     )
-    # Flower's own variable: `user:password`, several with commas between.
     flower_auth: SecretStr | None = Field(
         None,
         alias="FLOWER_BASIC_AUTH",
@@ -371,12 +370,12 @@ def unknown() -> list[str]:
     """A line for each MIGRATION_ variable of the environment that is no setting."""
     known = {*_names(), *(f"{name}_FILE" for name in SECRETS)}
     strange = {name for name in os.environ if name.startswith("MIGRATION_")} - known
-    near = {name: difflib.get_close_matches(name, known, n=1) for name in sorted(strange)}
-    return [
-        f"{name} is no setting"
-        + (f": did you mean {meant[0]}?" if meant else ", and has no effect")
-        for name, meant in near.items()
-    ]
+    found = []
+    for name in sorted(strange):
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f": did you mean {near[0]}?" if near else ", and has no effect"
+        found.append(f"{name} is no setting{meant}")
+    return found
 
 
 def _problem(error: ErrorDetails) -> tuple[str, str]:
