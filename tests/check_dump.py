@@ -20,6 +20,7 @@ from typing import Any
 import redis
 from sqlalchemy import text
 
+from models.engine.source import NONE
 from models.postgres import database as databases
 from models.settings import DEFAULT_GRANTS, parse_grants
 from producer import embedded
@@ -143,6 +144,8 @@ def _counts(product: Product, report: dict[str, Any], listings: int) -> dict[str
                     f"SELECT count(*) FROM {projects} p JOIN ai_tools t ON t.id = p.active_gpt_id"
                     " WHERE t.configuration ->> 'project_id' = p.id::text AND t.id LIKE 'p%'"
                 )
+                if projects != NONE
+                else 0
             },
             "user_types": {row.name: row.n for row in types},
             "rows": report["rows"]
@@ -171,6 +174,8 @@ def _fix(product: Product, variant: variants.Variant) -> None:
             (names.users, "UPDATE {} SET email = id::text || '@fixed.example'", "user", "<> ''"),
             (names.subscriptions, "DELETE FROM {}", "subscription", "<> 'owner_quarantined'"),
         ):
+            if table == NONE:
+                continue
             condition = keys.format(entity, reason)
             connection.execute(text(f"{change.format(table)} WHERE id::text IN ({condition})"))
     accepted = [

@@ -8,8 +8,9 @@ from sqlalchemy import Engine
 from models.errors import Incompatible, MigrationError
 from models.settings import Settings
 from producer.checks import check
+from producer.runs import control
 from producer.schema import upgrade
-from tests.driving import change, scalar, whole_run
+from tests.driving import change, go_on, scalar, whole_run
 
 USERS = 60
 NOTHING = "SELECT to_regclass('public.organizations') IS NULL"
@@ -161,8 +162,14 @@ def test_a_missing_table_says_how_to_say_that_there_is_none(
     change(engine, "DROP TABLE gpt_subscriptions")
     error = refused(engine, settings, "gpt_subscriptions does not exist")
     assert "If there is no such table: MIGRATION_SUBSCRIPTIONS_TABLE=none." in error.hint
-    run = whole_run(engine, settings.model_copy(update={"subscriptions_table": "none"}))
-    assert run.verification.differences == 0
+    none = settings.model_copy(update={"subscriptions_table": "none"})
+    run = whole_run(engine, none)
+    assert (run.verification.differences, run.entities["users"].quarantined > 0) == (0, True)
+    change(engine, "UPDATE users SET email = id::text || '@fixed.example' WHERE email IS NULL"
+                   " OR btrim(email) = ''")  # fmt: skip
+    control.retry(engine, none, run.run_id)
+    again = go_on(engine, none, run.run_id)
+    assert (again.verification.differences, again.entities["users"].quarantined) == (0, 0)
     # The ledger now belongs to a dashboard without that table.
     change(engine, "CREATE TABLE gpt_subscriptions (id varchar PRIMARY KEY, user_id varchar,"
                    " gpt_id varchar)")  # fmt: skip

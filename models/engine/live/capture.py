@@ -92,7 +92,7 @@ class Capture(Step):
     def apply(self, context: Context, scope: Scope) -> Counts:
         for entity in scope.keys or ():
             table = context.sources[entity]
-            if not _has_triggers(context.connection, table):
+            if not table.nothing and not _has_triggers(context.connection, table):
                 require_free_names(context.connection, context.sources)
                 _alter(context.connection, _create(table))
         return {}
