@@ -24,15 +24,31 @@ _EXACTLY = '::text COLLATE "default"'
 
 def texts(sources: Sources) -> dict[str, str]:
     """The texts that target rows are made of: of a user `u`, a subscription `s`, a project `p`."""
+    email = sources.users.value("email", "u") + _EXACTLY
+    gpt_id = sources.subscriptions.value("gpt_id", "s") + _EXACTLY
+    active_gpt = f"p.active_gpt_id{_EXACTLY}"
     return {
-        "email": sources.users.value("email", "u") + _EXACTLY,
-        "gpt_id": sources.subscriptions.value("gpt_id", "s") + _EXACTLY,
-        "active_gpt": f"p.active_gpt_id{_EXACTLY}",
+        "email": email,
+        "email_is_blank": is_blank(email),
+        "gpt_id": gpt_id,
+        "gpt_id_is_blank": is_blank(gpt_id),
+        "active_gpt": active_gpt,
+        "active_gpt_is_blank": is_blank(active_gpt),
         # The tool that a project names; braces are doubled, since fragments are templates too.
         "pointed": named(sources, "ai_tools", "p.active_gpt_id")
         .replace("{", "{{")
         .replace("}", "}}"),
     }
+
+
+def is_blank(text: str) -> str:
+    """SQL condition: a text is null, or nothing but white space; binds :blanks.
+
+    One that begins with a visible letter of ASCII is not, and to see that costs a tenth of trimming
+    it.
+    """
+    is_plain = f"{text} COLLATE \"C\" BETWEEN '!' AND '~'"
+    return f"(({is_plain}) IS NOT TRUE AND btrim(coalesce({text}, ''), :blanks) = '')"
 
 
 _USUAL = "'active', 'inactive', 'paused', 'user', 'student', 'teacher', 'admin'"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 
-from models.dashboard import ids, made
+from models.dashboard import ids, legacy, made
 from models.dashboard.projects import changes, checksum, verify
 from models.dashboard.projects.choice import gpt_of, is_choice, may_rename
 from models.dashboard.sources import PROJECTS
@@ -24,7 +24,7 @@ _MIGRATE = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id, {usage_id} AS usage_id,
     u.id AS user_id, own.id AS suite_id, {chosen} AS gpt_id,
-    btrim(coalesce(g.id, ''), :blanks) <> ''
+    NOT {chosen_is_blank}
       AND (b.gpt_id IS NOT NULL OR g.id IS DISTINCT FROM ({tool_id})::text)
       AND ({is_choice} OR NOT EXISTS (
         SELECT FROM {ai_tools} t WHERE t.id = {named} AND (t.id = {tool_id}
@@ -124,6 +124,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),
         "kind": key_cast(key),
         "chosen": gpt_of(context, "coalesce(b.gpt_id, g.id)", "p.user_id"),
+        "chosen_is_blank": legacy.is_blank("g.id"),
         "renamed": (renamed := gpt_of(context, "b.gpt_id", "p.user_id")),
         "may_rename": may_rename(context, "b.gpt_id", renamed),
         "is_choice": is_choice(context, "g.id", "u.id", "p.id"),

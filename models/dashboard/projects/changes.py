@@ -21,15 +21,14 @@ _SURPLUS = """
     AND q.state IN ('open', 'accepted')
   WHERE home.id IS NULL OR p.id IS NULL AND (l.session_id = :own_run OR {untouched})
      OR p.id IS NOT NULL AND l.session_id = :own_run AND (
-       btrim(coalesce({active_gpt}, ''), :blanks) = '' OR u.id IS NULL
-       OR q.legacy_key IS NOT NULL)
+       {active_gpt_is_blank} OR u.id IS NULL OR q.legacy_key IS NOT NULL)
 """
 
 # A project that is quarantined points at its GPT again; one without a GPT has none to go back to.
 _RESTORE = """
 WITH project AS MATERIALIZED (
   SELECT p.id, p.id::text AS legacy_key, {tool_id} AS tool_id,
-    btrim(coalesce({active_gpt}, ''), :blanks) = '' AS is_blank,
+    {active_gpt_is_blank} AS is_blank,
     u.id IS NULL OR q.legacy_key IS NOT NULL AS is_ownerless
   FROM {projects} p
   LEFT JOIN LATERAL ({project_owner}) AS u ON true

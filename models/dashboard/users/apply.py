@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from decimal import Decimal
 
-from models.dashboard import ids, made
+from models.dashboard import ids, legacy, made
 from models.dashboard.projects import verify as projects_verification
 from models.dashboard.scopes import near, owned
 from models.dashboard.sources import USERS
@@ -99,6 +99,7 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
         "opening_id": ids.id_of(context.sources, ids.OPENING, "u.id", user_key),
         "tool_id": ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", subscription_key),
         "usage_id": ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", subscription_key),
+        "its_gpt_id_is_blank": legacy.is_blank("s.gpt_id"),
         "user_hash": context.sources.hash_by_key("user", "l.id"),
         "subscription_hash": context.sources.hash_by_key("subscription", "s.id"),
         "grant_amount": grant_amount(context, "o.final_type"),

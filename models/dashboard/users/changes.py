@@ -52,7 +52,7 @@ OWN_IMAGE = """
 _TURNED_BAD = """
 SELECT u.id::text FROM {users} u
 CROSS JOIN LATERAL ({own_image}) AS b
-WHERE {scope} AND btrim(coalesce({email}, ''), :blanks) = ''
+WHERE {scope} AND {email_is_blank}
 """
 
 # The same for those whom the database refuses now, though it took them before.
@@ -127,8 +127,8 @@ WITH expected AS MATERIALIZED (
       own.id AS suite_id
     FROM {users} u JOIN {subscriptions} s ON s.user_id = u.id AND {subscriptions_scope}
     JOIN LATERAL ({oldest_suite}) AS own ON true
-    WHERE {scope} AND {parts} AND btrim(coalesce({email}, ''), :blanks) <> ''
-      AND btrim(coalesce({gpt_id}, ''), :blanks) <> ''
+    WHERE {scope} AND {parts} AND NOT {email_is_blank}
+      AND NOT {gpt_id_is_blank}
     OFFSET 0
   ) AS s WHERE jsonb_typeof(s.preferences) IN ('object', 'null')
 ),
@@ -160,7 +160,7 @@ suite AS (
   UPDATE {ai_suites} s SET name = {email} || {suite_suffix} FROM {users} u
   WHERE {scope} AND s.id = {suite_id} AND s.name <> {email} || {suite_suffix}
     AND (s.updated_at IS NOT DISTINCT FROM s.created_at OR EXISTS ({own_image}))
-    AND btrim(coalesce({email}, ''), :blanks) <> ''
+    AND NOT {email_is_blank}
 )
 SELECT -(SELECT count(*) FROM assignment) AS tool_assignments
 """

@@ -17,7 +17,7 @@ log AS (
 ),
 legacy AS MATERIALIZED (
   SELECT u.id, u.id::text AS legacy_key, {email} AS email,
-    btrim(coalesce({email}, ''), :blanks) = '' AS is_bad,
+    {email_is_blank} AS is_bad,
     {role} AS role,
     u.user_type, u.billing_tier, u.organization_id, u.department_id, u.credits_balance, u.is_active,
     own.id AS own_suite_id, {grant_id} AS grant_id, {opening_id} AS opening_id,
@@ -81,7 +81,7 @@ subscription AS MATERIALIZED (
   SELECT s.id, s.legacy_key, s.tool_id, s.usage_id, s.user_id, s.suite_id, s.gpt_id, s.version,
     s.is_active, {tool_configuration} AS configuration,
     CASE WHEN s.owner_is_bad THEN 'owner_quarantined'
-         WHEN btrim(coalesce(s.gpt_id, ''), :blanks) = '' THEN 'gpt_id_blank'
+         WHEN {its_gpt_id_is_blank} THEN 'gpt_id_blank'
          WHEN s.preferences IS NULL THEN 'preferences_malformed'
          WHEN jsonb_typeof(s.preferences) NOT IN ('object', 'null') THEN 'preferences_not_object'
     END AS reason
@@ -121,7 +121,8 @@ granted AS (
   RETURNING user_id, amount
 )"""
 
-# What a rollback needs of each user whose columns change, or who gets a suite.
+# What a rollback needs of each user whose columns change, or who gets a suite. Most had nothing of
+# it: the first case says the same as the second, at a quarter of its cost.
 _BEFORE_IMAGES = """
 changed AS MATERIALIZED (
   SELECT o.*, g.amount
@@ -131,8 +132,11 @@ changed AS MATERIALIZED (
 ),
 image AS (
   INSERT INTO migration.before_images (run_id, entity, legacy_key, was)
-  SELECT :run_id, 'user', c.legacy_key, jsonb_strip_nulls(jsonb_build_object(
-    'user_type', c.user_type, 'billing_tier', c.billing_tier, 'is_active', c.is_active,
+  SELECT :run_id, 'user', c.legacy_key, CASE WHEN num_nonnulls(c.own_suite_id, c.user_type,
+      c.billing_tier, c.is_active, c.organization_id, c.department_id, c.credits_balance) = 0
+    THEN jsonb_build_object('type', c.final_type)
+    ELSE jsonb_strip_nulls(jsonb_build_object('user_type', c.user_type,
+    'billing_tier', c.billing_tier, 'is_active', c.is_active,
     'organization_id', c.organization_id, 'department_id', c.department_id,
     'credits_balance', c.credits_balance, 'suite', nullif(c.own_suite_id, c.made_suite_id),
     'had_suite', CASE WHEN c.own_suite_id = c.made_suite_id THEN true END,
@@ -141,7 +145,7 @@ image AS (
       CASE WHEN NOT c.sets_user_type THEN 'user_type' END,
       CASE WHEN NOT c.sets_billing_tier THEN 'billing_tier' END,
       CASE WHEN NOT c.sets_is_active THEN 'is_active' END,
-      CASE WHEN NOT c.sets_organization THEN 'organization_id' END], NULL)), '[]')))
+      CASE WHEN NOT c.sets_organization THEN 'organization_id' END], NULL)), '[]'))) END
   FROM changed c
   {unless_there_is_image}
 )"""
