@@ -19,7 +19,7 @@ import structlog
 from sqlalchemy import Engine
 
 from bench.contestants import written
-from models.dashboard.users import apply
+from models.dashboard.users import statement
 from models.engine import current
 from models.engine.step import Context, Scope
 from models.ledger.tables import batches, runs
@@ -92,9 +92,8 @@ def _once(engine: Engine, *, bare: bool) -> float:
 
 def _bare(engine: Engine, run_id: str, scope: Scope) -> None:
     """The statement alone, without the parts of it that quarantine rows or close their entries."""
-    start_of, end_of = apply._MIGRATE.index("bad AS ("), apply._MIGRATE.rindex("SELECT\n  (SELECT")
-    statement = apply._MIGRATE[:start_of].rstrip().removesuffix(",") + apply._MIGRATE[end_of:]
-    with transaction(engine) as connection, mock.patch.object(apply, "_MIGRATE", statement):
+    bare = statement.MIGRATE.replace("," + statement._QUARANTINE, "")
+    with transaction(engine) as connection, mock.patch.object(statement, "MIGRATE", bare):
         connection.exec_driver_sql(sessions.BATCH_PLANNING)
         context = _context(engine, run_id)
         current.migration().step("users").apply(replace(context, connection=connection), scope)

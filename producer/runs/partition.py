@@ -12,6 +12,8 @@ from models.postgres.keys import key_cast
 TARGET_SECONDS = 2.0
 FIRST_ROWS, SMALLEST_ROWS, LARGEST_ROWS = 1_000, 50, 20_000
 FIRST_WINDOW, LARGEST_WINDOW = 4, 256
+# Where the pace is known, a window is as large as the one that comes so many later.
+KNOWN_PACE = 2
 # No batch is more than this part of what is left for each worker, so that none ends long before
 # the others; nor is it cut so small for that that its message costs more than a few percent.
 SHARES, SHORTEST_SECONDS = 8, 0.2

@@ -84,14 +84,15 @@ def _size(connection: Connection, run: Any, stage: str, step: Step) -> partition
             sa.func.coalesce(sa.func.sum(batches.c.rows), 0),
         ).where(of_step)
     ).one()
-    pages = partition.window_pages(windows)
     if run.batch_size != "auto":
-        return partition.Size(int(run.batch_size), pages)
+        return partition.Size(int(run.batch_size), partition.window_pages(windows))
     # A step begins at the pace of the one before it.
     recent = _recent(connection, of_step) or _recent(connection, of_run)
     if recent is None:
-        return partition.Size(partition.FIRST_ROWS, pages)
+        return partition.Size(partition.FIRST_ROWS, partition.window_pages(windows))
     rows, seconds, workers = recent
+    # There is a pace to begin with: each window more costs the time of opening it.
+    pages = partition.window_pages(windows + partition.KNOWN_PACE)
     left = progress.rows_of(run, step) - int(cut)
     # The estimate is used up, so how many rows are left is unknown.
     most = partition.LARGEST_ROWS
