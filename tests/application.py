@@ -18,7 +18,7 @@ import psycopg2
 from sqlalchemy import Connection, Engine, text
 
 from models.postgres import database
-from tests.oracle import Names
+from tests.oracle import Names, Writes
 
 # Types with names in capitals; the first one knows no plain user.
 ENUMS = ("userrole", "subscription_status")
@@ -32,7 +32,8 @@ class Application:
     """Writes to the legacy tables as an application does that has never heard of a migration.
 
     The same seed makes the same choices; the keys of new rows begin with `live`, or are of the
-    column's own kind. `blocked` counts the deletions that a foreign key refused.
+    column's own kind. `blocked` counts the deletions that a foreign key refused, `writes` is for
+    the oracle.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Application:
         self.done: Counter[str] = Counter()
         self.refused: list[str] = []
         self.blocked: Counter[str] = Counter()
+        self.writes = Writes()
         self._prefix, self._count = prefix, 0
         self.is_sparing = False
         self._columns: dict[str, dict[str, str]] = {}
@@ -151,7 +153,11 @@ class Application:
         self._set(connection, self.names.users, "role", self._role())
 
     def choose_gpt(self, connection: Connection) -> None:
-        self._set(connection, self.names.projects, "active_gpt_id", self.random.choice(GPTS))
+        """A GPT by its name; half of the time by a subscription, where projects name those."""
+        chosen = self.random.choice(GPTS)
+        if self.names.active_gpt == "subscription" and self.random.random() < 0.5:
+            chosen = self._any(connection, self.names.subscriptions)
+        self._set(connection, self.names.projects, "active_gpt_id", chosen)
 
     def deselect_gpt(self, connection: Connection) -> None:
         value = self.random.choice((None, ""))
@@ -279,6 +285,14 @@ class Application:
             {name: _word(types[name], values[name]) for name in written},
         )
         self._made.setdefault(table, []).append(str(values["id"]))
+        self._note(table, str(values["id"]), values)
+
+    def _note(self, table: str, key: str, values: dict[str, str | None]) -> None:
+        if table == self.names.projects and "active_gpt_id" in values:
+            self.writes.chosen[key] = values["active_gpt_id"]
+        gpt = values.get(self._own(table, "gpt_id"))
+        if table == self.names.subscriptions and gpt is not None:
+            self.writes.gpts[key].add(gpt)
 
     def _set(self, connection: Connection, table: str, column: str, value: str | None) -> None:
         types, column = self._types(connection, table), self._own(table, column)
@@ -291,6 +305,7 @@ class Application:
                 ),
                 {"value": _word(types[column], value), "id": key},
             )
+            self._note(table, key, {column: value})
 
     def _delete(self, connection: Connection, table: str, key: str | None = None) -> None:
         if not self._types(connection, table):

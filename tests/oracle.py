@@ -196,7 +196,19 @@ def _defaults(connection: Connection, users: str) -> Row:
     }
 
 
-def refreshed(before: Snapshot, now: Snapshot) -> Snapshot:
+@dataclass(frozen=True)
+class Writes:
+    """What an application wrote meanwhile, where the tables do not tell it any more.
+
+    `chosen` has the last `active_gpt_id` of each project, `gpts` every `gpt_id` that it gave to
+    each subscription.
+    """
+
+    chosen: dict[str, str | None] = field(default_factory=dict)
+    gpts: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+
+def refreshed(before: Snapshot, now: Snapshot, writes: Writes | None = None) -> Snapshot:
     """The legacy rows as they are now, over the target as it was before the first run.
 
     For a migrated database whose legacy data were fixed since: `expected` of the result is what
@@ -210,20 +222,39 @@ def refreshed(before: Snapshot, now: Snapshot) -> Snapshot:
         untouched = {name: value for name, value in row.items() if name not in USER_COLUMNS}
         was = old.get((row["id"],), before.defaults)
         users.append(untouched | {name: was.get(name) for name in adopted})
-    projects, held = [], before.by_key("projects")
+    projects = []
     for row in now.rows("projects"):
         tool = tools.get(row["active_gpt_id"])
-        was = held.get((row["id"],))
-        if before.names.active_gpt == "subscription" and was and tool:
-            # The tool is named after the subscription that the project held.
-            projects.append(row | {"active_gpt_id": was["active_gpt_id"]})
-            continue
-        if isinstance(tool, dict) and tool.get("project_id") == row["id"]:
-            projects.append(row | {"active_gpt_id": tool["gpt_id"]})
-        else:
+        if not isinstance(tool, dict) or tool.get("project_id") != row["id"]:
             projects.append(row)
+        elif before.names.active_gpt == "subscription":
+            projects.append(row | _held(before, now, row, tool["gpt_id"], writes or Writes()))
+        else:
+            projects.append(row | {"active_gpt_id": tool["gpt_id"]})
     legacy = {"users": users, "projects": projects, "subscriptions": now.rows("subscriptions")}
     return Snapshot(before.names, before.tables | legacy, before.defaults)
+
+
+KEPT = "(the GPT that a tool keeps)"
+
+
+def _held(before: Snapshot, now: Snapshot, row: Row, gpt: str, writes: Writes) -> Row:
+    """The subscription or GPT that a switched project held last.
+
+    A subscription that is gone, or has another owner than the project, names nothing any more. The
+    tool keeps the GPT of when it was made: one that the subscription had, or the key itself.
+    """
+    key = str(row["id"])
+    was = before.by_key("projects").get((row["id"],), {})
+    held = writes.chosen.get(key, was.get("active_gpt_id"))
+    if held is None:
+        return {"active_gpt_id": held}
+    there = now.by_key("subscriptions").get((held,), {})
+    if there.get("user_id") == row["user_id"] and not _is_blank(there.get("gpt_id")):
+        return {"active_gpt_id": held}
+    had = {held, *writes.gpts.get(held, ()), *(there.get("gpt_id"),)}
+    had.add(before.by_key("subscriptions").get((held,), {}).get("gpt_id"))
+    return {"active_gpt_id": held, KEPT: gpt if gpt in had else held}
 
 
 def expected(before: Snapshot, grants: dict[str, Decimal]) -> Expectation:
@@ -340,7 +371,7 @@ def _expect_project(
     result.is_template[key] = row.get("is_template") == "true"
     if gpt is None or _is_blank(gpt) or (gpt, row["user_id"]) in pointed:
         return
-    named = gpts.get((gpt, row["user_id"]))
+    named = row.get(KEPT) or gpts.get((gpt, row["user_id"]))
     if named is not None and not _is_blank(named):
         gpt = named
     configuration = {"project_id": key, "gpt_id": gpt}
@@ -449,10 +480,15 @@ def compare(connection: Connection, before: Snapshot, result: Expectation) -> li
     return differences(before, snapshot(connection, before.names), result)
 
 
-def compare_now(connection: Connection, before: Snapshot, grants: dict[str, Decimal]) -> list[str]:
+def compare_now(
+    connection: Connection,
+    before: Snapshot,
+    grants: dict[str, Decimal],
+    writes: Writes | None = None,
+) -> list[str]:
     """As `compare`, where the legacy rows have changed since: with what is expected of them now."""
     after = snapshot(connection, before.names)
-    now = refreshed(before, after)
+    now = refreshed(before, after, writes)
     return differences(now, after, expected(now, grants))
 
 

@@ -54,6 +54,22 @@ def pick(connection: Connection, sources: Sources) -> Sample:
     return found
 
 
+def again(connection: Connection, sources: Sources, earlier: Sample) -> Sample:
+    """The roots of an earlier sample, with the children that they have now.
+
+    The application may have given them more since, and taken some away.
+    """
+    found = Sample(note=earlier.note)
+    for entity, keys in earlier.keys.items():
+        if not sources[entity].source.parent:
+            found.keys[entity] = dict(keys)
+    for entity, keys in earlier.keys.items():
+        if parent := sources[entity].source.parent:
+            parents = {*found.of(parent), *filter(None, keys.values())}
+            found.keys[entity] = children(connection, sources, sources[entity], sorted(parents))
+    return found
+
+
 def children(
     connection: Connection, sources: Sources, table: SourceTable, parents: list[str]
 ) -> dict[str, str | None]:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
-from models.engine.sample import Sample
+from models.engine.sample import Sample, again
 from models.engine.schema import target as target_tables
 from models.engine.source import Sources, SourceTable
 from models.engine.step import Context, Scope, Step
@@ -142,7 +142,10 @@ def _try(connection: Connection, settings: Settings, found: Trial) -> None:
         found.is_missing = "the role may not make copies of the tables (CREATE on the database)"
         found.remedy = f"{grant}{'' if is_current else '. Or first: producer schema upgrade'}"
         return
-    found.picked = found.picked or migration.sample(connection, sources)
+    earlier = found.picked
+    found.picked = (
+        again(connection, sources, earlier) if earlier else migration.sample(connection, sources)
+    )
     rows = deepcopy(found.picked)
     try:
         _probe(connection, sources, found)

@@ -242,6 +242,29 @@ def test_rows_that_the_application_adds_meanwhile_do_not_count_against_a_trial(
     assert (done, found.is_real, found.obstacles) == ([added], True, [])
 
 
+def test_a_second_trial_takes_what_its_users_have_got_since_the_first(
+    world: Engine, settings: Settings
+) -> None:
+    build(world, PLAIN)
+    upgrade.upgrade(world, settings)
+    first = trial.run(world, settings).picked
+    assert first
+    user, other = first.of("user")[0], scalar(world, "SELECT max(id) FROM users")
+    change(
+        world,
+        "INSERT INTO projects (id, user_id, name, status, active_gpt_id)"
+        f" VALUES ('new', '{user}', 'new', 'active', 'math_tutor');"
+        f" UPDATE projects SET user_id = '{other}' WHERE id = '{first.of('project')[0]}'",
+    )
+    second = trial.run(world, settings, first)
+    assert second.picked
+    assert set(second.picked.of("user")) == set(first.of("user"))
+    then, now = set(first.of("project")), set(second.picked.of("project"))
+    assert (now - then, then - now) == ({"new"}, {first.of("project")[0]} - now)
+    assert (other in first.of("user")) == (first.of("project")[0] in now)
+    assert second.obstacles == []
+
+
 def test_no_trial_is_made_while_a_run_is_open(
     world: Engine, database: str, settings: Settings
 ) -> None:
