@@ -115,6 +115,8 @@ class Context:
     own_run: str | None = None
     # A rollback undoes what somebody changed since, too.
     forced: bool = False
+    # The run is of selected rows only (`models.ledger.selection`), and hands none over.
+    is_canary: bool = False
 
     @classmethod
     def read(
@@ -139,6 +141,7 @@ class Context:
             is_repeat=is_repeat or run.handed_over,
             own_run=None if run.handed_over else run.id,
             forced=run.forced,
+            is_canary=run.selection is not None and run.state != "rolling_back",
         )
 
     def may_be_there(self, scope: Scope) -> bool:
@@ -208,6 +211,8 @@ class Step:
     is_late: bool = False
     # Runs in transactions of its own, the last one under a lock (`worker.cutover`).
     is_cutover: bool = False
+    # Gives the rows to the new application, for good: a canary leaves the step out.
+    hands_over: bool = False
     # Overrides `key_lists`: its batches are lists of keys, in rounds, and never pages.
     takes_lists: bool = False
     # The verification repeats it with `differences` and `details`; or why it does not.

@@ -113,6 +113,8 @@ runs = sa.Table(
     sa.Column("relations", pg.JSONB),
     # Legacy rows by entity, as counted (or estimated, beyond a million) when the run was opened.
     sa.Column("totals", pg.JSONB, nullable=False, server_default=sa.text("'{}'")),
+    # How a canary's rows were chosen, and how many (`models.ledger.selection`); null: all rows.
+    sa.Column("selection", pg.JSONB(none_as_null=True)),
     sa.Column("error", sa.Text),
     # While it is paused: who did that, an operator or the error budget, and when.
     sa.Column("paused_by", sa.Text),
@@ -128,14 +130,9 @@ runs = sa.Table(
         postgresql_where=sa.text("state IN ('preparing', 'running', 'paused', 'rolling_back')"),
     ),
 )
-THROTTLED_SECONDS = 5  # so long a worker's word counts: one that is gone throttles nothing
-throttled_by = sa.case(
-    (
-        runs.c.throttled_at
-        > sa.func.clock_timestamp() - sa.text(f"interval '{THROTTLED_SECONDS} seconds'"),
-        runs.c.throttled_by,
-    )
-)
+# So long a worker's word counts: one that is gone throttles nothing.
+_lately = sa.func.clock_timestamp() - sa.text("interval '5 seconds'")
+throttled_by = sa.case((runs.c.throttled_at > _lately, runs.c.throttled_by))
 stages = sa.Table(
     "stages",
     metadata,

@@ -156,6 +156,8 @@ class RunReport(BaseModel):
     # While it is paused: who did that (an operator, or `error budget`), and when.
     paused_by: str | None = None
     paused_at: str | None = None
+    # A canary: its `percent` (null: keys were named), and how many `keys`.
+    selection: dict[str, Any] | None = None
     entities: dict[str, Standing] = Field(default_factory=_entities)
     # Rows that this run wrote, by table.
     rows: dict[str, int] = Field(default_factory=_rows)
@@ -177,6 +179,13 @@ class RunReport(BaseModel):
     time_left: TimeLeft | None = None
     live: Live | None = None
     error: ErrorReport | None = None
+
+    @property
+    def canary(self) -> str:
+        """Which rows a canary is of, in words; "" for a run of all rows."""
+        from models.ledger.selection import said
+
+        return said(self.selection) if self.selection else ""
 
     @property
     def first(self) -> tuple[str, Standing]:

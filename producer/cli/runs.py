@@ -28,17 +28,29 @@ INTEGRITY_SECONDS = 600
 @command(cli, "enqueue-all", blank="run:EnqueueReport")
 @WAIT
 @click.option("--dry-run", is_flag=True, help="Say what a page would become, and change nothing.")
-def enqueue_all(wait: bool, dry_run: bool) -> Any:
+@click.option(
+    "--percent",
+    type=click.FloatRange(0, 100, min_open=True, max_open=True),
+    metavar="N",
+    help="A canary: N % of the first table's rows with all that belongs to them, and no switch.",
+)
+@click.option("--only", multiple=True, metavar="KEYS", help="A canary of these keys: A,B,C.")
+def enqueue_all(wait: bool, dry_run: bool, percent: float | None, only: tuple[str, ...]) -> Any:
     """Start the migration: prepare the schema and open a run, or join the open one."""
+    if (percent is not None) + bool(only) + dry_run > 1:
+        raise click.UsageError("--percent, --only and --dry-run exclude each other.")
     if dry_run:
         return _dry_run(wait)
+    from models.ledger.selection import Choice
     from models.reports.run import EnqueueReport
     from producer import connect, tracing
     from producer.reports import status as report
     from producer.runs import advance, begin
 
     engine, settings = connect.engine(), connect.settings().base
-    run_id, is_new = begin.begin(engine, settings)
+    keys = tuple(key for word in only for key in word.split(",") if key)
+    choice = Choice(percent, keys) if only or percent is not None else None
+    run_id, is_new = begin.begin(engine, settings, choice)
     console.print(f"Run {run_id}" + ("" if is_new else " is open already: joined"))
     # The one that opened it is the root of its trace.
     traced = tracing.command(settings, "enqueue-all", run_id) if is_new else nullcontext()

@@ -67,7 +67,8 @@ def render(found: Record) -> str:
 def sentence(found: RunReport) -> str:
     """The outcome as one would say it."""
     (name, first), error = found.first, found.error
-    said = f"The run {STATES.get(found.state or '', 'is unknown')}: {first.migrated:,} of"
+    what = f"canary ({found.canary})" if found.canary else "run"
+    said = f"The {what} {STATES.get(found.state or '', 'is unknown')}: {first.migrated:,} of"
     said += f" {first.total:,} {name} are migrated after {duration(found.seconds)}"
     quarantined = sum(found.quarantine.values())
     if quarantined:

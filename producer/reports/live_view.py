@@ -123,6 +123,8 @@ def _place(found: RunReport) -> tuple[list[tuple[str, str]], int]:
 def _facts(found: RunReport) -> Iterator[tuple[str, str]]:
     if found.live is None:
         return
+    if found.canary:
+        yield "canary", found.canary
     yield "batches", batches(found)
     reasons = sorted(found.quarantine.items(), key=lambda pair: -pair[1])
     if reasons:

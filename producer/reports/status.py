@@ -213,6 +213,7 @@ def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunRe
         throttled_by=throttled,
         paused_by=run.paused_by,
         paused_at=run.paused_at and run.paused_at.isoformat(timespec="seconds"),
+        selection=run.selection,
         stages=found,
         quarantine=_groups(
             connection,

@@ -61,6 +61,8 @@ def summary(console: Console, found: RunReport) -> None:
         f"Run [bold]{found.run_id}[/] is [bold]{found.state}[/] after {found.seconds:.1f} s"
         + (f" ({found.per_second:,.0f} {found.first[0]}/s)" if found.per_second else "")
     )
+    if found.canary:
+        console.print(f"A canary: {found.canary}. The other rows are left alone.")
     if found.throttled_by:
         console.print(f"[yellow]Throttled:[/] {found.throttled_by}; it continues by itself")
     counted(console, found)
@@ -70,6 +72,11 @@ def summary(console: Console, found: RunReport) -> None:
         console.print(f"{found.error.hint}")
     elif found.state == "paused":
         console.print(live_view.paused(found), markup=False)
+    elif found.canary and found.state == "completed":
+        console.print(
+            "The old application continues as before. Migrate all: producer enqueue-all --wait."
+            f" Or undo it: producer rollback {found.run_id} --wait"
+        )
     else:
         console.print(_NEXT.get(found.state or "", ""))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,8 +20,9 @@ from sqlalchemy.dialects.postgresql import insert
 from models.engine import current
 from models.engine.step import Context
 from models.errors import Misconfigured, NotAllowed
-from models.ledger import audit, relations
+from models.ledger import audit, relations, selection
 from models.ledger import tables as ledger
+from models.ledger.selection import Choice
 from models.ledger.tables import (
     FINISH,
     RECONCILIATION,
@@ -39,7 +41,7 @@ from producer import outage
 from producer.broker import namespace
 from producer.broker.messages import Message
 from producer.logs import Log
-from producer.runs import budget, coverage, retry, windows
+from producer.runs import budget, coverage, retry, standing, windows
 
 # One is worked on while the next one waits: no worker idles at the end of a window.
 WINDOWS = 2
@@ -54,10 +56,11 @@ log = Log("migration.advance")
 ID_TIME = "%Y%m%d-%H%M%S"
 
 
-def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
+def open_run(engine: Engine, settings: Settings, choice: Choice | None = None) -> tuple[str, bool]:
     """Open a run, or join the one that is open; returns its id and whether it is new.
 
-    Raises Misconfigured for a step that does not say how it is verified, or how it is undone.
+    With a choice it is a canary. Raises NotAllowed where another run is in the way, and
+    Misconfigured for a choice of rows that are not there.
     """
     with transaction(engine) as connection:
         relations.require_own_ledger(connection, settings)
@@ -76,9 +79,13 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
             .returning(runs.c.id)
         )
         if opened is None:
-            joined = _open_run_id(connection)
+            joined = _open_run(connection)
             # None: it ended between the two statements.
-            return (str(joined), False) if joined else open_run(engine, settings)
+            if joined is None:
+                return open_run(engine, settings, choice)
+            read = functools.partial(Context.read, connection, settings, joined)
+            selection.require_same(connection, joined, choice, read)
+            return str(joined.id), False
         connection.execute(
             sa.insert(stages),
             [
@@ -89,9 +96,16 @@ def open_run(engine: Engine, settings: Settings) -> tuple[str, bool]:
         run = connection.execute(sa.select(runs).where(runs.c.id == run_id)).one()
         context = Context.read(connection, settings, run)
         relations.keep_types(connection, run_id, context.sources.shape.first_types)
-        totals = _count_rows(connection, context)
+        if choice is None:
+            totals = _count_rows(connection, context)
+        else:
+            earlier = [each.id for each in standing.with_rows(connection)]
+            selection.require_no_full_run(connection, earlier)
+            selection.keep(context, choice, selection.choose(context, choice))
+            totals = selection.count(replace(context, is_canary=True))
         connection.execute(sa.update(runs).where(runs.c.id == run_id).values(totals=totals))
-        audit.note(connection, "enqueue-all", run_id, after={"rows": totals})
+        chosen = {"selection": str(choice)} if choice else {}
+        audit.note(connection, "enqueue-all", run_id, after={"rows": totals} | chosen)
         return run_id, True
 
 
@@ -122,18 +136,16 @@ def _next_id(connection: Connection) -> str:
     return f"{moment:{ID_TIME}}-{secrets.token_hex(2)}"
 
 
-def _open_run_id(connection: Connection) -> str | None:
-    """The run that is open, if any; raises NotAllowed while one is being rolled back."""
+def _open_run(connection: Connection) -> Any:
+    """The run that is open, or None; raises NotAllowed while one is being rolled back."""
     found = connection.execute(
-        sa.select(runs.c.id, runs.c.state).where(
-            runs.c.state.in_((*ledger.OPEN_STATES, "rolling_back"))
-        )
+        sa.select(runs).where(runs.c.state.in_((*ledger.OPEN_STATES, "rolling_back")))
     ).one_or_none()
     if found and found.state == "rolling_back":
         raise NotAllowed(
             f"Run {found.id} is being rolled back", hint="Wait for its end: producer status --watch"
         )
-    return found.id if found else None
+    return found
 
 
 def advance(engine: Engine, settings: Settings, run_id: str) -> None:
@@ -346,8 +358,12 @@ def _fail_on_differences(connection: Connection, run_id: str) -> bool:
 
 
 def _complete(connection: Connection, run_id: str, *, was: str) -> None:
+    # A canary has judged its own rows again, and no others.
+    is_full = sa.exists().where(runs.c.id == run_id, runs.c.selection.is_(None))
     any_quarantined = connection.scalar(
-        sa.select(sa.func.count()).select_from(quarantine).where(quarantine.c.state == "open")
+        sa.select(sa.func.count())
+        .select_from(quarantine)
+        .where(quarantine.c.state == "open", sa.or_(quarantine.c.run_id == run_id, is_full))
     )
     if was == "preparing":
         move_run(connection, run_id, "running")

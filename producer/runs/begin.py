@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
+from models.ledger.selection import Choice
 from models.postgres import database
 from models.settings import Settings
 from producer import tracing
@@ -14,7 +15,7 @@ from producer.runs import advance
 from producer.schema import upgrade as schema_step
 
 
-def begin(engine: Engine, settings: Settings) -> tuple[str, bool]:
+def begin(engine: Engine, settings: Settings, choice: Choice | None = None) -> tuple[str, bool]:
     """Prepare the schema and open a run, or join the open one; its id, and whether it is new.
 
     `advance` fans it out. Raises the first obstacle, and then no run was opened.
@@ -27,4 +28,4 @@ def begin(engine: Engine, settings: Settings) -> tuple[str, bool]:
     schema_step.upgrade(engine, settings)
     if not tried.is_real:
         preflight.require(engine, settings, before=tried)
-    return advance.open_run(engine, settings)
+    return advance.open_run(engine, settings, choice)

@@ -56,7 +56,7 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
                 hint="See: producer status",
             )
         relations.adopt(connection, run, settings)
-        _require_no_other(connection, run.id)
+        _require_no_other(connection, run)
         _resume(connection, run)
         audit.note(connection, "resume", run.id, before={"state": run.state})
         if run.state == "cancelled":
@@ -237,21 +237,29 @@ def _reopen(
             f"Run {run.id} is {run.state}: {what} is for a run that has ended",
             hint="Wait for its end, or resume it, and try again: producer status --watch",
         )
-    _require_no_other(connection, run.id)
+    _require_no_other(connection, run)
     _leave_out_idle(connection, run)
     move_run(connection, run.id, "running", error=None)
     audit.note(connection, what, run.id, before={"state": run.state}, after=after)
     return run
 
 
-def _require_no_other(connection: Connection, run_id: str) -> None:
+def _require_no_other(connection: Connection, run: Any) -> None:
     other = connection.scalar(
         sa.select(runs.c.id).where(
-            runs.c.state.in_((*tables.OPEN_STATES, "rolling_back")), runs.c.id != run_id
+            runs.c.state.in_((*tables.OPEN_STATES, "rolling_back")), runs.c.id != run.id
         )
     )
     if other:
         raise NotAllowed(f"Run {other} is open", hint="Wait for its end: producer status --watch")
+    later = sa.select(runs.c.id).where(
+        runs.c.id > run.id, runs.c.selection.is_(None), runs.c.state != "rolled_back"
+    )
+    if run.selection is not None and (full := connection.scalar(later.limit(1))):
+        raise NotAllowed(
+            f"Run {full} of all rows has come since the canary {run.id}",
+            hint=f"Continue with that one, such as: producer retry {full} --wait",
+        )
 
 
 def _reopen_capture(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:

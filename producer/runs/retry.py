@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sqlalchemy import text
 
 from models.engine import current
@@ -9,6 +11,7 @@ from models.engine.checks.accounting import account
 from models.engine.live.capture import Capture
 from models.engine.retry import Keys
 from models.engine.step import Context, Scope
+from models.ledger import selection
 
 _ANY_LOST = text(
     "SELECT EXISTS (SELECT FROM migration.differences d"
@@ -43,7 +46,17 @@ def read(context: Context, *, quarantined: bool = True) -> list[Keys]:
     if context.connection.scalar(_ANY_LOST, {"run_id": context.run_id}):
         # Only the first of the lost rows are stored so far.
         account(context, stores_all=True)
-    return context.migration.retried(context, quarantined=quarantined)
+    found = context.migration.retried(context, quarantined=quarantined)
+    if not context.is_canary:
+        return found
+    # Other canaries have rows in the quarantine, too.
+    return [_selected(context, each) for each in found]
+
+
+def _selected(context: Context, found: Keys) -> Keys:
+    entity = context.migration.step(found.step).entity
+    keys = selection.among(context, entity, found.keys)
+    return replace(found, keys=keys, suspects=found.suspects & set(keys))
 
 
 def take_up_differences(context: Context) -> None:

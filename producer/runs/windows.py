@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from models.engine import current
 from models.engine.step import Context, Step
+from models.ledger import selection
 from models.ledger.tables import batches, stages
 from producer.broker.messages import Message
 from producer.reports import progress
@@ -31,7 +32,11 @@ def open_next(
 
     `is_busy` says that batches of the stage are under way. Call it with the run locked.
     """
-    steps = current.migration().steps_of(stage.name)
+    steps = [
+        step
+        for step in current.migration().steps_of(stage.name)
+        if not (context.is_canary and step.hands_over)
+    ]
     names = [step.name for step in steps]
     after = stage.last_key
     if stage.step == CUT:
@@ -66,10 +71,19 @@ def open_next(
 def _pages(
     connection: Connection, context: Context, run: Any, stage: Any, step: Step, after: str | None
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """The next pages of one step, and the key to go on from (None: the step is cut)."""
+    """The next pages of one step, and the key to go on from (None: the step is cut).
+
+    A canary has lists of its selected keys instead; none once no key is left.
+    """
     table = step.table(context)
     assert table is not None
     size = _size(connection, run, stage.name, step)
+    if context.is_canary:
+        selected = context.sources[step.entity]
+        most = size.rows * size.pages
+        keys = selection.keys(context, selected, after=after, most=most)
+        lists = [keys[start : start + size.rows] for start in range(0, len(keys), size.rows)]
+        return [{"key_list": k, "rows": len(k)} for k in lists], keys[-1] if keys else None
     cut = partition.cut(connection, table, after=after, rows=size.rows, pages=size.pages)
     return [{"low": page.low, "high": page.high, "rows": page.rows} for page in cut], cut[-1].high
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,11 +11,13 @@ from sqlalchemy import Engine, text
 
 from models.engine import current
 from models.errors import Misconfigured
+from models.ledger.selection import Choice
 from models.postgres import database as databases
 from models.reports.run import RunReport
 from models.settings import Settings
 from producer.runs import advance, control, partition, rollback
 from producer.runs.partition import Page
+from producer.schema import upgrade
 from tests.driving import change, go_on, scalar, start, whole_run
 from worker import batch
 
@@ -300,6 +302,46 @@ def test_what_the_application_writes_meanwhile_is_taken_up(
     with engine.connect() as connection:
         left = connection.execute(text("SELECT * FROM migration.changes")).all()
     assert left == []
+
+
+@EACH
+def test_a_canary_takes_some_rows_and_a_full_run_the_rest(
+    engine: Engine, site: Callable[[Other], Settings], other: Other
+) -> None:
+    settings = site(other)
+
+    def write(of: str) -> None:
+        if of == "replay" and scalar(engine, other.made) and not written:
+            written.append(of)
+            change(engine, *other.writes)
+
+    written: list[str] = []
+    upgrade.upgrade(engine, settings)
+    canary, _ = advance.open_run(engine, settings, Choice(percent=40))
+    ended = go_on(engine, settings, canary, before=write)
+    assert (ended.exit_status in (0, 3), ended.differences) == (True, {}), ended.error
+    assert written
+    name = current.migration().plural(other.entity)
+    assert 0 < ended.entities[name].total == ended.verification.rows_checked < ROWS
+    full = whole_run(engine, settings)
+    assert (full.exit_status, full.differences) == (3, {}), full.error
+    assert scalar(engine, other.wrong) == 0
+    for run_id in (full.run_id, canary):
+        ended = go_on(engine, settings, rollback.start(engine, settings, run_id, force=False))
+        assert ended.state == "rolled_back", ended.error
+    assert scalar(engine, other.made) == 0
+
+
+def test_a_table_that_does_not_belong_to_the_first_rules_out_a_canary(
+    engine: Engine, site: Callable[[Other], Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = site(BADGES)
+    upgrade.upgrade(engine, settings)
+    members, badges = current.migration().sources
+    stray = replace(badges, parent="", parent_column="")
+    monkeypatch.setattr(current.migration(), "sources", (members, stray))
+    with pytest.raises(Misconfigured, match="badges do not belong to members"):
+        advance.open_run(engine, settings, Choice(percent=40))
 
 
 def test_a_process_with_another_migration_does_not_touch_the_run(

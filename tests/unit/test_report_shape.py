@@ -10,7 +10,8 @@ from models.reports.run import RunReport
 _STANDING = '{"total":0,"migrated":0,"quarantined":0}'
 DASHBOARD = (
     '{"run_id":null,"state":null,"throttled":false,"throttled_by":null,"paused_by":null,'
-    f'"paused_at":null,"users":{_STANDING},"subscriptions":{_STANDING},"projects":{_STANDING},'
+    f'"paused_at":null,"selection":null,"users":{_STANDING},"subscriptions":{_STANDING},'
+    f'"projects":{_STANDING},'
     '"rows":{"ai_suites":0,"ai_tools":0,"tool_assignments":0,"tool_usage_logs":0},'
     '"credits_granted":"0.00","verification":{"state":"pending","rows_checked":0,"differences":0,'
     '"waiting_for_retry":0},"reconciliation":{"state":"pending","users_checked":0,'

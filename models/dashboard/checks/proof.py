@@ -22,9 +22,11 @@ _IS_MIGRATED = {
     "user": "(m.id IS NOT NULL OR EXISTS (SELECT FROM migration.before_images i"
     " WHERE i.entity = 'user' AND i.legacy_key = t.id::text))",
     "subscription": "m.id IS NOT NULL",
-    "project": "t.is_template IS NOT NULL AND o.id IS NOT NULL AND oa.legacy_key IS NULL"
-    " AND (m.id IS NOT NULL OR btrim(coalesce(t.active_gpt_id, ''), :blanks) = '')",
+    "project": "{is_switched} AND o.id IS NOT NULL AND oa.legacy_key IS NULL"
+    " AND ({has_tool} OR btrim(coalesce(t.active_gpt_id, ''), :blanks) = '')",
 }
+# Before the switch a project names its GPT, and its tool is found by its own key.
+_TOOL_TO_BE = "LEFT JOIN {ai_tools} own ON own.id {tools_exactly} = {project_tool} {tools_exactly}"
 
 
 def proof(context: Context, entity: str) -> Proof:
@@ -34,11 +36,17 @@ def proof(context: Context, entity: str) -> Proof:
         name: "" if ids.integers(context.sources, table) else 'COLLATE "C"'
         for name, table in (("logs_exactly", "credit_logs"), ("tools_exactly", "ai_tools"))
     }
+    is_canary = context.is_canary and entity == "project"
     joins = context.render(
-        _JOINS[entity],
+        _JOINS[entity] + (_TOOL_TO_BE if is_canary else ""),
         **exactly,
         tool_named=ids.named(context.sources, "ai_tools", "t.active_gpt_id"),
         grant_id=ids.id_of(context.sources, ids.GRANT, "t.id", key),
         tool_id=ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "t.id", key),
+        project_tool=ids.id_of(context.sources, ids.PROJECT_TOOL, "t.id", key),
     )
-    return Proof(joins, _IS_MIGRATED[entity])
+    condition = _IS_MIGRATED[entity].format(
+        is_switched="true" if is_canary else "t.is_template IS NOT NULL",
+        has_tool="(m.id IS NOT NULL OR own.id IS NOT NULL)" if is_canary else "m.id IS NOT NULL",
+    )
+    return Proof(joins, condition)

@@ -14,6 +14,7 @@ from models.dashboard.projects.choice import gpt_of, is_choice, may_rename
 from models.dashboard.sources import PROJECTS
 from models.dashboard.tools import is_still_ours
 from models.engine.step import Context, Counts, Scope, Step, add, counts
+from models.ledger import selection
 from models.postgres.keys import key_cast
 
 # A project that points at a tool of its owner is migrated, or the new application made it; anything
@@ -107,18 +108,24 @@ class Projects(Step):
         return functools.reduce(add, found)
 
     def details(self, context: Context, scope: Scope) -> list[str]:
-        key = context.sources.projects.columns["id"].base
-        return verify.details(context, scope.condition("p.id", key))
+        return verify.details(context, _condition(context, scope))
 
     def account(self, context: Context, scope: Scope) -> str:
         return checksum.statement(context, scope)
+
+
+def _condition(context: Context, scope: Scope) -> str:
+    """The projects `p` of a scope; in a canary without those that moved to a user outside it."""
+    of_scope = scope.condition("p.id", context.sources.projects.columns["id"].base)
+    return f"{of_scope} AND {selection.condition(context, context.sources.projects, 'p')}"
 
 
 def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     key = context.sources.projects.columns["id"].base
     return {
         **made.expressions(context),
-        "scope": scope.condition("p.id", key),
+        "scope": _condition(context, scope),
+        "is_selected": selection.condition(context, context.sources.projects, "p"),
         "unless_there_is_tool": scope.unless_there("id", _RENAME),
         "unless_there_is_id": scope.unless_there("id"),
         "unless_there_is_assignment": scope.unless_there("tool_id, user_id"),

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from models.dashboard.tools import is_untouched, remove_tools
 from models.engine.step import Context, Counts, Scope
 
-# A project that is gone, has no GPT any more, or whose owner is missing or quarantined. Or a tool
-# without its suite: it was written while the owner's batch took away all that it could see.
+# A project that is gone (or of a user outside the canary), has no GPT any more, or whose owner is
+# missing or quarantined. Or a tool without its suite: it was written while the owner's batch took
+# away all that it could see.
 _SURPLUS = """
   SELECT t.id, t.suite_id
   FROM unnest(CAST(:keys AS {kind}[])) AS k(id)
@@ -19,7 +20,9 @@ _SURPLUS = """
   LEFT JOIN LATERAL ({project_owner}) AS u ON true
   LEFT JOIN migration.quarantine q ON q.entity = 'user' AND q.legacy_key = u.id::text
     AND q.state IN ('open', 'accepted')
-  WHERE home.id IS NULL OR p.id IS NULL AND (l.session_id = :own_run OR {untouched})
+  WHERE home.id IS NULL
+     OR (p.id IS NULL OR ({is_selected}) IS NOT TRUE)
+       AND (l.session_id = :own_run OR {untouched})
      OR p.id IS NOT NULL AND l.session_id = :own_run AND (
        {active_gpt_is_blank} OR u.id IS NULL OR q.legacy_key IS NOT NULL)
 """

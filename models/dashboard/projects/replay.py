@@ -39,7 +39,9 @@ class ChangedProjects(Replay, Projects):
         return super().prepare(context, scope)
 
     def apply(self, context: Context, scope: Scope) -> Counts:
-        found = [super().apply(context, scope), Switch().apply(context, scope)]
+        found = [super().apply(context, scope)]
+        if not context.is_canary:
+            found.append(Switch().apply(context, scope))
         return only_written(functools.reduce(add, found))
 
     def recheck(self, context: Context, scope: Scope) -> list[str]:

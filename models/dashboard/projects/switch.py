@@ -59,6 +59,7 @@ class Switch(Step):
     unverified = "projects are verified after the switch, by their own step"
     undone_by = "undo_projects"
     resolves = True
+    hands_over = True
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         key = context.sources.projects.columns["id"].base

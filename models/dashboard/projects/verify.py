@@ -78,17 +78,13 @@ _CHECKS = (
 _PROJECTS = """
 SELECT found.kind, 'project', e.legacy_key, found.target_table, found.detail
 FROM (
-  SELECT p.id::text AS legacy_key, p.user_id, {active_gpt} AS active_gpt_id,
-    p.is_template,
+  SELECT p.id::text AS legacy_key, p.user_id, {held} AS active_gpt_id,
+    {is_template} AS is_template,
     {tool_id} AS tool_id, {usage_id} AS usage_id, b.was,
     btrim(coalesce(b.was ->> 'active_gpt_id', ''), :blanks) <> ''
-      AND (b.run_id = :own_run OR {active_gpt} = ({tool_id})::text) AS had_gpt,
+      AND (b.run_id = :own_run OR {held} = ({tool_id})::text) AS had_gpt,
     btrim(coalesce({active_gpt}, ''), :blanks) <> '' AS has_gpt
-  FROM {projects} p LEFT JOIN LATERAL (
-    SELECT i.was, i.run_id FROM migration.before_images i
-    WHERE i.entity = 'project' AND i.legacy_key = p.id::text
-      AND i.was ? 'active_gpt_id' ORDER BY i.run_id DESC LIMIT 1
-  ) AS b ON true
+  FROM {projects} p LEFT JOIN LATERAL ({image}) AS b ON true
   WHERE {scope} AND NOT EXISTS (
     SELECT FROM migration.quarantine q WHERE q.entity = 'project'
       AND q.legacy_key = p.id::text AND q.state IN ('open', 'accepted'))
@@ -102,6 +98,22 @@ CROSS JOIN LATERAL (VALUES
   {checks}
 ) AS found(kind, target_table, detail, differs)
 WHERE ({differs}) AND found.differs
+"""
+
+_IMAGE = """
+    SELECT i.was, i.run_id FROM migration.before_images i
+    WHERE i.entity = 'project' AND i.legacy_key = p.id::text
+      AND i.was ? 'active_gpt_id' ORDER BY i.run_id DESC LIMIT 1
+"""
+# A canary switches nothing. The project is judged as if it pointed at its tool, and the image held
+# the GPT that it has: unless that is a tool which its owner has already.
+_IMAGE_TO_BE = """
+    SELECT jsonb_build_object('active_gpt_id', {active_gpt}) AS was, :own_run AS run_id
+    WHERE btrim(coalesce({active_gpt}, ''), :blanks) <> '' AND (
+      {is_held_key} OR NOT EXISTS (
+        SELECT FROM {ai_tools} c LEFT JOIN {ai_suites} o ON o.id = c.suite_id
+        WHERE c.id = {pointed} AND (o.user_id = p.user_id OR EXISTS (
+          SELECT FROM {tool_assignments} x WHERE x.tool_id = c.id AND x.user_id = p.user_id))))
 """
 
 # A project that the database refuses in the switch keeps the tool that was made for it before.
@@ -138,28 +150,44 @@ def wanted(context: Context, held: str, owner: str) -> str:
     return context.render(_WANTED, held=held, owner=owner)
 
 
-_IS_KEY = """(e.was IS NULL AND e.active_gpt_id IN (
-    SELECT concat(s.id) FROM {subscriptions} s WHERE s.user_id = e.user_id))"""
+_IS_KEY = """({held} IN (
+    SELECT concat(s.id) FROM {subscriptions} s WHERE s.user_id = {owner}))"""
 
 
-def is_key(context: Context) -> str:
-    """SQL: a project that was never switched holds the key of one of its owner's subscriptions."""
+def is_key(context: Context, held: str, owner: str) -> str:
+    """SQL: the text is the key of one of this owner's subscriptions, where projects hold those."""
     is_mapped = context.sources.shape.options.get("active_gpt") == "subscription"
-    return context.render(_IS_KEY) if is_mapped else "false"
+    return context.render(_IS_KEY, held=held, owner=owner) if is_mapped else "false"
+
+
+def _as_switched(context: Context, tool_id: str) -> dict[str, str]:
+    """The project's columns and its image; in a canary as the switch would leave them."""
+    held = context.render("{active_gpt}")
+    if not context.is_canary:
+        image = context.render(_IMAGE)
+        return {"held": held, "is_template": "p.is_template", "image": image}
+    is_held_key = is_key(context, held, "p.user_id")
+    return {
+        "held": f"(CASE WHEN b.was IS NULL THEN {held} ELSE ({tool_id})::text END)",
+        "is_template": "coalesce(p.is_template, false)",
+        "image": context.render(_IMAGE_TO_BE, is_held_key=is_held_key),
+    }
 
 
 def details(context: Context, condition: str) -> list[str]:
     """The statements over the projects `p` that the condition picks."""
     key = context.sources.projects.columns["id"].base
+    tool_id = ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key)
     return [
         context.render(
             sql,
             scope=condition,
-            tool_id=ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", key),
+            tool_id=tool_id,
+            **_as_switched(context, tool_id),
             usage_id=ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", key),
             wanted=wanted(context, "(e.was ->> 'active_gpt_id')", "e.user_id"),
             named=ids.named(context.sources, "ai_tools", "e.active_gpt_id"),
-            is_key=is_key(context),
+            is_key=f"(e.was IS NULL AND {is_key(context, 'e.active_gpt_id', 'e.user_id')})",
             **expected.expressions(context),
         )
         for sql in (with_checks(_PROJECTS, _CHECKS), _SET_ASIDE)

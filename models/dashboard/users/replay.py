@@ -68,7 +68,7 @@ class ChangedUsers(Replay, Users):
         in_scope = scope.condition("s.user_id", context.sources.users.key.base)
         orphans = [
             *context.execute(_ORPHANS, scope, scope=in_scope).scalars(),
-            *context.execute(_OWNERLESS, scope).scalars(),
+            *([] if context.is_canary else context.execute(_OWNERLESS, scope).scalars()),
         ]
         if orphans:
             Orphans().apply(context, scope.only(orphans))

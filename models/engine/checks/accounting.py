@@ -17,6 +17,7 @@ from sqlalchemy import text
 from models.engine.checks import judgement
 from models.engine.checks.verification import store
 from models.engine.step import Context, Counts, Scope, Step
+from models.ledger import selection
 from models.ledger.tables import VERIFICATION
 
 # Of each table: enough to see what they have in common. A retry stores them all.
@@ -33,7 +34,8 @@ SET LOCAL max_parallel_workers_per_gather = 2
 _ACCOUNT = """
 WITH since AS MATERIALIZED (
   SELECT DISTINCT ON (c.entity, c.legacy_key) c.entity, c.legacy_key, c.operation
-  FROM migration.changes c WHERE c.operation <> 'RENAME' ORDER BY c.entity, c.legacy_key, c.id
+  FROM migration.changes c WHERE c.operation <> 'RENAME' AND {selected_changes}
+  ORDER BY c.entity, c.legacy_key, c.id
 ),
 moved AS MATERIALIZED (
   SELECT DISTINCT c.entity, c.owner_key FROM migration.changes c
@@ -81,7 +83,7 @@ SELECT '{entity}' AS entity, count(*) AS total,
 FROM {table} t
 {joins}
 LEFT JOIN quarantined_rows a ON a.entity = '{entity}' AND a.legacy_key = {key}::text COLLATE "C"
-WHERE NOT EXISTS (SELECT FROM migration.changes) AND NOT EXISTS (SELECT FROM named)
+WHERE {selected} AND NOT EXISTS (SELECT FROM migration.changes) AND NOT EXISTS (SELECT FROM named)
 """
 _ROWS = """
 SELECT {key}::text AS legacy_key, s.operation IS NOT DISTINCT FROM 'INSERT' AS is_new,
@@ -94,6 +96,7 @@ LEFT JOIN quarantined_rows a ON a.entity = '{entity}' AND a.legacy_key = {key}::
 LEFT JOIN since s ON s.entity = '{entity}' AND s.legacy_key = {key}::text COLLATE "C"
 LEFT JOIN moved w ON w.entity = '{root}' AND w.owner_key = {owner}::text COLLATE "C"
 LEFT JOIN named n ON n.entity = '{entity}' AND n.legacy_key = {key}::text COLLATE "C"
+WHERE {selected}
 """
 
 _STORE = text(
@@ -162,7 +165,8 @@ def _execute(
 ) -> list[Any]:
     """One statement over these tables, and so in one snapshot."""
     parts = " UNION ALL ".join(_fill(context, statement, entity, most) for entity in entities)
-    return list(context.connection.execute(text(_ACCOUNT + parts), context.parameters))
+    account = _ACCOUNT.format(selected_changes=selection.of_change(context))
+    return list(context.connection.execute(text(account + parts), context.parameters))
 
 
 def _fill(context: Context, statement: str, entity: str, most: int | None) -> str:
@@ -175,6 +179,7 @@ def _fill(context: Context, statement: str, entity: str, most: int | None) -> st
         "root": table.source.parent or entity,
         "owner": table.root_of("t"),
         "joins": proof.joins,
+        "selected": selection.condition(context, table, "t"),
         "is_migrated": proof.is_migrated,
     }
     rows = _ROWS.format(**names)

@@ -16,6 +16,7 @@ from sqlalchemy import text
 from models.engine.checks import judgement
 from models.engine.source import Source, Sources
 from models.engine.step import Context, Counts, Scope, Step, add, only_written
+from models.ledger import selection
 
 KEYS_A_BATCH = 200
 KEYS_A_ROUND = 50_000
@@ -55,10 +56,11 @@ class Replay(Step):
         key = self.keyed_by
         statement = text(
             f"SELECT DISTINCT c.{key} FROM migration.changes c"
-            f" WHERE c.entity = ANY(:entities) AND c.{key} IS NOT NULL ORDER BY 1 LIMIT :most"
+            f" WHERE c.entity = ANY(:entities) AND c.{key} IS NOT NULL"
+            f" AND {selection.of_change(context)} ORDER BY 1 LIMIT :most"
         )
         parameters = {"entities": list(self.changes), "most": KEYS_A_ROUND}
-        return list(context.connection.scalars(statement, parameters))
+        return list(context.connection.scalars(statement, context.parameters | parameters))
 
 
 class ReplayOf(Replay):

@@ -66,7 +66,9 @@ class Contract(Step):
         for reference in references:
             _validate(context, reference)
         if not references:
-            _require_values(context)
+            # The application has not been handed over: it may write rows without these columns.
+            if not context.is_canary:
+                _require_values(context)
             _drop_helper_indexes(context)
             allow_autovacuum(context)
         return {}

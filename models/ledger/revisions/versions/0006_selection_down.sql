@@ -1,0 +1,2 @@
+DROP TABLE migration.selection;
+ALTER TABLE migration.runs DROP COLUMN selection;
