@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, event
 
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.runs import control, rollback
 from tests.driving import change, go_on, scalar, start, whole_run
@@ -268,14 +269,15 @@ def test_twenty_bad_rows_among_good_ones_are_quarantine(engine: Engine, settings
     assert rejected(engine, "user") == 60
 
 
-def test_a_rollback_that_is_refused_for_all_rows_fails(engine: Engine, settings: Settings) -> None:
-    ended = whole_run(engine, settings)
-    assert ended.run_id
+def test_a_rollback_that_is_refused_for_all_rows_fails(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    assert finished.run_id
     change(engine, *refuse_on("users"))
-    rollback.start(engine, settings, ended.run_id, force=False)
-    found = go_on(engine, settings, ended.run_id)
+    rollback.start(engine, settings, finished.run_id, force=False)
+    found = go_on(engine, settings, finished.run_id)
     assert found.state == "failed" and found.error
     assert "The database refuses every user" in found.error.message
     change(engine, "DROP FUNCTION refuse() CASCADE")
-    rollback.start(engine, settings, ended.run_id, force=False)
-    assert go_on(engine, settings, ended.run_id).state == "rolled_back"
+    rollback.start(engine, settings, finished.run_id, force=False)
+    assert go_on(engine, settings, finished.run_id).state == "rolled_back"
