@@ -74,7 +74,7 @@ GOOD_PROJECTS = (
     ("table", "query", "entity"),
     [
         pytest.param("users", GOOD_USERS, "user", marks=pytest.mark.long),
-        ("ai_suites", GOOD_USERS, "user"),
+        pytest.param("ai_suites", GOOD_USERS, "user", marks=pytest.mark.long),
         pytest.param("ai_tools", GOOD_TOOLS, "subscription", marks=pytest.mark.long),
         ("projects", GOOD_PROJECTS, "project"),
     ],
@@ -184,9 +184,7 @@ ALL_REFUSED = {
 
 @pytest.mark.parametrize(
     "kind",
-    short(
-        ALL_REFUSED, "a trigger on the users", "a deferred key", "a check of the projects' tools"
-    ),
+    short(ALL_REFUSED, "a trigger on the users", "a deferred key"),
 )
 def test_a_table_that_refuses_all_rows_fails_the_batch_and_quarantines_nobody(
     engine: Engine, settings: Settings, kind: str

@@ -45,7 +45,9 @@ def kept(engine: Engine) -> set[tuple[str, str, str, str]]:
         return {(row.kind, row.table_name, row.row_key, row.detail) for row in found}
 
 
-@pytest.mark.parametrize("variant", variants.EACH)
+@pytest.mark.parametrize(
+    "variant", short(variants.VARIANTS, variants.PLAIN, variants.USERS_ONLY), ids=str
+)
 def test_a_run_is_undone_to_the_row_and_made_again(
     database: str, settings: Settings, variant: variants.Variant
 ) -> None:
