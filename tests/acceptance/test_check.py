@@ -27,6 +27,7 @@ from producer.checks.http import Answer
 from tests import variants
 from tests.acceptance.conftest import Product
 from tests.integration.test_probing import Endpoints, serving
+from tests.short import short
 from tests.standby import standby
 
 
@@ -67,7 +68,7 @@ def test_a_sound_database_passes_and_nothing_is_written(school: Product) -> None
     assert state(school) == before
 
 
-@pytest.mark.parametrize("variant", variants.EACH)
+@pytest.mark.parametrize("variant", short(variants.VARIANTS, variants.PLAIN), ids=str)
 def test_the_rows_that_would_be_quarantined_are_those_that_the_run_quarantines(
     product: Product, variant: variants.Variant
 ) -> None:

@@ -166,6 +166,7 @@ def test_a_stage_that_nobody_closed_gives_way_to_the_next(opened: Product) -> No
     ends_well(opened)
 
 
+@pytest.mark.long
 def test_batches_that_were_never_published_are(opened: Product, redis_url: str) -> None:
     work_until_users(opened)
     change(opened, "UPDATE migration.batches SET published_at = NULL WHERE stage = 'users'")

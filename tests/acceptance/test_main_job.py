@@ -79,19 +79,27 @@ def test_two_producers_at_the_same_moment_share_one_run(
     assert_right(product, before)
 
 
-def test_a_worker_killed_halfway_costs_time_and_nothing_else(
+def test_workers_that_come_late_stop_or_are_killed_cost_time_and_nothing_else(
     product: Product, before: oracle.Snapshot
 ) -> None:
     product.environment["MIGRATION_BATCH_SIZE"] = "10"
     waiting = product.start("enqueue-all", "--wait", "--json")
+    said(waiting, "No worker is running")
     with product.worker() as first:
-        until(lambda: batches(product, "done") >= 10)
-        kill_group(first)
-    done = batches(product, "done")
+        until(lambda: batches(product, "done") >= 5)
+        first.send_signal(signal.SIGTERM)
+        first.wait(30)
+    # It has finished its batches.
+    assert batches(product, "running") == 0
+    stopped = batches(product, "done")
+    with product.worker() as second:
+        until(lambda: batches(product, "done") >= stopped + 5)
+        kill_group(second)
+    killed = batches(product, "done")
     with product.worker():
         out, err = waiting.communicate(timeout=COMMAND_SECONDS)
     assert waiting.returncode == 3, err
-    assert 10 <= done < batches(product, "done"), out
+    assert 10 <= killed < batches(product, "done"), out
     assert_right(product, before)
 
 
@@ -159,6 +167,7 @@ def test_fixed_rows_and_only_those_migrate_with_a_retry(
     assert nullable == 0
 
 
+@pytest.mark.long
 def test_rows_that_are_deleted_leave_the_totals(product: Product, before: oracle.Snapshot) -> None:
     with product.worker():
         product.run("enqueue-all", "--wait", "--json")
@@ -182,17 +191,6 @@ def test_rows_that_are_deleted_leave_the_totals(product: Product, before: oracle
         standing = ended.json[name]
         assert standing["quarantined"] == 0
         assert standing["total"] == standing["migrated"] < total
-
-
-def test_without_a_worker_the_command_says_so_and_goes_on_waiting(
-    product: Product, before: oracle.Snapshot
-) -> None:
-    waiting = product.start("enqueue-all", "--wait", "--json")
-    said(waiting, "No worker is running")
-    with product.worker():
-        _, err = waiting.communicate(timeout=COMMAND_SECONDS)
-    assert waiting.returncode == 3, err
-    assert_right(product, before)
 
 
 def test_a_paused_run_starts_nothing_until_it_is_resumed(
@@ -234,17 +232,3 @@ def test_a_run_that_is_cancelled_in_a_pause_ends_the_wait(
     product.run("cancel", "--yes", "--json")
     out, err = waiting.communicate(timeout=120)
     assert (waiting.returncode, json.loads(out)["state"]) == (1, "cancelled"), err
-
-
-def test_sigterm_lets_a_worker_finish_its_batch(product: Product, before: oracle.Snapshot) -> None:
-    product.environment["MIGRATION_BATCH_SIZE"] = "10"
-    waiting = product.start("enqueue-all", "--wait", "--json")
-    with product.worker() as first:
-        until(lambda: batches(product, "done") >= 5)
-        first.send_signal(signal.SIGTERM)
-        first.wait(30)
-    assert batches(product, "running") == 0
-    with product.worker():
-        waiting.communicate(timeout=COMMAND_SECONDS)
-    assert waiting.returncode == 3
-    assert_right(product, before)

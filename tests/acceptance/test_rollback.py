@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+import pytest
 from sqlalchemy import text
 
 from tests import oracle, variants
@@ -67,6 +68,7 @@ def test_what_is_kept_is_said_with_the_command_that_undoes_it(product: Product) 
     assert count(product, "SELECT count(*) FROM ai_suites") == 0
 
 
+@pytest.mark.long
 def test_a_rollback_without_a_run_undoes_all_of_them_and_says_what_is_left(
     product: Product,
 ) -> None:

@@ -9,11 +9,12 @@ import pytest
 from models.settings import DEFAULT_GRANTS, parse_grants
 from tests import oracle, shapes, variants
 from tests.acceptance.conftest import Product
+from tests.short import short
 
 GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
 
 
-@pytest.mark.parametrize("shape", shapes.EACH, ids=str)
+@pytest.mark.parametrize("shape", short(shapes.EACH, shapes.CORE), ids=str)
 def test_a_shape_ends_as_the_oracle_says(product: Product, shape: variants.Variant) -> None:
     with product.engine.begin() as connection:
         shape.build(connection, 300)

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Protocol
 
 import pytest
 from sqlalchemy import Engine
 
+from models.ledger import identity
 from models.postgres import database as databases
+from models.reports.run import RunReport
 from models.settings import Settings, load
 from producer import embedded
+from producer.reports import status
 from tests import shapes, variants
 from tests.conftest import fresh_database
+from tests.driving import whole_run
+
+
+class Sample(Protocol):
+    """See `samples`."""
+
+    def __call__(self, users: int, settings: Settings | None = None) -> str: ...
 
 
 @pytest.fixture
@@ -24,20 +35,30 @@ def settings(servers: object, request: pytest.FixtureRequest) -> Settings:
 
 
 @pytest.fixture(scope="session")
-def samples(servers: embedded.Servers) -> Iterator[Callable[[int], str]]:
-    """Makes a database with the plain sample of so many users, once a session: its name."""
-    made: dict[int, str] = {}
+def samples(servers: embedded.Servers) -> Iterator[Sample]:
+    """Makes a database with the plain sample of so many users, once a session: its name.
+
+    With settings, a run with these has ended in it: two seconds of work for each test otherwise.
+    """
+    made: dict[tuple[int, str], str] = {}
     with ExitStack() as databases_made:
 
-        def sample(users: int) -> str:
-            if users not in made:
-                url = databases_made.enter_context(fresh_database(servers.database_url))
+        def sample(users: int, settings: Settings | None = None) -> str:
+            key = users, settings.model_dump_json() if settings else ""
+            if key not in made:
+                template = sample(users) if settings else "template1"
+                url = databases_made.enter_context(
+                    fresh_database(servers.database_url, template=template)
+                )
                 engine = databases.create(url)
-                with engine.begin() as connection:
-                    variants.PLAIN.build(connection, users)
+                if settings:
+                    whole_run(engine, settings)
+                else:
+                    with engine.begin() as connection:
+                        variants.PLAIN.build(connection, users)
                 engine.dispose()
-                made[users] = str(engine.url.database)
-            return made[users]
+                made[key] = str(engine.url.database)
+            return made[key]
 
         yield sample
 
@@ -50,11 +71,14 @@ def is_sampled() -> bool:
 
 @pytest.fixture
 def database(
-    servers: embedded.Servers, samples: Callable[[int], str], request: pytest.FixtureRequest
+    servers: embedded.Servers, samples: Sample, request: pytest.FixtureRequest
 ) -> Iterator[str]:
     """The address of a database of the test's own: empty, or where it uses `engine` a sample."""
-    is_sampled = "is_sampled" in request.fixturenames
-    template = samples(request.module.USERS) if is_sampled else "template1"
+    template = "template1"
+    if "finished" in request.fixturenames:
+        template = samples(request.module.USERS, request.getfixturevalue("settings"))
+    elif "is_sampled" in request.fixturenames:
+        template = samples(request.module.USERS)
     with fresh_database(servers.database_url, template=template) as url:
         yield url
 
@@ -65,6 +89,15 @@ def engine(database: str, is_sampled: bool) -> Iterator[Engine]:
     engine = databases.create(database)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def finished(engine: Engine) -> RunReport:
+    """A run with the test's settings has ended in its database before it begins: the report."""
+    with engine.begin() as connection:
+        # The copy of a database is another ledger.
+        identity.settle(connection)
+    return status.read(engine, None)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from werkzeug.test import TestResponse
 
 from models.postgres import database as databases
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.console import app, login, pages
 from producer.console.login import Passwords
@@ -20,7 +21,7 @@ from producer.reports import lists, status
 from producer.runs import advance
 from producer.schema import upgrade as schema_step
 from tests import large_ledger
-from tests.driving import change, go_on, scalar, spent, start, whole_run
+from tests.driving import change, go_on, scalar, spent, start
 
 USERS = 60
 PASSWORD, READS = "correct horse", "battery staple"
@@ -171,22 +172,21 @@ def test_what_a_state_does_not_allow_has_no_button_and_changes_nothing(
 
 
 def test_a_finished_run_shows_its_quarantined_rows_and_offers_a_retry(
-    ada: FlaskClient, engine: Engine, settings: Settings
+    ada: FlaskClient, engine: Engine, finished: RunReport
 ) -> None:
-    found = whole_run(engine, settings)
-    page = ada.get(f"/runs/{found.run_id}").text
-    assert f'href="/runs/{found.run_id}/quarantine?reason=owner_quarantined"' in page
+    page = ada.get(f"/runs/{finished.run_id}").text
+    assert f'href="/runs/{finished.run_id}/quarantine?reason=owner_quarantined"' in page
     assert buttons(page) == ["retry", "verification", "reconciliation"]
-    assert f'href="/runs/{found.run_id}/rollback"' in page
+    assert f'href="/runs/{finished.run_id}/rollback"' in page
     assert state(engine) == "completed_with_quarantine"
-    press(ada, str(found.run_id), "retry")
+    press(ada, str(finished.run_id), "retry")
     assert state(engine) == "running"
 
 
 def test_a_reader_sees_everything_and_changes_nothing(
-    client: FlaskClient, engine: Engine, settings: Settings
+    client: FlaskClient, engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    run_id = str(whole_run(engine, settings).run_id)
+    run_id = str(finished.run_id)
     assert log_in(client, READS).status_code == 303
     for path in ("/", f"/runs/{run_id}", f"/runs/{run_id}/quarantine", f"/runs/{run_id}/report"):
         answer = client.get(path)
@@ -234,9 +234,9 @@ def walk(client: FlaskClient, path: str) -> list[str]:
 
 
 def test_each_quarantined_row_is_on_one_page_in_every_order_and_in_the_csv(
-    ada: FlaskClient, engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    ada: FlaskClient, engine: Engine, finished: RunReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = f"/runs/{whole_run(engine, settings).run_id}/quarantine"
+    run = f"/runs/{finished.run_id}/quarantine"
     wanted = {f"{row['entity']}:{row['key']}": row for row in status.quarantined(engine, None)}
     assert len(wanted) > 10
     monkeypatch.setattr(lists, "PAGE_ROWS", 3)
@@ -273,9 +273,9 @@ def test_each_quarantined_row_is_on_one_page_in_every_order_and_in_the_csv(
 
 
 def test_rows_are_accepted_and_opened_again_one_by_one_and_by_their_reason(
-    ada: FlaskClient, engine: Engine, settings: Settings
+    ada: FlaskClient, engine: Engine, finished: RunReport
 ) -> None:
-    run_id = str(whole_run(engine, settings).run_id)
+    run_id = str(finished.run_id)
     run = f"/runs/{run_id}/quarantine"
     standing = "SELECT count(*) FROM migration.quarantine WHERE state = '{}'"
     everything = scalar(engine, standing.format("open"))
@@ -370,9 +370,9 @@ def test_one_failed_batch_is_tried_again_and_the_others_stay_failed(
 
 
 def test_a_balance_that_differs_is_repaired_and_the_run_brought_in_line(
-    ada: FlaskClient, engine: Engine, settings: Settings
+    ada: FlaskClient, engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    run_id = str(whole_run(engine, settings).run_id)
+    run_id = str(finished.run_id)
     change(engine, "UPDATE users SET credits_balance = credits_balance + 50"
            " WHERE id = (SELECT min(id) FROM users WHERE credits_balance > 0)")  # fmt: skip
     press(ada, run_id, "reconciliation")
@@ -398,9 +398,9 @@ def test_a_balance_that_differs_is_repaired_and_the_run_brought_in_line(
 
 
 def test_a_rollback_wants_the_id_of_the_run(
-    ada: FlaskClient, engine: Engine, settings: Settings
+    ada: FlaskClient, engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    run_id = str(whole_run(engine, settings).run_id)
+    run_id = str(finished.run_id)
     page = ada.get(f"/runs/{run_id}/rollback").text
     assert databases.name_of(engine) in page
     for typed in ("", run_id[:-1], "yes"):

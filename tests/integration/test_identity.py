@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 
 from models.errors import Misconfigured, OtherTables
 from models.postgres import database as databases
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer import embedded
 from producer.broker import namespace
@@ -151,8 +152,10 @@ def test_a_second_set_of_tables_is_refused_by_name(
     stray.dispose()
 
 
-def test_a_renamed_table_is_the_same_one(engine: Engine, settings: Settings) -> None:
-    run_id = whole_run(engine, settings).run_id
+def test_a_renamed_table_is_the_same_one(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    run_id = finished.run_id
     assert run_id is not None
     change(engine, "ALTER TABLE projects RENAME TO works")
     renamed = settings.model_copy(update={"projects_table": "works"})

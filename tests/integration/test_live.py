@@ -14,7 +14,7 @@ from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance, reconciler
 from producer.runs.reconciler import LOST_SECONDS
-from tests.driving import change, scalar, start, whole_run
+from tests.driving import change, scalar, start
 
 USERS = 60
 
@@ -86,9 +86,8 @@ def test_the_reconciler_leaves_a_word_on_what_it_set_right_and_none_on_calm_roun
 
 
 def test_what_is_shown_is_the_same_after_redis_was_flushed(
-    engine: Engine, settings: Settings, redis_url: str
+    engine: Engine, finished: RunReport, redis_url: str
 ) -> None:
-    whole_run(engine, settings)
     before = status.read(engine, None)
     client = redis.Redis.from_url(redis_url)
     client.flushall()

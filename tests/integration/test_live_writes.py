@@ -77,7 +77,7 @@ def test_whatever_is_written_at_whatever_moment_the_end_is_that_of_a_fresh_migra
     assert not live_on(engine, settings, variants.PLAIN, seed).blocked
 
 
-@pytest.mark.parametrize("variant", variants.EACH[1:])
+@pytest.mark.parametrize("variant", short(variants.VARIANTS[1:], variants.INTEGER), ids=str)
 def test_so_it_is_in_any_shape_of_the_legacy_database(
     database: str, settings: Settings, variant: Variant
 ) -> None:
@@ -128,9 +128,9 @@ def test_what_is_written_after_the_end_comes_with_the_next_run(
 
 
 def test_what_the_new_application_changed_stays_and_is_no_difference(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    assert whole_run(engine, settings).exit_status == 3
+    assert finished.exit_status == 3
     tool = "(SELECT min(id) FROM ai_tools WHERE id LIKE 't-%')"
     used = "(SELECT max(id) FROM ai_tools WHERE id LIKE 't-%')"
     change(
@@ -265,10 +265,9 @@ def test_a_retry_of_a_complete_run_takes_up_what_was_written_since(
 
 
 def test_a_retry_of_a_complete_run_leaves_the_new_applications_changes_alone(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    first = whole_run(engine, settings)
-    assert first.exit_status == 3 and first.run_id
+    assert finished.exit_status == 3 and finished.run_id
     tool = "(SELECT min(id) FROM ai_tools WHERE id LIKE 't-%')"
     owner = f"(SELECT min(user_id) FROM tool_assignments WHERE tool_id = {tool})"
     change(
@@ -281,25 +280,26 @@ def test_a_retry_of_a_complete_run_leaves_the_new_applications_changes_alone(
         f" - 7, 7 FROM users u WHERE id = {owner}",
         "UPDATE users SET email = id || '@fixed.example' WHERE btrim(email) = ''",
     )
-    control.retry(engine, settings, first.run_id)
-    ended = go_on(engine, settings, first.run_id)
+    control.retry(engine, settings, finished.run_id)
+    ended = go_on(engine, settings, finished.run_id)
     assert (ended.exit_status, ended.differences) == (3, {})
-    assert ended.entities["users"].quarantined < first.entities["users"].quarantined
+    assert ended.entities["users"].quarantined < finished.entities["users"].quarantined
     assert scalar(engine, f"SELECT name FROM ai_tools WHERE id = {tool}") == "mine"
     assert scalar(engine, f"SELECT user_type FROM users WHERE id = {owner}") == "developer"
     assert scalar(engine, f"SELECT credits_balance FROM users WHERE id = {owner}") == 7
 
 
-def test_a_retry_does_not_hide_what_it_cannot_fix(engine: Engine, settings: Settings) -> None:
-    first = whole_run(engine, settings)
-    assert first.run_id
+def test_a_retry_does_not_hide_what_it_cannot_fix(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    assert finished.run_id
     change(
         engine,
         "UPDATE users SET credits_balance = credits_balance + 1"
         " WHERE id = (SELECT min(user_id) FROM credit_logs)",
     )
-    control.retry(engine, settings, first.run_id)
-    ended = go_on(engine, settings, first.run_id)
+    control.retry(engine, settings, finished.run_id)
+    ended = go_on(engine, settings, finished.run_id)
     assert ended.exit_status == 4
     assert ended.differences == {"user balance users.credits_balance": 1}
 

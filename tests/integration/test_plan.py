@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from models.engine.schema.constraints import Contract
 from models.errors import NotAllowed
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.checks import dry_run, plan
 from producer.checks.rehearsal import rehearse
@@ -99,8 +100,9 @@ def test_a_rehearsal_beside_an_open_run_is_refused(engine: Engine, settings: Set
     assert plan.make(engine, settings, None, 2).sample > 0
 
 
-def test_a_rehearsal_between_two_runs_disturbs_neither(engine: Engine, settings: Settings) -> None:
-    whole_run(engine, settings)
+def test_a_rehearsal_between_two_runs_disturbs_neither(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
     before = scalar(engine, _TRACES)
     plan.make(engine, settings, None, 2)
     assert scalar(engine, _TRACES) == before

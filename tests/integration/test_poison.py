@@ -15,6 +15,7 @@ from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance, control, reconciler
 from tests.driving import change, go_on, scalar, start
+from tests.short import short
 from worker import batch
 
 USERS = 150
@@ -155,7 +156,11 @@ def test_a_fixed_killer_comes_with_a_retry_that_touches_only_it(
 
 
 @pytest.mark.parametrize(
-    ("step", "when"), [("changed_users", "projects"), ("late_users", "verification")]
+    ("step", "when"),
+    short(
+        [("changed_users", "projects"), ("late_users", "verification")],
+        ("changed_users", "projects"),
+    ),
 )
 def test_a_row_that_kills_once_it_has_changed_is_quarantined_with_what_it_had(
     engine: Engine, settings: Settings, step: str, when: str

@@ -26,7 +26,8 @@ from tests import oracle
 from tests.driving import change, scalar, start, whole_run
 from tests.integration.obstacles import CASES, FINE, REFUSED, WARNED, Case
 from tests.integration.test_mapping import MAPPING, OTHER_COLUMNS, mapped
-from tests.variants import PLAIN, VARIANTS, Variant
+from tests.short import short
+from tests.variants import INTEGER, PLAIN, USERS_ONLY, VARIANTS, Variant
 
 USERS = 100
 # A whole run each in `make test`; after all others in `make test-all`.
@@ -352,7 +353,7 @@ def test_all_obstacles_are_listed_and_a_refusal_counts_them(
     engine.dispose()
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize("variant", short(VARIANTS, PLAIN, INTEGER, USERS_ONLY), ids=str)
 def test_a_plan_is_made_for_every_kind_of_key(
     variant: Variant, world: Engine, database: str, settings: Settings
 ) -> None:

@@ -16,6 +16,7 @@ from models.errors import Incompatible, LeaseLost, Misconfigured, NotAllowed
 from models.ledger import claims
 from models.ledger.tables import batches, quarantine
 from models.postgres import database as databases
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.runs import acceptance, advance, control
 from producer.schema import upgrade
@@ -66,9 +67,9 @@ def test_what_the_application_writes_while_a_batch_waits_for_the_row_stands(
 
 
 def test_a_tool_that_is_lost_is_made_again_and_never_of_a_tool(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    assert whole_run(engine, settings).exit_status == 3
+    assert finished.exit_status == 3
     change(
         engine, "DELETE FROM ai_tools WHERE id = (SELECT min(id) FROM ai_tools WHERE id LIKE 'p-%')"
     )
@@ -166,9 +167,9 @@ def test_a_user_deleted_during_the_run_does_not_stop_its_end(
 
 
 def test_ordinary_life_between_two_runs_is_no_difference(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    assert whole_run(engine, settings).exit_status == 3
+    assert finished.exit_status == 3
     change(
         engine,
         "UPDATE users SET billing_tier = 'premium', user_type = 'admin', is_active = false"
@@ -231,15 +232,14 @@ def test_a_retry_never_lowers_an_attempt_so_the_fence_holds(
 
 
 def test_a_bare_key_that_stands_for_several_rows_is_not_accepted(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    ended = whole_run(engine, settings)
     with engine.begin() as connection:
         row = connection.execute(sa.select(quarantine).limit(1)).one()
         twin = dict(row._mapping) | {"entity": "user" if row.entity != "user" else "project"}
         connection.execute(sa.insert(quarantine).values(twin))
     with pytest.raises(Misconfigured, match="several rows"):
-        acceptance.accept(engine, settings, ended.run_id, [row.legacy_key])
+        acceptance.accept(engine, settings, finished.run_id, [row.legacy_key])
     assert scalar(engine, "SELECT count(*) FROM migration.quarantine WHERE state='accepted'") == 0
 
 

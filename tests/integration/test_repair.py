@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models.errors import Misconfigured, NotAllowed
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer import repair
 from producer.reports import status
@@ -85,9 +86,8 @@ CHANGES = {"missing-data": 120, "tools": 65 * 3 + 25 + 15 + 25, "credits": PLANT
 
 @pytest.mark.parametrize("what", PLANTS)
 def test_planted_damage_is_repaired_exactly_and_a_second_repair_finds_nothing(
-    engine: Engine, settings: Settings, what: str
+    engine: Engine, settings: Settings, finished: RunReport, what: str
 ) -> None:
-    whole_run(engine, settings)
     before = shot(engine)
     PLANTS[what](engine)
     damaged = shot(engine)
@@ -106,9 +106,8 @@ def test_planted_damage_is_repaired_exactly_and_a_second_repair_finds_nothing(
 
 
 def test_a_repair_stays_with_the_run_that_migrated_the_user(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    first = whole_run(engine, settings)
     change(
         engine,
         "INSERT INTO gpt_subscriptions (id, user_id, gpt_id, status)"
@@ -121,7 +120,7 @@ def test_a_repair_stays_with_the_run_that_migrated_the_user(
     PLANTS["missing-data"](engine)
     for what in PLANTS:
         assert (fix(engine, settings, what)["changed"] > 0) is (what != "credits")
-    for run, left in ((second, between), (first, None)):
+    for run, left in ((second, between), (finished, None)):
         started = rollback.start(engine, settings, run.run_id, force=False)
         found = go_on(engine, settings, started)
         assert (found.state, found.conflicts) == ("rolled_back", {})
@@ -132,8 +131,9 @@ def test_a_repair_stays_with_the_run_that_migrated_the_user(
     assert {row["user_type"] for row in after["users"]} <= {None, "student"}
 
 
-def test_one_user_is_repaired_alone(engine: Engine, settings: Settings) -> None:
-    whole_run(engine, settings)
+def test_one_user_is_repaired_alone(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
     plant_credits(engine)
     wrong = fix(engine, settings, "credits", dry_run=True)["changes"]
     found = fix(engine, settings, "credits", key=wrong[0]["key"])
@@ -145,9 +145,8 @@ def test_one_user_is_repaired_alone(engine: Engine, settings: Settings) -> None:
 
 
 def test_a_charge_without_a_log_row_is_left_alone_unless_forced(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    whole_run(engine, settings)
     (user,) = some(engine, "SELECT user_id FROM ai_suites ORDER BY user_id")[:1]
     change(
         engine,
@@ -165,9 +164,8 @@ def test_a_charge_without_a_log_row_is_left_alone_unless_forced(
 
 
 def test_a_repair_is_refused_while_a_run_is_open_and_for_a_user_that_is_not_there(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    whole_run(engine, settings)
     with pytest.raises(Misconfigured, match="There is no user nobody"):
         fix(engine, settings, "tools", key="nobody")
     (blank,) = some(engine, "SELECT min(id) FROM users WHERE btrim(email) = ''")

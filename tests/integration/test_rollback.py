@@ -45,7 +45,9 @@ def kept(engine: Engine) -> set[tuple[str, str, str, str]]:
         return {(row.kind, row.table_name, row.row_key, row.detail) for row in found}
 
 
-@pytest.mark.parametrize("variant", variants.EACH)
+@pytest.mark.parametrize(
+    "variant", short(variants.VARIANTS, variants.PLAIN, variants.USERS_ONLY), ids=str
+)
 def test_a_run_is_undone_to_the_row_and_made_again(
     database: str, settings: Settings, variant: variants.Variant
 ) -> None:
@@ -154,9 +156,8 @@ def mine_seen(wanted: Listed) -> str:
 
 
 def test_what_was_changed_since_is_kept_and_listed_and_a_new_run_builds_on_it(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    whole_run(engine, settings)
     wanted, stay = edit(engine)
     after = shot(engine)["tables"]
     found = undo(engine, settings)
@@ -230,9 +231,8 @@ def test_a_run_that_was_cancelled_on_the_way_is_undone(engine: Engine, settings:
 
 
 def test_the_newest_run_goes_first_and_takes_nothing_of_the_one_before(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    first = whole_run(engine, settings)
     change(
         engine,
         "INSERT INTO users (id, email, hashed_password, full_name, role)"
@@ -244,13 +244,13 @@ def test_the_newest_run_goes_first_and_takes_nothing_of_the_one_before(
     second = whole_run(engine, settings)
     assert second.rows["ai_suites"] == 1 and second.rows["ai_tools"] == 3
     with pytest.raises(NotAllowed, match=f"Run {second.run_id} wrote rows after") as refused:
-        rollback.start(engine, settings, first.run_id, force=False)
+        rollback.start(engine, settings, finished.run_id, force=False)
     assert str(second.run_id) in refused.value.hint
     found = undo(engine, settings)
     assert (found.run_id, found.state, found.conflicts) == (second.run_id, "rolled_back", {})
-    assert found.entities["users"].migrated == first.entities["users"].migrated
+    assert found.entities["users"].migrated == finished.entities["users"].migrated
     assert shot(engine) == between
-    assert undo(engine, settings).run_id == first.run_id
+    assert undo(engine, settings).run_id == finished.run_id
     assert scalar(engine, "SELECT count(*) FROM ai_tools") == 0
 
 
@@ -286,9 +286,9 @@ def test_runs_that_wrote_nothing_are_passed_over_whatever_their_state(
 
 
 def test_all_runs_with_rows_are_targets_newest_first_up_to_one_without_images(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    ids = [str(whole_run(engine, settings).run_id)]
+    ids = [str(finished.run_id)]
     for number in range(2):
         change(
             engine,
@@ -307,9 +307,8 @@ def test_all_runs_with_rows_are_targets_newest_first_up_to_one_without_images(
 
 
 def test_a_value_that_the_database_refuses_is_kept_and_listed(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    whole_run(engine, settings)
     user = scalar(engine, "SELECT user_id FROM ai_suites ORDER BY user_id LIMIT 1")
     change(
         engine,
@@ -323,9 +322,9 @@ def test_a_value_that_the_database_refuses_is_kept_and_listed(
 
 
 def test_a_run_whose_images_are_dropped_cannot_be_rolled_back(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    run_id = whole_run(engine, settings).run_id
+    run_id = finished.run_id
     images = scalar(engine, "SELECT count(*) FROM migration.before_images")
     assert rollback.forget(engine, run_id) == (run_id, images)
     assert scalar(engine, "SELECT count(*) FROM migration.before_images") == 0
