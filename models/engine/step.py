@@ -296,8 +296,9 @@ class Step:
     def differences(self, context: Context, scope: Scope) -> list[str]:
         """Statements that each select what is wrong in the scope, for the verification.
 
-        Rows are (kind, entity, legacy_key, target_table, detail); no statement is shared with
-        `apply`, and none selects a value of the application.
+        Rows are (kind, entity, legacy_key, target_table, detail), or these and (target_key,
+        expected, found), as text for `producer differences --values`: they are never stored. No
+        statement is shared with `apply`.
         """
         return []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from csv import DictWriter
 from itertools import groupby
+from json import dumps
 from operator import attrgetter
 from typing import Any
 
@@ -175,7 +176,23 @@ def differences(
                 place = ".".join(filter(None, (row["table"], row["detail"])))
                 line = f"  {row['entity']} {row['key']}  {place}"
                 console.print(line, markup=False, soft_wrap=True)
+                for said in _values(row):
+                    console.print(f"    {said}", markup=False, soft_wrap=True)
         console.print(f"Fix what the {stage} found: {fix}", markup=False, soft_wrap=True)
+    if found and "expected" not in found[0]:
+        console.print("Target keys and values: producer differences --values")
+
+
+def _values(row: Mapping[str, Any]) -> list[str]:
+    """The target row's key, and the values where they are known; quoted, to show blanks at ends."""
+    if row.get("target_key") is None:
+        return []
+    shown = [f"target row {row['target_key']}"]
+    if row["expected"] is not None or row["found"] is not None:
+        shown += [
+            f"{name} {dumps(row[name], ensure_ascii=False)}" for name in ("expected", "found")
+        ]
+    return shown
 
 
 def csv(console: Console, found: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
