@@ -310,6 +310,10 @@ class Step:
         """Statements like those of `differences`, run right after `apply` where it comes late."""
         return []
 
+    def reconcile_again(self, context: Context, scope: Scope) -> list[str]:
+        """The same for the reconciliation, which lists what they find as its own."""
+        return []
+
     def account(self, context: Context, scope: Scope) -> str:
         """A statement that counts the scope's legacy rows: one row, columns are counts.
 
