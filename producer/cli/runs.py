@@ -84,8 +84,7 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
     if history:
         runs, actions = report.history(engine), report.actions(engine)
         events = happened.read(engine)
-        output.rows(results, runs, "No run yet")
-        for line in happened.lines(actions, events):
+        for line in [*happened.of_runs(runs), "", *happened.lines(actions, events)]:
             results.print(line, markup=False, soft_wrap=True)
         return StatusReport(runs=runs, actions=actions, events=events)
     found = report.read(engine, run)
