@@ -28,7 +28,7 @@ _NEXT = {
         "See the quarantined rows: producer quarantine. Fix them in the legacy tables, or accept"
         " them with --accept KEY; then: producer retry --wait"
     ),
-    "failed": "See what differs or failed above. Fix it, then: producer retry --wait",
+    "failed": "Fix what failed above, then: producer retry --wait",
     "cancelled": "Continue it: producer resume",
     "rolling_back": "Watch it: producer status --watch",
     "rolled_back": "Migrate again whenever you like: producer enqueue-all --wait",
@@ -71,6 +71,8 @@ def summary(console: Console, found: RunReport) -> None:
         console.print(f"{found.error.hint}")
     elif found.state == "paused":
         console.print(live_view.paused(found), markup=False)
+    elif found.state == "failed" and found.differences:
+        console.print("See the values, and what fixes each: producer differences --values")
     else:
         console.print(_NEXT.get(found.state or "", ""))
 
