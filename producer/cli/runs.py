@@ -267,6 +267,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
         if kept:
             has_kept = True
             output.rows(results, kept, "")
+            results.print("changed: by somebody since. held: such a row, or a new one, needs it.")
             results.print("All of them are in the table migration.conflicts.")
             if any(row["kind"] != "irreversible" for row in kept):
                 results.print(f"To undo them, too: producer rollback {run_id} --force --wait")
@@ -353,7 +354,7 @@ def quarantine(
         rows = report.quarantined(engine, run, reason=reason, entity=entity, limit=limit)
     if as_csv:
         output.csv(results, rows, report.QUARANTINE_COLUMNS)
-    else:
+    elif not keys:
         output.quarantine(results, rows, queries)
     return {
         "rows": rows,
