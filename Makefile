@@ -96,8 +96,9 @@ clean: ## Stop the embedded servers, remove their data, .venv, .system, all cach
 # told of the index there, and where it cannot install for some other setting's sake, pip does.
 $(stamp): requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3')"
-	@echo "Setting up .venv"
+	@echo "Setting up .venv: it downloads some hundred MB, which takes a minute or more"
 	@rm -rf .tools && mkdir .tools
+	@(while sleep 4 && test -d .tools && kill -0 $$PPID 2>/dev/null; do printf .; done; echo) &
 	@$(call locked,pip) >.tools/pip.txt
 	@$(call locked,uv) >.tools/uv.txt
 	@test "$(ready)" = yes || $(PYTHON) -m venv --clear .venv >.tools/venv.log 2>&1 || { \

@@ -3,7 +3,18 @@
 import sys
 from typing import Any
 
-from models.errors import MigrationError
+try:
+    from models.errors import MigrationError
+except ModuleNotFoundError as missing:
+    if missing.name != "models.errors":
+        raise
+    # Celery looks in the working folder first: an application's own `models` may be there.
+    print(
+        "Error: The working folder has another package models\n"
+        "Start the worker in another folder: cd / && celery -A worker worker",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 
 __all__ = ["celery"]
 

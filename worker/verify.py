@@ -31,5 +31,9 @@ def check(
 
 
 def recheck(context: Context, step: Step, scope: Scope) -> Counts:
-    """Check keys that were replayed late, after the verification of their pages."""
+    """Check keys that were replayed late, after the verification of their pages.
+
+    What the reconciliation finds is listed as its own: it, and what it names, fixes it.
+    """
+    store(context, RECONCILIATION, step.reconcile_again(context, scope), scope)
     return {"differences": store(context, VERIFICATION, step.recheck(context, scope), scope)}

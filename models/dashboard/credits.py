@@ -4,43 +4,49 @@ from __future__ import annotations
 
 from models.dashboard.scopes import owned
 from models.dashboard.sources import USERS
-from models.engine.checks.verification import Check, images_of, with_checks, wrong_values
+from models.engine.checks.verification import Check, images_of, with_checks
 from models.engine.step import Context, Scope, Step
 
 _STANDS, _IN_QUARANTINE = "q.legacy_key IS NULL", "q.legacy_key IS NOT NULL"
+_GRANTED = "log.given_now * coalesce(own.grants ->> u.user_type::text, own.grants ->> '*')::numeric"
 _CHECKS = (
     Check(
         "balance",
         "users",
         "credits_balance",
         f"{_STANDS} AND u.credits_balance IS DISTINCT FROM coalesce(log.total, 0)",
+        "coalesce(log.total, 0)",
+        "u.credits_balance",
     ),
     Check("missing", "credit_logs", "grant", f"{_STANDS} AND coalesce(log.grants, 0) = 0"),
-    Check("extra", "credit_logs", "grant", "log.grants > 1"),
-    Check("extra", "credit_logs", "opening", "log.openings > 1"),
+    Check("extra", "credit_logs", "grant", "log.grants > 1", "1", "log.grants"),
+    Check("extra", "credit_logs", "opening", "log.openings > 1", "1", "log.openings"),
     Check("extra", "credit_logs", "quarantined", f"{_IN_QUARANTINE} AND log.given_now > 0"),
     Check(
         "wrong_value",
         "credit_logs",
         "amount",
-        "log.given_now > 0 AND log.given IS DISTINCT FROM log.given_now"
-        " * coalesce(own.grants ->> u.user_type::text, own.grants ->> '*')::numeric",
+        f"log.given_now > 0 AND log.given IS DISTINCT FROM {_GRANTED}",
+        _GRANTED,
+        "log.given",
     ),
-    *wrong_values(
-        "credit_logs",
-        "true",
-        {
-            "operation": "log.invalid > 0",
-            "run_id": "log.unknown_runs > 0",
-            "balance_after": "log.wrong_after > 0",
-        },
+    # Of all log rows of the user: how many are wrong.
+    *(
+        Check("wrong_value", "credit_logs", column, f"{count} > 0", "'0 wrong rows'", wrong)
+        for column, count in (
+            ("operation", "log.invalid"),
+            ("run_id", "log.unknown_runs"),
+            ("balance_after", "log.wrong_after"),
+        )
+        for wrong in (f"concat({count}, ' wrong rows')",)
     ),
 )
+_KEYS = {"users": "u.id", "credit_logs": "concat('user ', u.id)"}
 
 # A grant of this run is held against the run's own amounts and the user's type; a user who got
 # an earlier grant may have another type by now.
 _DISCREPANCIES = """
-SELECT found.kind, 'user', u.id::text, found.target_table, found.detail
+SELECT found.kind, 'user', u.id::text, found.target_table, found.detail, {values}
 FROM {users} u
 LEFT JOIN migration.quarantine q
   ON q.entity = 'user' AND q.legacy_key = u.id::text AND q.state IN ('open', 'accepted')
@@ -67,7 +73,7 @@ LEFT JOIN (
 ) AS log ON log.user_id = u.id
 CROSS JOIN LATERAL (VALUES
   {checks}
-) AS found(kind, target_table, detail, differs)
+) AS {fault}
 WHERE {scope} AND ({differs}) AND found.differs
 """
 
@@ -88,7 +94,7 @@ class Credits(Step):
     def differences(self, context: Context, scope: Scope) -> list[str]:
         return [
             context.render(
-                with_checks(_DISCREPANCIES, _CHECKS),
+                with_checks(_DISCREPANCIES, _CHECKS, _KEYS),
                 scope=_condition(context, scope),
                 logs_scope=owned(context, context.target.table("credit_logs"), "c", scope),
                 images_scope=images_of("b", context.sources.users, scope),

@@ -68,7 +68,7 @@ WHERE q.legacy_key IS NULL
 """
 
 _EXTRA = """
-SELECT 'extra', 'subscription', s.id::text, 'tool_usage_logs', 'quarantined'
+SELECT 'extra', 'subscription', s.id::text, 'tool_usage_logs', 'quarantined', l.id::text, NULL, NULL
 FROM migration.quarantine q
 JOIN {subscriptions} s ON s.id::text = q.legacy_key
 JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :own_run

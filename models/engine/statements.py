@@ -94,13 +94,14 @@ WHERE c.entity = {entity} AND c.table_name = {table_name} AND c.row_key = h.row_
 # Rows that the migration created and that nothing expects any more, or that stand under the id of
 # a source row without being expected.
 EXTRA = """
-SELECT 'extra', {entity}, c.source_key, {table_name}, NULL::text
+SELECT 'extra', {entity}, c.source_key, {table_name}, NULL::text, c.row_key, NULL, NULL
 FROM migration.created_rows c JOIN {table} t ON t.{key}::text = c.row_key AND {hash} = c.row_hash
 WHERE c.entity = {entity} AND c.table_name = {table_name} AND {of_scope}
   AND t.{key} NOT IN (SELECT e.wanted_key FROM e WHERE e.wanted_key IS NOT NULL)
 """
 EXTRA_BY_ID = """
-UNION SELECT 'extra', {entity}, {source_key}::text, {table_name}, NULL::text
+UNION SELECT 'extra', {entity}, {source_key}::text, {table_name}, NULL::text, t.{key}::text,
+  NULL, NULL
 FROM {source} s JOIN {table} t ON t.{key} = CAST({id} AS {key_type})
 WHERE {scope} AND t.{key} NOT IN (SELECT e.wanted_key FROM e WHERE e.wanted_key IS NOT NULL)
   AND NOT EXISTS (SELECT FROM migration.created_rows c WHERE c.entity = {entity}

@@ -301,8 +301,9 @@ class Step:
     def differences(self, context: Context, scope: Scope) -> list[str]:
         """Statements that each select what is wrong in the scope, for the verification.
 
-        Rows are (kind, entity, legacy_key, target_table, detail); no statement is shared with
-        `apply`, and none selects a value of the application.
+        Rows are (kind, entity, legacy_key, target_table, detail), or these and (target_key,
+        expected, found), as text for `producer differences --values`: they are never stored. No
+        statement is shared with `apply`.
         """
         return []
 
@@ -312,6 +313,10 @@ class Step:
 
     def recheck(self, context: Context, scope: Scope) -> list[str]:
         """Statements like those of `differences`, run right after `apply` where it comes late."""
+        return []
+
+    def reconcile_again(self, context: Context, scope: Scope) -> list[str]:
+        """The same for the reconciliation, which lists what they find as its own."""
         return []
 
     def account(self, context: Context, scope: Scope) -> str:

@@ -101,18 +101,35 @@ def say_database() -> None:
     console.print(f"Database: {said_databases[-1]}", soft_wrap=True, markup=False)
 
 
+# The order of a night. Commands of no section come last.
+SECTIONS = {
+    "Try": ("demo", "new"),
+    "Prepare": ("check", "plan", "schema", "backup"),
+    "Run": ("enqueue-all", "pause", "resume", "cancel", "tune"),
+    "Look": ("status", "report", "serve", "doctor", "quarantine", "differences", "health",
+             "performance", "metrics", "case"),
+    "Fix": ("retry", "verify", "reconcile", "repair"),
+    "Undo": ("rollback", "restore", "forget"),
+}  # fmt: skip
+
+
 class Group(click.Group):
-    """A group whose help prints the first sentence of each command whole."""
+    """A group whose help has sections, and prints the first sentence of each command whole."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Click's own list, which it would cut at the width of the terminal."""
-        rows = [
-            (name, found.get_short_help_str(limit=10_000))
+        rows = {
+            name: found.get_short_help_str(limit=10_000)
             for name in self.list_commands(ctx)
             if (found := self.get_command(ctx, name)) and not found.hidden
-        ]
-        with formatter.section("Commands"):
-            formatter.write_dl(rows)
+        }
+        for title, names in SECTIONS.items():
+            if self is cli:
+                with formatter.section(title):
+                    formatter.write_dl([(name, rows.pop(name)) for name in names if name in rows])
+        if rows:
+            with formatter.section("Other commands" if self is cli else "Commands"):
+                formatter.write_dl(list(rows.items()))
 
 
 Group.group_class = Group

@@ -52,17 +52,20 @@ def repair_credits(user: str | None, dry_run: bool, force: bool) -> Any:
 def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> Any:
     from producer import connect
     from producer import repair as repairing
+    from producer.reports import status as report
     from producer.reports import terminal as output
 
-    settings = connect.settings().base
-    found = repairing.run(open_engine(), settings, what, key=user, dry_run=dry_run, force=force)
+    engine, settings = open_engine(), connect.settings().base
+    found = repairing.run(engine, settings, what, key=user, dry_run=dry_run, force=force)
     output.rows(results, found["changes"][:100], found["note"] or "Nothing to repair.")
     if found["changed"]:
         done = "would be made" if dry_run else "made"
+        number = "1 change" if found["changed"] == 1 else f"{found['changed']:,} changes"
         results.print(
-            f"{found['changed']:,} changes {done}"
-            + ("; --json shows more" if found["changed"] > 100 else "")
+            f"{number} {done}" + ("; --json shows more" if found["changed"] > 100 else "")
         )
+        if not dry_run and report.look(engine, None).state == "failed":
+            results.print("Then let the run verify everything again: producer retry --wait")
     if found["left_alone"]:
         output.rows(results, found["left_alone"], "")
         results.print(

@@ -88,7 +88,7 @@ def _dry_run(wait: bool) -> Any:
 def status(run: str | None, watch: bool, history: bool) -> Any:
     """Show progress, rate, time left, quarantined rows and differences of a run."""
     from models.reports.run import StatusReport
-    from producer.reports import happened
+    from producer.reports import differing, happened
     from producer.reports import status as report
     from producer.reports import terminal as output
 
@@ -96,8 +96,7 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
     if history:
         runs, actions = report.history(engine), report.actions(engine)
         events = happened.read(engine)
-        output.rows(results, runs, "No run yet")
-        for line in happened.lines(actions, events):
+        for line in [*happened.of_runs(runs), "", *happened.lines(actions, events)]:
             results.print(line, markup=False, soft_wrap=True)
         return StatusReport(runs=runs, actions=actions, events=events)
     found = report.read(engine, run)
@@ -107,25 +106,34 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
     output.stages(results, found)
     output.summary(results, found)
     if found.differences:
-        output.rows(results, report.first_differences(engine, found.run_id), "")
+        output.rows(results, differing.first(engine, found.run_id), "")
         results.print("All of them, and what fixes them: producer differences")
     return StatusReport(**dict(found)), found.exit_status
 
 
 @command(cli, "differences", blank={"rows": [], "fixes": {}})
 @RUN
+@click.option(
+    "--values", is_flag=True, help="Show target keys, expected and found values: row data."
+)
 @click.option("--csv", "as_csv", is_flag=True, help="As CSV on stdout.")
-def differences(run: str | None, as_csv: bool) -> Any:
+def differences(run: str | None, values: bool, as_csv: bool) -> Any:
     """List what verification and reconciliation found, and the commands that fix it."""
-    from producer.reports import status as report
+    from producer import connect
+    from producer.reports import differing
     from producer.reports import terminal as output
 
-    found = report.all_differences(open_engine(), run)
-    fixes = report.fixes(found)
+    engine = open_engine()
+    found = differing.read(engine, run)
+    fixes = differing.fixes(found)
+    shown = found
+    if values:
+        found = differing.with_values(engine, connect.settings().base, run, found)
     if as_csv:
-        output.csv(results, found, report.DIFFERENCE_COLUMNS)
+        output.csv(results, found, differing.VALUE_COLUMNS if values else differing.COLUMNS)
     else:
-        output.differences(results, found, fixes)
+        # Row data goes to stdout alone, and with --json this goes to stderr.
+        output.differences(results, shown if results.stderr else found, fixes)
     return {"rows": found, "fixes": fixes, "error": None}
 
 
@@ -271,6 +279,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
         if kept:
             has_kept = True
             output.rows(results, kept, "")
+            results.print("changed: by somebody since. held: such a row, or a new one, needs it.")
             results.print("All of them are in the table migration.conflicts.")
             if any(row["kind"] != "irreversible" for row in kept):
                 results.print(f"To undo them, too: producer rollback {run_id} --force --wait")
@@ -357,7 +366,7 @@ def quarantine(
         rows = report.quarantined(engine, run, reason=reason, entity=entity, limit=limit)
     if as_csv:
         output.csv(results, rows, report.QUARANTINE_COLUMNS)
-    else:
+    elif not keys:
         output.quarantine(results, rows, queries)
     return {
         "rows": rows,

@@ -25,7 +25,7 @@ from models.reports.run import RunReport
 from producer.console import asked, presence
 from producer.console.asked import Asked
 from producer.console.context import here
-from producer.reports import history, html, lists, spreadsheet
+from producer.reports import differing, history, html, lists, spreadsheet
 from producer.reports import status as report
 from producer.reports.lists import DIFFERENCES, QUARANTINE
 from producer.runs import budget
@@ -80,7 +80,7 @@ def run(run_id: str) -> str:
         may_retry_batch=found.state in WORKED_ON
         or (found.state == "failed" and "retry" in allowed(found)),
         reasons=reasons,
-        differences=report.first_differences(engine, found.run_id),
+        differences=differing.first(engine, found.run_id),
         events=events[::-1],
         actions=allowed(found),
         is_live=found.state in WORKED_ON,
@@ -125,7 +125,7 @@ def listing(run_id: str, name: str) -> str:
     found, what = _asked(run_id, name)
     assert found.run_id
     page = lists.page(here().engine, LISTS[name], found.run_id, what.query)
-    fixes = report.fixes(page.rows) if name == "differences" else {}
+    fixes = differing.fixes(page.rows) if name == "differences" else {}
     commands = " ".join(fixes.values())
     return render_template(
         "list.html",

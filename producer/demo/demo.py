@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import redis
@@ -25,7 +27,7 @@ from producer.demo import sample, shapes
 from producer.reports import terminal
 
 _ADDRESSES = ("DATABASE_URL", "REDIS_URL", "CELERY_BROKER_URL", "CELERY_RESULT_BACKEND")
-_STOP_SECONDS = 20
+_START_SECONDS, _STOP_SECONDS, _SILENT_SECONDS = 60, 20, 4
 
 
 class Interrupted(MigrationError):
@@ -52,9 +54,9 @@ def run(users: int, shape: str | None, console: Console, results: Console) -> Ru
     started = time.monotonic()
     try:
         servers = _fresh_servers(home, console)
-        console.print(f"Generating a school of {users:,} users, some of them with bad data")
         engine = database.create(servers.database_url)
-        with engine.begin() as connection:
+        school = f"Generating a school of {users:,} users, some of them with bad data"
+        with _saying(console, school), engine.begin() as connection:
             sample.load(connection, users)
             if shape:
                 connection.exec_driver_sql(shapes.SCRIPTS[shape])
@@ -66,26 +68,40 @@ def run(users: int, shape: str | None, console: Console, results: Console) -> Ru
             hint="Start it again from nothing: producer demo",
         ) from None
     finally:
-        embedded.stop(home)
-    console.print(f"\nDone in {time.monotonic() - started:.0f} s. Where to look next:")
-    shown = os.path.relpath(home)
-    variables = f"MIGRATION_HOME={shown}" + (f" MIGRATION_MAPPING={shape}" if shape else "")
-    producer = "producer" if shutil.which("producer") else os.path.relpath(sys.argv[0])
-    for what, where in (
-        ("the report", f"{os.path.relpath(report)}"),
-        ("the console in a browser", f"{variables} {producer} serve"),
-        ("the quarantined rows", f"{variables} {producer} quarantine"),
-        ("the ledger and the tables", f"{variables} {producer} status"),
-        ("the workers' logs", f"{os.path.relpath(home / 'logs')}"),
-        ("when you are done", f"{variables} {producer} servers stop"),
-    ):
-        console.print(f"  {what:<26} {where}", highlight=False, soft_wrap=True)
+        with _saying(console, "Stopping PostgreSQL and Valkey"):
+            embedded.stop(home)
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s.")
+    _say_next(home, report, shape, console)
     return found
 
 
+def _say_next(home: Path, report: Path, shape: str | None, console: Console) -> None:
+    """The commands that show what is left, to be typed as they stand."""
+    variables = {"MIGRATION_HOME": os.path.relpath(home)}
+    if shape:
+        variables["MIGRATION_MAPPING"] = shape
+    given = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    producer = "producer" if shutil.which("producer") else os.path.relpath(sys.argv[0])
+    celery = (
+        "celery" if shutil.which("celery") else os.path.relpath(Path(sys.executable)) + " -m celery"
+    )
+    for what, where in (
+        ("the report", shlex.quote(os.path.relpath(report))),
+        ("the workers' logs", shlex.quote(os.path.relpath(home / "logs"))),
+        ("first, for the commands below", f"export {given}"),
+        ("the console in a browser", f"{producer} serve"),
+        ("the run", f"{producer} status"),
+        ("the quarantined rows", f"{producer} quarantine"),
+        ("a worker, before you retry", f"{celery} -A worker worker"),
+        ("when you are done", f"{producer} servers stop"),
+    ):
+        console.print(f"  {what:<30} {where}", markup=False, soft_wrap=True)
+
+
 def _fresh_servers(home: Path, console: Console) -> embedded.Servers:
-    console.print(f"Starting PostgreSQL and Valkey under {os.path.relpath(home)}")
-    servers = embedded.start(home)
+    doing = "Starting" if embedded.exist(home) else "Creating and starting"
+    with _saying(console, f"{doing} PostgreSQL and Valkey under {os.path.relpath(home)}"):
+        servers = embedded.start(home)
     admin = database.create(servers.database_url.replace("/dashboard?", "/postgres?"))
     with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("DROP DATABASE IF EXISTS dashboard WITH (FORCE)"))
@@ -106,47 +122,88 @@ def _migrate(home: Path, console: Console, results: Console) -> tuple[RunReport,
     from producer.schema import upgrade as schema_step
 
     port = _free_port()
-    flower = ["flower", "--address=127.0.0.1", f"--port={port}"]
     worker = ["worker", "--concurrency=1", "--loglevel=INFO"]
-    with (
-        _celery(home, "worker-1", [*worker, "--hostname=worker-1@%h"]),
-        _celery(home, "worker-2", [*worker, "--hostname=worker-2@%h"]),
-        _celery(home, "flower", flower),
-    ):
-        console.print(f"Two workers are starting; Flower shows them at http://127.0.0.1:{port}")
+    processes = {
+        "worker-1": [*worker, "--hostname=worker-1@%h"],
+        "worker-2": [*worker, "--hostname=worker-2@%h"],
+        "flower": ["flower", "--address=127.0.0.1", f"--port={port}"],
+    }
+    # The first worker whose main loop runs touches it: before that, waiting would warn that no
+    # worker is there.
+    alive = home / "worker.alive"
+    alive.unlink(missing_ok=True)
+    with _celery(home, processes, console):
         engine, settings = connect.engine(), connect.settings().base
-        schema_step.upgrade(engine, settings)
-        run_id, _ = advance.open_run(engine, settings)
-        advance.begin(engine, settings, run_id)
-        found = wait.until_over(engine, settings, run_id, console)
-        report = html.write(engine, settings, run_id, None)
+        starting = f"Starting two workers, and Flower until the end: http://127.0.0.1:{port}"
+        with _saying(console, starting):
+            schema_step.upgrade(engine, settings)
+            _wait_for_worker(alive)
+            run_id, _ = advance.open_run(engine, settings)
+            advance.begin(engine, settings, run_id)
+        # A terminal has the live view.
+        running = nullcontext() if console.is_terminal else _saying(console, "Migrating")
+        with running:
+            found = wait.until_over(engine, settings, run_id, console)
+        with _saying(console, "Writing the report"):
+            report = html.write(engine, settings, run_id, None)
         engine.dispose()
-    terminal.stages(results, found)
+    if not (console.is_terminal and results.is_terminal):
+        # A terminal still shows the live view.
+        terminal.stages(results, found)
     terminal.summary(results, found)
     return found, report
 
 
+def _wait_for_worker(alive: Path) -> None:
+    """Wait until a worker is there, but not for ever: the waiting command says what is missing."""
+    end = time.monotonic() + _START_SECONDS
+    while not alive.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+
+
 @contextmanager
-def _celery(home: Path, name: str, arguments: list[str]) -> Iterator[None]:
-    """A Celery process for the time of the block; it gets a SIGTERM, then a SIGKILL."""
-    log = home / "logs" / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "worker", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
+def _celery(home: Path, processes: dict[str, list[str]], console: Console) -> Iterator[None]:
+    """Celery processes for the time of the block; each gets a SIGTERM, then a SIGKILL."""
+    logs = home / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for name, arguments in processes.items():
+            with (logs / f"{name}.log").open("wb") as out:
+                command = [sys.executable, "-m", "celery", "-A", "worker", *arguments]
+                started.append(
+                    subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+                )
+        yield
+    finally:
+        with _saying(console, "Stopping the workers and Flower"):
+            for process in started:
+                process.terminate()
+            for process in started:
+                try:
+                    process.wait(_STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+@contextmanager
+def _saying(console: Console, what: str) -> Iterator[None]:
+    """Say what is done in the block, and how long it has been at it, so that it is never silent."""
+    console.print(what, markup=False, soft_wrap=True)
+    started, is_over = time.monotonic(), threading.Event()
+
+    def repeat() -> None:
+        while not is_over.wait(_SILENT_SECONDS):
+            console.print(f"  {time.monotonic() - started:.0f} s so far")
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        is_over.set()
+        thread.join()
 
 
 def _free_port() -> int:

@@ -22,6 +22,16 @@ def read(engine: Engine, limit: int = MOST) -> list[dict[str, Any]]:
         return [{**row._mapping, "at": row.at.isoformat(timespec="seconds")} for row in found]
 
 
+def of_runs(runs: Iterable[dict[str, Any]]) -> list[str]:
+    """Runs as `status.history` returns them, a line each that 80 columns hold."""
+    said = []
+    for row in runs:
+        ended = f"{_moment(row['finished_at']):%m-%d %H:%M:%S}Z" if row["finished_at"] else "open"
+        started = f"{_moment(row['created_at']):%m-%d %H:%M:%S}Z"
+        said.append(f"{row['run_id']:20}  {row['state']:25}  {started} to {ended}")
+    return said
+
+
 def lines(actions: Iterable[dict[str, Any]], happened: Iterable[dict[str, Any]]) -> list[str]:
     """Both as text, newest first, a line each. Ends of stages are left to the report."""
     told = [(_moment(row["at"]), row["run_id"], _action(row)) for row in actions]

@@ -26,7 +26,7 @@ from models.postgres.database import transaction
 from models.postgres.load import parse_limits
 from models.reports.run import RunReport
 from models.settings import Settings
-from producer.reports import happened
+from producer.reports import differing, happened
 from producer.reports import status as report
 from producer.reports.progress import is_of_counted_step
 
@@ -116,7 +116,7 @@ def read(engine: Engine, settings: Settings, run_id: str | None) -> Record:
             pace=pace(connection, run),
             durations=durations(connection, run.id),
             reasons=reasons(connection, run.id),
-            differences=report.first_differences(engine, run.id),
+            differences=differing.first(engine, run.id),
             summary=summary,
             events=events(connection, run.id),
             versions=_versions(connection),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -136,50 +135,6 @@ def quarantined(
             shown = shown.where(page.c.number <= limit)
         found = connection.execute(shown.order_by(page.c.entity, page.c.key))
         return [dict(row._mapping) for row in found]
-
-
-DIFFERENCE_COLUMNS = ("stage", "kind", "entity", "key", "table", "detail")
-
-
-def all_differences(
-    engine: Engine, run_id: str | None, limit: int | None = None
-) -> list[dict[str, Any]]:
-    """The differences and discrepancies of a run, in the order in which they were found.
-
-    Their keys are DIFFERENCE_COLUMNS; all of them without a `limit`.
-    """
-    columns = differences.c
-    with transaction(engine) as connection:
-        run = find_run(connection, run_id)
-        found = connection.execute(
-            sa.select(
-                columns.stage,
-                columns.kind,
-                columns.entity,
-                columns.legacy_key.label("key"),
-                columns.target_table.label("table"),
-                columns.detail,
-            )
-            .where(columns.run_id == run.id)
-            .order_by(columns.id)
-            .limit(limit)
-        )
-        return [dict(row._mapping) for row in found]
-
-
-def first_differences(engine: Engine, run_id: str | None) -> list[dict[str, Any]]:
-    """The first twenty of them, without their stage."""
-    found = all_differences(engine, run_id, limit=20)
-    return [{name: row[name] for name in DIFFERENCE_COLUMNS[1:]} for row in found]
-
-
-def fixes(found: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """The command that fixes differences, by the stage that found them."""
-    steps = current.migration().steps_of
-    return {
-        stage: "; ".join(dict.fromkeys(step.fix for step in steps(stage)))
-        for stage in dict.fromkeys(row["stage"] for row in found)
-    }
 
 
 def first_conflicts(engine: Engine, run_id: str | None, limit: int = 20) -> list[dict[str, Any]]:

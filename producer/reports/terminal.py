@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from csv import DictWriter
 from itertools import groupby
+from json import dumps
 from operator import attrgetter
 from typing import Any
 
@@ -27,7 +28,7 @@ _NEXT = {
         "See the quarantined rows: producer quarantine. Fix them in the legacy tables, or accept"
         " them with --accept KEY; then: producer retry --wait"
     ),
-    "failed": "See what differs or failed above. Fix it, then: producer retry --wait",
+    "failed": "Fix what failed above, then: producer retry --wait",
     "cancelled": "Continue it: producer resume",
     "rolling_back": "Watch it: producer status --watch",
     "rolled_back": "Migrate again whenever you like: producer enqueue-all --wait",
@@ -77,6 +78,8 @@ def summary(console: Console, found: RunReport) -> None:
             "The old application continues as before. Migrate all: producer enqueue-all --wait."
             f" Or undo it: producer rollback {found.run_id} --wait"
         )
+    elif found.state == "failed" and found.differences:
+        console.print("See the values, and what fixes each: producer differences --values")
     else:
         console.print(_NEXT.get(found.state or "", ""))
 
@@ -182,7 +185,23 @@ def differences(
                 place = ".".join(filter(None, (row["table"], row["detail"])))
                 line = f"  {row['entity']} {row['key']}  {place}"
                 console.print(line, markup=False, soft_wrap=True)
+                for said in _values(row):
+                    console.print(f"    {said}", markup=False, soft_wrap=True)
         console.print(f"Fix what the {stage} found: {fix}", markup=False, soft_wrap=True)
+    if found and "expected" not in found[0]:
+        console.print("Target keys and values: producer differences --values")
+
+
+def _values(row: Mapping[str, Any]) -> list[str]:
+    """The target row's key, and the values where they are known; quoted, to show blanks at ends."""
+    if row.get("target_key") is None:
+        return []
+    shown = [f"target row {row['target_key']}"]
+    if row["expected"] is not None or row["found"] is not None:
+        shown += [
+            f"{name} {dumps(row[name], ensure_ascii=False)}" for name in ("expected", "found")
+        ]
+    return shown
 
 
 def csv(console: Console, found: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:

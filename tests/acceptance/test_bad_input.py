@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from tests import variants
-from tests.acceptance.conftest import Ended, Product
+from tests.acceptance.conftest import ROOT, Ended, Product
 
 
 @pytest.fixture
@@ -241,3 +244,18 @@ def test_a_home_that_cannot_be_made_is_named(loaded: Product, tmp_path: Path) ->
     assert ended.status in (1, 2)
     assert "MIGRATION_HOME" in str(ended.json["error"]), ended.err
     assert "should not have happened" not in ended.err
+
+
+def test_a_folder_with_other_models_is_named_and_no_traceback_shown(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/__init__.py").touch()
+    ended = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "worker", "worker"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "another package models" in ended.stderr and "Traceback" not in ended.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from decimal import Decimal
 
 import pytest
@@ -48,3 +50,10 @@ def test_the_demonstration_shows_a_shape(product: Product, shape: variants.Varia
     ended = product.run("demo", "--users", "200", "--shape", shape.name, "--json")
     assert (ended.status, ended.json["state"]) == (0, "completed_with_quarantine"), ended.err
     assert ended.json["verification"]["differences"] == 0
+    # Its workers were on their way, and what is left can be looked at.
+    assert "No worker is running" not in ended.err
+    (given,) = re.findall(r"export (MIGRATION_HOME=\S+ MIGRATION_MAPPING=\S+)", ended.err)
+    left = dict(pair.split("=", 1) for pair in shlex.split(given))
+    again = product.run("status", DATABASE_URL="", REDIS_URL="", **left)
+    product.run("servers", "stop", DATABASE_URL="", REDIS_URL="", **left)
+    assert again.status == 3, again.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from decimal import Decimal
 
 import pytest
 from sqlalchemy import text
@@ -159,9 +160,28 @@ def test_exactly_the_planted_faults_are_found(keeping: Product) -> None:
     assert "missing" in status.err and "producer differences" in status.err
     listed = keeping.run("differences", "--json").json
     assert len(listed["rows"]) == sum(wanted.values())
+    # Values only where somebody asks, and only on stdout.
+    assert not any({"target_key", "expected", "found"} & row.keys() for row in listed["rows"])
+    valued = keeping.run("differences", "--values", "--json")
+    assert "'s Suite" not in valued.err
+    values = {
+        (row["kind"], row["table"], row["detail"]): (row["expected"], row["found"])
+        for row in valued.json["rows"]
+    }
+    assert len(valued.json["rows"]) == len(listed["rows"])
+    assert all(row["target_key"] for row in valued.json["rows"]), valued.json["rows"]
+    assert values["wrong_value", "users", "billing_tier"] == ("free", None)
+    wanted_name, name = values["wrong_value", "ai_suites", "name"]
+    assert wanted_name.endswith("'s Suite") and wanted_name[:9] == name
+    balance, changed = map(Decimal, values["balance", "users", "credits_balance"])
+    assert abs(balance - changed) == 1
+    assert f'expected "{wanted_name}"' in keeping.run("differences", "--values").out
+    header, *lines = keeping.run("differences", "--values", "--csv").out.splitlines()
+    assert header.endswith("target_key,expected,found") and len(lines) == len(listed["rows"])
     assert "retry" in listed["fixes"]["verification"]
     assert "repair credits" in listed["fixes"]["reconciliation"]
     shown = keeping.run("differences").out
+    assert wanted_name not in shown
     assert all(row["key"] in shown for row in listed["rows"])
     assert all(command in shown for command in listed["fixes"].values())
     checked = status.json["verification"]["differences"]

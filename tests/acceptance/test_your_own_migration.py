@@ -122,6 +122,9 @@ def test_every_command_works_for_the_step_of_the_page_with_live_writes_a_kill_an
             4,
             {"badge wrong_value new_badges.title": 1},
         )
+        (row,) = product.run("differences", "--values", "--json").json["rows"]
+        assert (row["expected"], row["found"]) == ("NAME 9", "forged")
+        assert row["target_key"]
         fixed = product.run("retry", "--wait", "--json")
         assert (fixed.status, fixed.json["differences"]) == (0, {}), fixed.err
         assert product.run("report").status == 0

@@ -8,10 +8,12 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, text
 
+from models.ledger.tables import RECONCILIATION, VERIFICATION
 from models.postgres import database as databases
 from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from producer.reports import status
+from producer import repair
+from producer.reports import differing, status
 from producer.runs import control
 from producer.schema import upgrade
 from tests import oracle, variants
@@ -302,6 +304,18 @@ def test_a_retry_does_not_hide_what_it_cannot_fix(
     ended = go_on(engine, settings, finished.run_id)
     assert ended.exit_status == 4
     assert ended.differences == {"user balance users.credits_balance": 1}
+    assert (ended.verification.differences, ended.reconciliation.discrepancies) == (0, 1)
+    (fix,) = differing.fixes(differing.read(engine, first.run_id)).values()
+    assert "repair credits" in fix
+    # Nor does the other check.
+    for stage in (VERIFICATION, RECONCILIATION):
+        control.check_again(engine, settings, first.run_id, stage)
+        again = go_on(engine, settings, first.run_id)
+        assert (again.exit_status, again.reconciliation.discrepancies) == (4, 1)
+    repair.run(engine, settings, "credits", key=None, dry_run=False, force=False)
+    control.check_again(engine, settings, first.run_id, RECONCILIATION)
+    fixed = go_on(engine, settings, first.run_id)
+    assert (fixed.exit_status, fixed.differences, fixed.reconciliation.discrepancies) == (3, {}, 0)
 
 
 def test_what_a_run_wrote_counts_through_all_its_retries(

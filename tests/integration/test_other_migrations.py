@@ -15,6 +15,7 @@ from models.ledger.selection import Choice
 from models.postgres import database as databases
 from models.reports.run import RunReport
 from models.settings import Settings
+from producer.reports import differing
 from producer.runs import advance, control, partition, rollback
 from producer.runs.partition import Page
 from producer.schema import upgrade
@@ -221,6 +222,9 @@ def test_what_is_forged_missing_or_too_much_is_found_and_a_retry_fixes_what_it_c
     if other.add:
         change(engine, other.add)
         assert is_found(engine, settings, run_id, "extra")
+    rows = differing.with_values(engine, settings, run_id, differing.read(engine, run_id))
+    # A row that no run created has no source row: its own key is listed.
+    assert all(row["target_key"] or row["detail"] == "not created by a run" for row in rows), rows
 
 
 @ONE

@@ -13,7 +13,7 @@ from models.errors import NotAllowed
 from models.postgres import database as databases
 from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from producer.reports import status
+from producer.reports import differing, status
 from producer.runs import control, rollback
 from producer.schema import upgrade
 from tests import oracle, variants
@@ -183,7 +183,7 @@ def test_what_was_changed_since_is_kept_and_listed_and_a_new_run_builds_on_it(
     assert scalar(engine, "SELECT count(*) FROM credit_logs WHERE reason = 'migration_grant'") == 2
     # What is wrong with what was kept was wrong before the rollback.
     whole_run(engine, settings)
-    found_now = {row["key"] for row in status.first_differences(engine, None)}
+    found_now = {row["key"] for row in differing.first(engine, None)}
     money = {key for _, _, key, column in wanted if column == "credits_balance"}
     assert found_now - money == {mine_seen(wanted)}
     assert found_now & money == money

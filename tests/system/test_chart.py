@@ -6,6 +6,7 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -78,23 +79,60 @@ def test_every_pod_has_what_the_values_say_of_pods(helm: Path, tmp_path: Path) -
         "affinity": {"nodeAffinity": {}},
         "volumes": [{"name": "ca", "configMap": {"name": "ca"}}],
         "volumeMounts": [{"name": "ca", "mountPath": "/etc/ssl/ours", "readOnly": True}],
+        "env": [{"name": "SSL_CERT_FILE", "value": "/etc/ssl/ours/ca.pem"}],
     }
     values = tmp_path / "values.yaml"
-    values.write_text(yaml.safe_dump({"pod": pod, "producer": {"enabled": True}}))
+    on = {"enabled": True}
+    values.write_text(yaml.safe_dump({"pod": pod, "producer": on, "console": on}))
     found = run(helm, "template", "other", "chart", "--values", str(values)).stdout
     pods = [
         each["spec"]["template"]
         for each in yaml.safe_load_all(found)
         if each and each["kind"] in ("Deployment", "Job")
     ]
-    assert len(pods) == 7
+    assert len(pods) == 8
     for each in pods:
         spec, (container,) = each["spec"], each["spec"]["containers"]
         assert each["metadata"]["annotations"]["team"] == "school"
         assert pod["volumes"][0] in spec["volumes"]
         assert pod["volumeMounts"][0] in container["volumeMounts"]
-        for name in pod.keys() - {"annotations", "volumes", "volumeMounts"}:
+        assert pod["env"][0] in container["env"]
+        for name in pod.keys() - {"annotations", "volumes", "volumeMounts", "env"}:
             assert spec[name] == pod[name], name
+
+
+def test_the_console_alone_has_its_passwords_and_only_tls_reaches_it(helm: Path) -> None:
+    switches = ("--set", "console.enabled=true,console.readerPassword=for-readers")
+    rendered = run(helm, "template", "migration", "chart", *switches).stdout
+    found = {
+        (each["kind"], each["metadata"]["name"]): each
+        for each in yaml.safe_load_all(rendered)
+        if each
+    }
+    for each in found.values():
+        if not each["apiVersion"].startswith("keda.sh/"):
+            kubernetes_validate.validate(each, "1.37", strict=True)
+    with_password = [place for place, each in found.items() if "console-password" in str(each)]
+    assert with_password == [("Deployment", "migration-console")]
+    pod = found["Deployment", "migration-console"]["spec"]["template"]
+    (container,) = pod["spec"]["containers"]
+    names = {variable["name"]: variable["value"] for variable in container["env"]}
+    mounted = {item["path"]: item["key"] for item in pod["spec"]["volumes"][-1]["secret"]["items"]}
+    for name, key in (("", "console-password"), ("_READER", "for-readers")):
+        file = Path(names[f"MIGRATION_CONSOLE{name}_PASSWORD_FILE"])
+        assert mounted[file.name] == key
+        assert str(file.parent) == container["volumeMounts"][-1]["mountPath"]
+    port = {each["name"]: each["containerPort"] for each in container["ports"]}
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
+    service = found["Service", "migration-console"]["spec"]
+    policy = found["NetworkPolicy", "migration-console"]["spec"]
+    assert service["selector"].items() <= pod["metadata"]["labels"].items()
+    assert policy["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    (rule,) = policy["ingress"]
+    assert rule["from"] and {each["port"] for each in rule["ports"]} == port.keys()
+    assert f"--port={port['http']}" in container["command"]
+    notes = run(helm, "install", "migration", "chart", "--dry-run=client", *switches).stdout
+    assert "port-forward service/migration-console" in notes
 
 
 def test_the_pods_of_control_are_not_scaled_down_while_they_build_an_index(helm: Path) -> None:
@@ -121,9 +159,20 @@ def test_the_pods_of_control_are_not_scaled_down_while_they_build_an_index(helm:
         "workers.users.replicas=0",
         "workers.unknown.replicas=1",
         "secret.name=",
+        "pod.env[0].name=DATABASE_URL",
+        "console.enabled=true,console.password=",
     ],
 )
 def test_a_wrong_value_is_refused(helm: Path, wrong: str) -> None:
-    ended = run(helm, "template", "migration", "chart", "--set", wrong)
+    is_refused(helm, "--set", wrong)
+
+
+def test_a_policy_without_sources_is_refused_since_it_would_let_in_everybody(helm: Path) -> None:
+    for of in ("metricsFrom", "consoleFrom"):
+        is_refused(helm, "--set-json", f"networkPolicy.{of}=[]")
+
+
+def is_refused(helm: Path, *values: str) -> None:
+    ended = run(helm, "template", "migration", "chart", *values)
     assert ended.returncode != 0
     assert "don't meet the specifications of the schema" in ended.stderr

@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from producer.cli import cli
+from producer.cli.command import SECTIONS
+
 HEAVY = ("celery", "kombu", "redis", "sqlalchemy", "pydantic", "psycopg2", "structlog")
 SCRIPT = """
 import sys
@@ -38,6 +41,11 @@ def test_what_is_said_without_a_database_imports_none(words: list[str]) -> None:
     is_wrong = "no" in words[-1]
     assert (ended.returncode, bool(ended.stdout)) == (2 if is_wrong else 0, not is_wrong)
     assert not set(HEAVY) & set(ended.stderr.split())
+
+
+def test_every_command_has_its_place_in_the_help() -> None:
+    placed = [name for names in SECTIONS.values() for name in names]
+    assert sorted([*placed, "servers"]) == sorted(cli.commands)
 
 
 def test_completion_imports_none() -> None:

@@ -83,6 +83,43 @@ def test_rows_of_the_crash_matrix_that_the_answers_name_exist() -> None:
     assert named <= known, named - known
 
 
+# Who reads these is in a hurry, or tired.
+MOST_WORDS = 25
+# An idea has one word: fix, quarantined, continue or resume, released, rolled back.
+OTHER_WORDS = (
+    r"\b(mend\w*|sets? aside|go(es)? on with|handed back|taken back|is begun|no more that)\b"
+)
+FOR_OPERATORS = ("README.md", "docs/index.md", "docs/runbook.md", "docs/what-if.md")
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a page, each cell of a table and each item of a list for itself.
+
+    Code blocks are left out; a piece of code is one word, and a link is its words.
+    """
+    text = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"`[^`]+`", "`code`", re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text))
+    text = re.sub(r"^\s*(?:\d+\.|[-*]) |^#.*$|(?<!\\)\|", "\n\n", text, flags=re.MULTILINE)
+    blocks = (" ".join(block.split()) for block in re.split(r"\n\s*\n", text))
+    return [each for block in blocks for each in re.split(r"(?<=[.!?:])[*)]* (?=[A-Z*`(])", block)]
+
+
+@pytest.mark.parametrize("page", FOR_OPERATORS)
+def test_sentences_that_an_operator_reads_are_short(page: str) -> None:
+    found = sentences((ROOT / page).read_text(encoding="utf-8"))
+    assert len(found) > 10
+    assert [each for each in found if len(re.findall(r"[\w'./-]*\w", each)) > MOST_WORDS] == []
+    assert [each for each in found if re.search(OTHER_WORDS, each, re.IGNORECASE)] == []
+
+
+def test_a_sentence_ends_where_its_reader_takes_a_breath() -> None:
+    page = (
+        "# No\n1. One `two three` [four](five) six.\n   Seven, eight\n| nine | ten |\n```\nno\n```"
+    )
+    found = [each for each in sentences(page) if each]
+    assert found == ["One `code` four six.", "Seven, eight", "nine", "ten"]
+
+
 @pytest.mark.parametrize("page", HANDWRITTEN, ids=lambda page: page.name)
 def test_tests_and_modules_that_a_page_names_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

@@ -51,6 +51,9 @@ env:
   {{- range $name, $value := .Values.settings }}
   - {name: {{ $name }}, value: {{ $value | quote }}}
   {{- end }}
+  {{- with .Values.pod.env }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 volumeMounts:
   - {name: secret, mountPath: /run/secrets/migration, readOnly: true}
   - {name: tmp, mountPath: /tmp}

@@ -14,9 +14,9 @@ _HANGING = (
         "tool_assignments",
         "a.tool_id IS NOT NULL AND (l.id IS NULL OR l.session_id = :own_run)",
         {
-            "assigned_by": "a.assigned_by::text IS DISTINCT FROM {assigned_by}",
-            "permissions": "a.permissions::jsonb IS DISTINCT FROM {full_access}",
-            "expires_at": "a.expires_at IS NOT NULL",
+            "assigned_by": ("a.assigned_by::text", "{assigned_by}"),
+            "permissions": ("a.permissions::jsonb", "{full_access}"),
+            "expires_at": ("a.expires_at", "NULL"),
         },
     ),
     Check(
@@ -24,20 +24,30 @@ _HANGING = (
         "tool_usage_logs",
         "",
         "l.id IS NOT NULL AND (l.user_id <> e.user_id OR l.tool_id <> e.tool_id)",
+        "concat('user ', e.user_id, ', tool ', e.tool_id)",
+        "concat('user ', l.user_id, ', tool ', l.tool_id)",
     ),
     *wrong_values(
         "tool_usage_logs",
         "l.id IS NOT NULL",
         {
-            "action": "l.action IS DISTINCT FROM 'migration'",
-            "credits_used": "l.credits_used IS DISTINCT FROM 0",
-            "status": "l.status IS DISTINCT FROM 'completed'",
+            "action": ("l.action", "'migration'"),
+            "credits_used": ("l.credits_used", "0"),
+            "status": ("l.status", "'completed'"),
         },
     ),
 )
 
 
-def tool_checks(columns: dict[str, str]) -> list[Check]:
+# The keys of the target rows of a tool, by table.
+TOOL_KEYS = {
+    "ai_tools": "e.tool_id",
+    "tool_assignments": "concat('tool ', e.tool_id, ', user ', e.user_id)",
+    "tool_usage_logs": "e.usage_id",
+}
+
+
+def tool_checks(columns: dict[str, tuple[str, str]]) -> list[Check]:
     """Checks of a tool `t` in the suite `home` and of what hangs on it; `columns` as above.
 
     A tool that the new application has changed since is left alone, unless this run made it.
@@ -48,16 +58,18 @@ def tool_checks(columns: dict[str, str]) -> list[Check]:
             "ai_tools",
             "",
             "t.id IS NOT NULL AND home.user_id IS DISTINCT FROM e.user_id",
+            "e.user_id",
+            "home.user_id",
         ),
         *wrong_values(
             "ai_tools",
             "t.id IS NOT NULL AND (l.session_id = :own_run"
             " OR t.updated_at IS NOT DISTINCT FROM t.created_at)",
             {
-                "tool_type": "t.tool_type IS DISTINCT FROM 'gpt'",
-                "pricing_tier": "t.pricing_tier::text IS DISTINCT FROM 'free'",
-                "credits_cost": "t.credits_cost IS DISTINCT FROM 0",
-                "requires_approval": "t.requires_approval IS DISTINCT FROM false",
+                "tool_type": ("t.tool_type", "'gpt'"),
+                "pricing_tier": ("t.pricing_tier::text", "'free'"),
+                "credits_cost": ("t.credits_cost", "0"),
+                "requires_approval": ("t.requires_approval", "false"),
                 **columns,
             },
         ),

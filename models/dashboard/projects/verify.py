@@ -8,8 +8,20 @@ from models.dashboard.checks.expected import tool_checks
 from models.engine.checks.verification import Check, with_checks
 from models.engine.step import Context
 
+_OTHER_LOG = (
+    " FROM {tool_usage_logs} o"
+    " WHERE o.tool_id = t.id AND o.action = 'migration' AND o.id <> e.usage_id"
+)
+_OTHER_ASSIGNMENT = (
+    " FROM {tool_assignments} o WHERE o.tool_id = t.id"
+    " AND o.user_id <> e.user_id AND o.assigned_by IS NOT DISTINCT FROM {assigned_by}"
+)
+_OTHER_TOOL = (
+    " FROM {ai_tools} o WHERE o.suite_id = t.suite_id AND o.id <> t.id"
+    " AND o.name = t.name AND o.configuration::jsonb = t.configuration::jsonb"
+)
 _CHECKS = (
-    Check("wrong_value", "projects", "is_template", "e.is_template IS NULL"),
+    Check("wrong_value", "projects", "is_template", "e.is_template IS NULL", "'not null'"),
     Check(
         "missing",
         "quarantine",
@@ -26,6 +38,8 @@ _CHECKS = (
         " WHERE o.id = c.suite_id AND o.user_id = e.user_id OFFSET 0)"
         " OR EXISTS (SELECT FROM {tool_assignments} o"
         " WHERE o.tool_id = c.id AND o.user_id = e.user_id OFFSET 0))) END",
+        "CASE WHEN e.had_gpt THEN e.tool_id::text ELSE 'a tool of the owner, or nothing' END",
+        "e.active_gpt_id",
     ),
     Check("missing", "ai_tools", "", "e.had_gpt AND t.id IS NULL"),
     Check("missing", "tool_assignments", "", "e.had_gpt AND a.tool_id IS NULL"),
@@ -42,41 +56,45 @@ _CHECKS = (
     ),
     *tool_checks(
         {
-            "name": "t.name IS DISTINCT FROM coalesce({wanted}, t.name)",
-            "version": "t.version IS NOT NULL",
-            "is_active": "t.is_active IS DISTINCT FROM true",
-            "configuration": "t.configuration::jsonb IS DISTINCT FROM"
-            " jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name)",
+            "name": ("t.name", "coalesce({wanted}, t.name)"),
+            "version": ("t.version", "NULL"),
+            "is_active": ("t.is_active", "true"),
+            "configuration": (
+                "t.configuration::jsonb",
+                "jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name)",
+            ),
         },
     ),
     Check(
         "extra",
         "tool_usage_logs",
         "duplicate",
-        "EXISTS (SELECT FROM {tool_usage_logs} o"
-        " WHERE o.tool_id = t.id AND o.action = 'migration' AND o.id <> e.usage_id)",
+        f"EXISTS (SELECT{_OTHER_LOG})",
+        key=f"SELECT min(o.id::text){_OTHER_LOG}",
     ),
     Check(
         "extra",
         "tool_assignments",
         "",
-        "EXISTS (SELECT FROM {tool_assignments} o WHERE o.tool_id = t.id"
-        " AND o.user_id <> e.user_id AND o.assigned_by IS NOT DISTINCT FROM {assigned_by})",
+        f"EXISTS (SELECT{_OTHER_ASSIGNMENT})",
+        key=f"SELECT concat('tool ', t.id, ', user ', min(o.user_id::text)){_OTHER_ASSIGNMENT}",
     ),
     Check(
         "extra",
         "ai_tools",
         "duplicate",
-        "EXISTS (SELECT FROM {ai_tools} o WHERE o.suite_id = t.suite_id AND o.id <> t.id"
-        " AND o.name = t.name AND o.configuration::jsonb = t.configuration::jsonb)",
+        f"EXISTS (SELECT{_OTHER_TOOL})",
+        key=f"SELECT min(o.id::text){_OTHER_TOOL}",
     ),
 )
+
+_KEYS = {"projects": "e.legacy_key", "quarantine": "e.legacy_key", **expected.TOOL_KEYS}
 
 # The GPT that a project had is in the before-image of the run that switched it. A project without
 # one must point at a tool of its owner, if at anything: the new application made it, or its images
 # are gone. So must one that an earlier run switched: the new application may have chosen another.
 _PROJECTS = """
-SELECT found.kind, 'project', e.legacy_key, found.target_table, found.detail
+SELECT found.kind, 'project', e.legacy_key, found.target_table, found.detail, {values}
 FROM (
   SELECT p.id::text AS legacy_key, p.user_id, {held} AS active_gpt_id,
     {is_template} AS is_template,
@@ -96,7 +114,7 @@ LEFT JOIN {tool_assignments} a ON a.tool_id = e.tool_id AND a.user_id = e.user_i
 LEFT JOIN {tool_usage_logs} l ON l.id = e.usage_id
 CROSS JOIN LATERAL (VALUES
   {checks}
-) AS found(kind, target_table, detail, differs)
+) AS {fault}
 WHERE ({differs}) AND found.differs
 """
 
@@ -118,13 +136,13 @@ _IMAGE_TO_BE = """
 
 # A project that the database refuses in the switch keeps the tool that was made for it before.
 _SET_ASIDE = """
-SELECT 'extra', 'project', p.id::text, 'tool_usage_logs', 'quarantined'
+SELECT 'extra', 'project', p.id::text, 'tool_usage_logs', 'quarantined', l.id::text, NULL, NULL
 FROM migration.quarantine q
 JOIN {projects} p ON p.id::text = q.legacy_key
 JOIN {tool_usage_logs} l ON l.id = {usage_id} AND l.session_id = :own_run
 WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> 'rejected'
   AND {scope}
-UNION ALL SELECT 'extra', 'project', p.id::text, 'ai_tools', 'quarantined'
+UNION ALL SELECT 'extra', 'project', p.id::text, 'ai_tools', 'quarantined', t.id::text, NULL, NULL
 FROM migration.quarantine q
 JOIN {projects} p ON p.id::text = q.legacy_key
 JOIN {ai_tools} t ON t.id = {tool_id}
@@ -190,5 +208,5 @@ def details(context: Context, condition: str) -> list[str]:
             is_key=f"(e.was IS NULL AND {is_key(context, 'e.active_gpt_id', 'e.user_id')})",
             **expected.expressions(context),
         )
-        for sql in (with_checks(_PROJECTS, _CHECKS), _SET_ASIDE)
+        for sql in (with_checks(_PROJECTS, _CHECKS, _KEYS), _SET_ASIDE)
     ]

@@ -75,10 +75,11 @@ class ChangedUsers(Replay, Users):
         return only_written(found) | {"replayed": len(orphans)}
 
     def recheck(self, context: Context, scope: Scope) -> list[str]:
-        credits = Credits().differences(context, scope)
         return [
             *self.differences(context, scope),
             *verify.details(context, scope),
-            *credits,
             *judgement.of_rows(context, "user", scope),
         ]
+
+    def reconcile_again(self, context: Context, scope: Scope) -> list[str]:
+        return Credits().differences(context, scope)

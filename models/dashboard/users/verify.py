@@ -13,46 +13,48 @@ from models.engine.checks.verification import Check, with_checks, wrong_values
 from models.engine.step import Context, Scope
 from models.postgres.keys import key_from_text
 
+
+def _user_value(column: str, wanted: str) -> Check:
+    """A column of a user: its value where this run wrote it; elsewhere it must not be null."""
+    found = f"u.{column}"
+    return Check(
+        "wrong_value",
+        "users",
+        column,
+        f"{found} IS NULL OR (u.is_known AND {found} <> {wanted})",
+        f"CASE WHEN u.is_known THEN ({wanted})::text ELSE 'not null' END",
+        found,
+    )
+
+
+_DUPLICATE_SUITE = (
+    " FROM {ai_suites} e WHERE e.user_id = u.id AND e.id <> s.id"
+    " AND e.name = s.name AND e.configuration::jsonb = s.configuration::jsonb"
+)
+_DEPARTMENT = (
+    "CASE WHEN u.was ? 'department_id' THEN u.was ->> 'department_id'"
+    " WHEN NOT u.kept ? 'organization_id' THEN home.department_id END"
+)
 _USER_CHECKS = (
-    Check(
-        "wrong_value",
-        "users",
+    _user_value(
         "user_type",
-        "u.user_type IS NULL OR (u.is_known AND u.user_type <> CASE"
-        " WHEN u.kept ? 'user_type' THEN u.was ->> 'user_type'"
-        " ELSE u.type END)",
+        "CASE WHEN u.kept ? 'user_type' THEN u.was ->> 'user_type' ELSE u.type END",
     ),
-    Check(
-        "wrong_value",
-        "users",
+    _user_value(
         "billing_tier",
-        "u.billing_tier IS NULL OR (u.is_known AND u.billing_tier <> CASE"
-        " WHEN u.kept ? 'billing_tier' THEN u.was ->> 'billing_tier' ELSE 'free' END)",
+        "CASE WHEN u.kept ? 'billing_tier' THEN u.was ->> 'billing_tier' ELSE 'free' END",
     ),
-    Check(
-        "wrong_value",
-        "users",
+    _user_value(
         "is_active",
-        "u.is_active IS NULL OR (u.is_known AND u.is_active <> CASE"
-        " WHEN u.kept ? 'is_active' THEN (u.was ->> 'is_active')::boolean ELSE true END)",
+        "CASE WHEN u.kept ? 'is_active' THEN (u.was ->> 'is_active')::boolean ELSE true END",
     ),
-    Check(
-        "wrong_value",
-        "users",
+    _user_value(
         "organization_id",
-        "u.organization_id IS NULL OR (u.is_known AND u.organization_id <> CASE"
-        " WHEN u.kept ? 'organization_id' THEN u.was ->> 'organization_id'"
-        " ELSE home.organization_id END)",
+        "CASE WHEN u.kept ? 'organization_id' THEN u.was ->> 'organization_id'"
+        " ELSE home.organization_id END",
     ),
-    Check(
-        "wrong_value",
-        "users",
-        "department_id",
-        "u.is_known AND u.department_id IS DISTINCT FROM CASE"
-        " WHEN u.was ? 'department_id' THEN u.was ->> 'department_id'"
-        " WHEN NOT u.kept ? 'organization_id' THEN home.department_id END",
-    ),
-    Check("wrong_value", "users", "credits_balance", "u.credits_balance IS NULL"),
+    *wrong_values("users", "u.is_known", {"department_id": ("u.department_id", _DEPARTMENT)}),
+    Check("wrong_value", "users", "credits_balance", "u.credits_balance IS NULL", "'not null'"),
     Check(
         "missing",
         "ai_suites",
@@ -65,17 +67,20 @@ _USER_CHECKS = (
         "extra",
         "ai_suites",
         "duplicate",
-        "EXISTS (SELECT FROM {ai_suites} e WHERE e.user_id = u.id AND e.id <> s.id"
-        " AND e.name = s.name AND e.configuration::jsonb = s.configuration::jsonb)",
+        f"EXISTS (SELECT{_DUPLICATE_SUITE})",
+        key=f"SELECT min(e.id::text){_DUPLICATE_SUITE}",
     ),
-    Check("wrong_owner", "ai_suites", "", "s.user_id <> u.id"),
+    Check("wrong_owner", "ai_suites", "", "s.user_id <> u.id", "u.id", "s.user_id"),
     *wrong_values(
         "ai_suites",
         "s.id IS NOT NULL AND (u.is_known OR s.is_as_made)",
         {
-            "name": "s.name <> concat(u.email, {suite_suffix})",
-            "configuration": "s.configuration::jsonb IS DISTINCT FROM {suite_configuration}",
-            "is_active": "s.is_active IS DISTINCT FROM true",
+            "name": (
+                "s.name",
+                "CASE WHEN s.name IS NOT NULL THEN concat(u.email, {suite_suffix}) END",
+            ),
+            "configuration": ("s.configuration::jsonb", "{suite_configuration}"),
+            "is_active": ("s.is_active", "true"),
         },
     ),
 )
@@ -83,7 +88,7 @@ _USER_CHECKS = (
 # What the columns were before comes from the newest before-image. Where an earlier run wrote it,
 # the new application may have changed the columns since: only nulls can be told then.
 _USERS = """
-SELECT found.kind, 'user', u.legacy_key, found.target_table, found.detail
+SELECT found.kind, 'user', u.legacy_key, found.target_table, found.detail, {values}
 FROM (
   SELECT u.id, u.id::text AS legacy_key, {email} AS email,
     u.user_type::text, u.billing_tier::text,
@@ -107,18 +112,18 @@ LEFT JOIN LATERAL (
 ) AS s ON true
 CROSS JOIN LATERAL (VALUES
   {checks}
-) AS found(kind, target_table, detail, differs)
+) AS {fault}
 WHERE ({differs}) AND found.differs
 """
 
 # What an earlier run migrated and is bad now stays as it was until it is fixed.
 _SET_ASIDE_USERS = """
-SELECT 'extra', 'user', u.id::text, 'credit_logs', 'quarantined'
+SELECT 'extra', 'user', u.id::text, 'credit_logs', 'quarantined', c.id::text, NULL, NULL
 FROM migration.quarantine q
 JOIN {users} u ON u.id::text = q.legacy_key
 JOIN {credit_logs} c ON c.id = {grant_id} AND c.run_id = :own_run
 WHERE q.entity = 'user' AND q.state IN ('open', 'accepted') AND {scope}
-UNION ALL SELECT 'extra', 'user', u.id::text, 'ai_suites', 'quarantined'
+UNION ALL SELECT 'extra', 'user', u.id::text, 'ai_suites', 'quarantined', s.id::text, NULL, NULL
 FROM migration.quarantine q
 JOIN {users} u ON u.id::text = q.legacy_key
 JOIN {ai_suites} s ON s.id = {suite_id}
@@ -133,16 +138,16 @@ _SUBSCRIPTION_CHECKS = (
     Check("missing", "tool_usage_logs", "", "l.id IS NULL"),
     *tool_checks(
         {
-            "name": "t.name IS DISTINCT FROM e.gpt_id",
-            "version": "t.version IS DISTINCT FROM e.version",
-            "is_active": "t.is_active IS DISTINCT FROM e.is_active",
-            "configuration": "t.configuration::jsonb IS DISTINCT FROM e.configuration",
+            "name": ("t.name", "e.gpt_id"),
+            "version": ("t.version", "e.version"),
+            "is_active": ("t.is_active", "e.is_active"),
+            "configuration": ("t.configuration::jsonb", "e.configuration"),
         },
     ),
 )
 
 _SUBSCRIPTIONS = """
-SELECT found.kind, 'subscription', e.legacy_key, found.target_table, found.detail
+SELECT found.kind, 'subscription', e.legacy_key, found.target_table, found.detail, {values}
 FROM (
   SELECT s.id::text AS legacy_key, s.user_id, {gpt_id} AS gpt_id, {version} AS version,
     {is_active} AS is_active, {configuration} AS configuration, {tool_id} AS tool_id,
@@ -158,7 +163,7 @@ LEFT JOIN {tool_assignments} a ON a.tool_id = e.tool_id AND a.user_id = e.user_i
 LEFT JOIN {tool_usage_logs} l ON l.id = e.usage_id
 CROSS JOIN LATERAL (VALUES
   {checks}
-) AS found(kind, target_table, detail, differs)
+) AS {fault}
 WHERE ({differs}) AND found.differs
 """
 
@@ -205,9 +210,10 @@ judged AS MATERIALIZED (
 _EXTRA = (
     _JUDGED
     + """
-SELECT 'extra', j.entity, j.id::text, 'ai_tools', NULL FROM judged j WHERE j.is_extra
+SELECT 'extra', j.entity, j.id::text, 'ai_tools', NULL, j.id::text, NULL, NULL
+FROM judged j WHERE j.is_extra
 UNION ALL
-SELECT 'extra', 'subscription', t.id::text, 'ai_tools', 'duplicate'
+SELECT 'extra', 'subscription', t.id::text, 'ai_tools', 'duplicate', t.id::text, NULL, NULL
 FROM tools t
 WHERE NOT ({is_tool} OR {is_project_tool}) AND t.tool_type = 'gpt'
   AND t.created_at >= (SELECT r.started_at AT TIME ZONE 'UTC' FROM migration.runs r
@@ -219,14 +225,15 @@ WHERE NOT ({is_tool} OR {is_project_tool}) AND t.tool_type = 'gpt'
       AND (o.id IN (SELECT e.tool_id FROM legacy e WHERE e.stands)) IS TRUE
   )) IS TRUE
 UNION ALL
-SELECT 'extra', 'subscription', a.tool_id::text, 'tool_assignments', NULL
+SELECT 'extra', 'subscription', a.tool_id::text, 'tool_assignments', NULL,
+  concat('tool ', a.tool_id, ', user ', a.user_id), NULL, NULL
 FROM page JOIN {tool_assignments} a ON a.user_id = page.id
 LEFT JOIN legacy e ON e.tool_id = a.tool_id AND e.user_id = a.user_id AND e.stands
 LEFT JOIN judged j ON j.id = a.tool_id
 WHERE {is_assigned_tool} AND e.tool_id IS NULL AND j.is_extra IS NOT FALSE
   AND a.assigned_by IS NOT DISTINCT FROM {assigned_by}
 UNION ALL
-SELECT 'extra', 'subscription', l.id::text, 'tool_usage_logs', NULL
+SELECT 'extra', 'subscription', l.id::text, 'tool_usage_logs', NULL, l.id::text, NULL, NULL
 FROM page JOIN {tool_usage_logs} l ON l.user_id = page.id
 LEFT JOIN legacy e ON e.usage_id = l.id AND e.user_id = l.user_id AND e.stands
 LEFT JOIN judged j ON j.id = l.tool_id
@@ -245,8 +252,8 @@ def details(context: Context, scope: Scope) -> list[str]:
     """The statements over one page of users, and over all that hangs on them."""
     names = _expressions(context, scope)
     statements = (
-        with_checks(_USERS, _USER_CHECKS),
-        with_checks(_SUBSCRIPTIONS, _SUBSCRIPTION_CHECKS),
+        with_checks(_USERS, _USER_CHECKS, {"users": "u.id", "ai_suites": "{suite_id}"}),
+        with_checks(_SUBSCRIPTIONS, _SUBSCRIPTION_CHECKS, expected.TOOL_KEYS),
         _EXTRA,
     )
     return [context.render(sql, **names) for sql in statements]

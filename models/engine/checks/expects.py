@@ -95,10 +95,10 @@ WITH e AS MATERIALIZED (
 """
 _MISSING_OR_WRONG = """
 SELECT CASE WHEN t.{key} IS NULL THEN 'missing' ELSE 'wrong_value' END, {entity},
-  e.source_key::text, {table_name}, d.detail
+  e.source_key::text, {table_name}, d.detail, e.wanted_key::text, d.expected, d.found
 FROM e LEFT JOIN {table} t ON t.{key} = e.wanted_key
 LEFT JOIN {written} AS c ON c.source_key = e.source_key::text AND c.row_key = t.{key}::text
-CROSS JOIN LATERAL (VALUES {checks}) AS d(detail, differs)
+CROSS JOIN LATERAL (VALUES {checks}) AS d(detail, differs, expected, found)
 WHERE d.differs AND (t.{key} IS NULL) = (d.detail IS NULL)
 """
 # A row that an earlier run created: the application may have changed it since.
@@ -121,7 +121,7 @@ def differences(
     """
     table = context.target.table(expect.table)
     is_own = table.oid == source.oid
-    checks = [f"(NULL, t.{quote(expect.key)} IS NULL)"]
+    checks = [f"(NULL, t.{quote(expect.key)} IS NULL, NULL, NULL)"]
     for name in names:
         if name == expect.key:
             continue
@@ -133,7 +133,7 @@ def differences(
             if is_own
             else f"(c.is_older IS NOT TRUE AND {differs})"
         )
-        checks.append(f"({literal(name)}, {condition})")
+        checks.append(f"({literal(name)}, {condition}, ({wanted})::text, {found}::text)")
     written = _FILLED if is_own else _CREATED
     entity, table_name = literal(source.source.entity), literal(expect.table)
     return expected(context, source, expect, scope) + _MISSING_OR_WRONG.format(

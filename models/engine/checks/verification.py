@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,12 +16,19 @@ _PLAIN_TEXT = TEXT_TYPES - {"character"}
 
 
 class Check(NamedTuple):
-    """One thing that may be wrong with a row, and the SQL condition under which it is."""
+    """One thing that may be wrong with a row, and the SQL condition under which it is.
+
+    `expected` and `found` are SQL for the two values, and `key` is SQL for the target row's key,
+    where it is not the one of its table (see `with_checks`).
+    """
 
     kind: str
     table: str
     detail: str
     condition: str
+    expected: str = "NULL"
+    found: str = "NULL"
+    key: str = ""
 
 
 def statements_of(
@@ -45,25 +52,42 @@ def _read_account(context: Context, step: Step, scope: Scope) -> Any:
     return context.connection.execute(text(statement), parameters).one() if statement else None
 
 
-def wrong_values(table: str, given: str, columns: dict[str, str]) -> list[Check]:
-    """Checks of columns: each condition holds only where `given` does."""
+def wrong_values(table: str, given: str, columns: dict[str, tuple[str, str]]) -> list[Check]:
+    """Checks of columns where `given` holds: SQL for what is found, and for what is expected."""
     return [
-        Check("wrong_value", table, column, f"({given}) AND ({condition})")
-        for column, condition in columns.items()
+        Check(
+            "wrong_value",
+            table,
+            column,
+            f"({given}) AND {found} IS DISTINCT FROM {expected}",
+            expected,
+            found,
+        )
+        for column, (found, expected) in columns.items()
     ]
 
 
-def with_checks(statement: str, checks: Sequence[Check]) -> str:
+def with_checks(statement: str, checks: Sequence[Check], keys: Mapping[str, str]) -> str:
     """Fill {differs}, true for a row with any fault, and {checks}, which names each of them.
 
-    Nearly all rows have none: only for the others are the conditions told apart.
+    `keys` is SQL for the key of the target row, by table. Nearly all rows have no fault: only for
+    the others are the conditions told apart, and the values read.
     """
     differs = "\n  OR ".join(f"({check.condition})" for check in checks)
     rows = ",\n  ".join(
-        f"('{check.kind}', '{check.table}', nullif('{check.detail}', ''), {check.condition})"
+        f"('{check.kind}', '{check.table}', nullif('{check.detail}', ''), {check.condition},"
+        f" ({check.key or keys[check.table]})::text, ({check.expected})::text,"
+        f" ({check.found})::text)"
         for check in checks
     )
-    return statement.replace("{differs}", differs).replace("{checks}", rows)
+    return (
+        statement.replace("{differs}", differs)
+        .replace("{checks}", rows)
+        .replace(
+            "{fault}", "found(kind, target_table, detail, differs, target_key, expected, found)"
+        )
+        .replace("{values}", "found.target_key, found.expected, found.found")
+    )
 
 
 def newest_images(
@@ -99,7 +123,8 @@ WITH found (kind, entity, legacy_key, target_table, detail) AS MATERIALIZED ({st
 waiting (entity, legacy_key, target_table) AS ({waiting})
 INSERT INTO migration.differences
   (run_id, stage, batch_id, kind, entity, legacy_key, target_table, detail)
-SELECT :run_id, :stage, :batch_id, f.* FROM found f
+SELECT :run_id, :stage, :batch_id, f.kind, f.entity, f.legacy_key, f.target_table, f.detail
+FROM found f
 WHERE NOT EXISTS (
   SELECT FROM waiting x WHERE x.entity = f.entity AND x.legacy_key = f.legacy_key
     AND x.target_table = f.target_table)
@@ -108,7 +133,10 @@ ON CONFLICT DO NOTHING
 
 
 def store(context: Context, stage: str, statements: Iterable[str], scope: Scope) -> int:
-    """Store what the statements select and what no change explains; returns how many."""
+    """Store what the statements select and what no change explains; returns how many.
+
+    The values that a statement may select beside are not stored (see `values`).
+    """
     waiting = context.migration.waiting(context)
     parameters = context.parameters | {"stage": stage} | scope.parameters
     return sum(
