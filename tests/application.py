@@ -193,6 +193,8 @@ class Application:
             owner = self._key(connection, table, "user_id")
             connection.execute(text(f"DELETE FROM {table} WHERE user_id = {owner}"), {"id": key})
         self._delete(connection, self.names.users, key)
+        if self.is_sparing:
+            self.history.gone.add(key)
 
     def delete_user_alone(self, connection: Connection) -> None:
         self._delete(connection, self.names.users)

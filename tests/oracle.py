@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -83,12 +83,14 @@ class History:
     """What an application wrote beside a run: nothing of it is read from what the run made.
 
     `held` has by project the GPT that was chosen last, `owners` by project all that it had, and
-    `gpts` by subscription every owner with the GPT of that time.
+    `gpts` by subscription every owner with the GPT of that time. `gone` are the users that were
+    deleted with all their rows after the last lock, or shortly before it.
     """
 
     held: Row = field(default_factory=dict)
     owners: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     gpts: dict[str, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
+    gone: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -516,8 +518,36 @@ def compare_now(
 ) -> list[str]:
     """As `compare`, where the legacy rows have changed since: with what is expected of them now."""
     after = snapshot(connection, before.names)
+    if history and not _cascades(connection, after):
+        after = _without(after, history.gone)
     now = refreshed(before, after, history)
     return differences(now, after, expected(now, grants))
+
+
+def _cascades(connection: Connection, shot: Snapshot) -> bool:
+    """Whether a user's suite goes with the user, also when no run is open."""
+    query = (
+        "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND confdeltype = 'c'"
+        " AND conrelid = to_regclass(:suites) AND confrelid = to_regclass(:users)"
+    )
+    suites = shot.names.targets.get("ai_suites", "ai_suites")
+    names = {"suites": _quoted(suites), "users": _quoted(shot.names.users)}
+    return bool(connection.scalar(text(query), names))
+
+
+def _without(shot: Snapshot, gone: set[str]) -> Snapshot:
+    """Less what adopted tables keep of users who were deleted after a run."""
+    owners = gone - {str(row["id"]) for row in shot.rows("users")}
+    suites = {row["id"] for row in shot.rows("ai_suites") if row["user_id"] in owners}
+    tools = {row["id"] for row in shot.rows("ai_tools") if row["suite_id"] in suites}
+    left = {"ai_suites": ("id", suites), "ai_tools": ("id", tools)}
+    left |= {name: ("tool_id", tools) for name in ("tool_assignments", "tool_usage_logs")}
+    left["credit_logs"] = ("user_id", owners)
+    kept = {
+        name: [row for row in shot.rows(name) if row[key] not in keys]
+        for name, (key, keys) in left.items()
+    }
+    return replace(shot, tables=shot.tables | kept)
 
 
 def differences(before: Snapshot, after: Snapshot, result: Expectation) -> list[str]:
