@@ -46,7 +46,7 @@ _CHECKS = (
             "version": "t.version IS NOT NULL",
             "is_active": "t.is_active IS DISTINCT FROM true",
             "configuration": "t.configuration::jsonb IS DISTINCT FROM"
-            " jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name)",
+            " jsonb_build_object('project_id', e.legacy_key, 'gpt_id', coalesce({wanted}, t.name))",
         },
     ),
     Check(
