@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from uuid import UUID
 
@@ -18,12 +18,14 @@ import psycopg2
 from sqlalchemy import Connection, Engine, text
 
 from models.postgres import database
-from tests.oracle import Names, Writes
+from tests.oracle import History, Names
 
 # Types with names in capitals; the first one knows no plain user.
 ENUMS = ("userrole", "subscription_status")
 GPTS = ("math_tutor", "essay_coach", "lab_partner", "new_gpt")
 FOREIGN_KEY_VIOLATION = "23503"
+# No tool of the application's own has a higher number.
+TOOLS = 100
 # So many keys of a table are known; a row is found near one of them, by the index.
 LANDMARKS = 5_000
 
@@ -32,8 +34,7 @@ class Application:
     """Writes to the legacy tables as an application does that has never heard of a migration.
 
     The same seed makes the same choices; the keys of new rows begin with `live`, or are of the
-    column's own kind. `blocked` counts the deletions that a foreign key refused, `writes` is for
-    the oracle.
+    column's own kind. `blocked` counts the deletions that a foreign key refused.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Application:
         self.done: Counter[str] = Counter()
         self.refused: list[str] = []
         self.blocked: Counter[str] = Counter()
-        self.writes = Writes()
+        self.history = History()
         self._prefix, self._count = prefix, 0
         self.is_sparing = False
         self._columns: dict[str, dict[str, str]] = {}
@@ -153,11 +154,20 @@ class Application:
         self._set(connection, self.names.users, "role", self._role())
 
     def choose_gpt(self, connection: Connection) -> None:
-        """A GPT by its name; half of the time by a subscription, where projects name those."""
-        chosen = self.random.choice(GPTS)
+        """A GPT, or where a project holds one, a subscription of the owner.
+
+        Not a number that may be the id of a tool: its meaning changes with the switch.
+        """
+        table, project = self.names.projects, self._any(connection, self.names.projects)
+        value = self.random.choice(GPTS)
         if self.names.active_gpt == "subscription" and self.random.random() < 0.5:
-            chosen = self._any(connection, self.names.subscriptions)
-        self._set(connection, self.names.projects, "active_gpt_id", chosen)
+            query = (
+                f"SELECT max(s.id)::text FROM {self.names.subscriptions} s JOIN {table} p"
+                f" ON p.user_id = s.user_id WHERE p.id = {self._key(connection, table)}"
+                f" AND s.id > {TOOLS}"
+            )
+            value = connection.scalar(text(query), {"id": project}) or value
+        self._set(connection, table, "active_gpt_id", value, project)
 
     def deselect_gpt(self, connection: Connection) -> None:
         value = self.random.choice((None, ""))
@@ -183,6 +193,8 @@ class Application:
             owner = self._key(connection, table, "user_id")
             connection.execute(text(f"DELETE FROM {table} WHERE user_id = {owner}"), {"id": key})
         self._delete(connection, self.names.users, key)
+        if self.is_sparing:
+            self.history.gone.add(key)
 
     def delete_user_alone(self, connection: Connection) -> None:
         self._delete(connection, self.names.users)
@@ -285,19 +297,19 @@ class Application:
             {name: _word(types[name], values[name]) for name in written},
         )
         self._made.setdefault(table, []).append(str(values["id"]))
-        self._note(table, str(values["id"]), values)
+        self._note(connection, table, str(values["id"]), values)
 
-    def _note(self, table: str, key: str, values: dict[str, str | None]) -> None:
-        if table == self.names.projects and "active_gpt_id" in values:
-            self.writes.chosen[key] = values["active_gpt_id"]
-        gpt = values.get(self._own(table, "gpt_id"))
-        if table == self.names.subscriptions and gpt is not None:
-            self.writes.gpts[key].add(gpt)
-
-    def _set(self, connection: Connection, table: str, column: str, value: str | None) -> None:
+    def _set(
+        self,
+        connection: Connection,
+        table: str,
+        column: str,
+        value: str | None,
+        key: str | None = None,
+    ) -> None:
         types, column = self._types(connection, table), self._own(table, column)
         if column in types:
-            key = self._any(connection, table)
+            key = key or self._any(connection, table)
             connection.execute(
                 text(
                     f"UPDATE {table} SET {column} = CAST(:value AS {types[column]})"
@@ -305,7 +317,22 @@ class Application:
                 ),
                 {"value": _word(types[column], value), "id": key},
             )
-            self._note(table, key, {column: value})
+            self._note(connection, table, key, {column: value})
+
+    def _note(
+        self, connection: Connection, table: str, key: str, written: Mapping[str, str | None]
+    ) -> None:
+        """Remember what the projects and the subscriptions were, for the oracle."""
+        gpt = self._own(table, "gpt_id")
+        if table == self.names.projects:
+            if "active_gpt_id" in written:
+                self.history.held[key] = written["active_gpt_id"]
+            if owner := written.get("user_id"):
+                self.history.owners[key].add(owner)
+        elif table == self.names.subscriptions and written.keys() & {"user_id", gpt}:
+            query = f"SELECT user_id::text, {gpt}::text FROM {table} WHERE id = "
+            row = connection.execute(text(query + self._key(connection, table)), {"id": key})
+            self.history.gpts[key].update((str(owner), str(of)) for owner, of in row if of)
 
     def _delete(self, connection: Connection, table: str, key: str | None = None) -> None:
         if not self._types(connection, table):

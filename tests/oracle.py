@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
@@ -67,6 +67,8 @@ class Snapshot:
     tables: dict[str, list[Row]] = field(default_factory=dict)
     defaults: Row = field(default_factory=dict)
     assigned_by_is_foreign_key: bool = False
+    named: dict[str, str] = field(default_factory=dict)
+    """What the tools of projects are named after, where it is not what the project holds."""
 
     def rows(self, name: str) -> list[Row]:
         return self.tables.get(name, [])
@@ -74,6 +76,21 @@ class Snapshot:
     def by_key(self, name: str) -> dict[tuple[str | None, ...], Row]:
         columns = TARGETS.get(name, ("id",))
         return {tuple(row[each] for each in columns): row for row in self.rows(name)}
+
+
+@dataclass
+class History:
+    """What an application wrote beside a run: nothing of it is read from what the run made.
+
+    `held` has by project the GPT that was chosen last, `owners` by project all that it had, and
+    `gpts` by subscription every owner with the GPT of that time. `gone` are the users that were
+    deleted with all their rows after the last lock, or shortly before it.
+    """
+
+    held: Row = field(default_factory=dict)
+    owners: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    gpts: dict[str, set[tuple[str, str]]] = field(default_factory=lambda: defaultdict(set))
+    gone: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -196,25 +213,12 @@ def _defaults(connection: Connection, users: str) -> Row:
     }
 
 
-@dataclass(frozen=True)
-class Writes:
-    """What an application wrote meanwhile, where the tables do not tell it any more.
-
-    `chosen` has the last `active_gpt_id` of each project, `gpts` every `gpt_id` that it gave to
-    each subscription.
-    """
-
-    chosen: dict[str, str | None] = field(default_factory=dict)
-    gpts: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-
-
-def refreshed(before: Snapshot, now: Snapshot, writes: Writes | None = None) -> Snapshot:
+def refreshed(before: Snapshot, now: Snapshot, history: History | None = None) -> Snapshot:
     """The legacy rows as they are now, over the target as it was before the first run.
 
     For a migrated database whose legacy data were fixed since: `expected` of the result is what
-    a retry, or one more run, ends with.
+    a retry, or one more run, ends with. Without a history, a project's tool is taken at its word.
     """
-    tools = {row["id"]: _load(row["configuration"]) for row in now.rows("ai_tools")}
     adopted = {name for row in before.rows("users") for name in row} & USER_COLUMNS
     old = before.by_key("users")
     users = []
@@ -222,39 +226,61 @@ def refreshed(before: Snapshot, now: Snapshot, writes: Writes | None = None) -> 
         untouched = {name: value for name, value in row.items() if name not in USER_COLUMNS}
         was = old.get((row["id"],), before.defaults)
         users.append(untouched | {name: was.get(name) for name in adopted})
-    projects = []
-    for row in now.rows("projects"):
-        tool = tools.get(row["active_gpt_id"])
-        if not isinstance(tool, dict) or tool.get("project_id") != row["id"]:
-            projects.append(row)
-        elif before.names.active_gpt == "subscription":
-            projects.append(row | _held(before, now, row, tool["gpt_id"], writes or Writes()))
-        else:
-            projects.append(row | {"active_gpt_id": tool["gpt_id"]})
+    projects, named = _projects_before(before, now, history)
     legacy = {"users": users, "projects": projects, "subscriptions": now.rows("subscriptions")}
-    return Snapshot(before.names, before.tables | legacy, before.defaults)
+    return Snapshot(before.names, before.tables | legacy, before.defaults, named=named)
 
 
-KEPT = "(the GPT that a tool keeps)"
+def _projects_before(
+    before: Snapshot, now: Snapshot, history: History | None
+) -> tuple[list[Row], dict[str, str]]:
+    """The projects as the application left them, and what their tools are named after."""
+    tools = {row["id"]: _load(row["configuration"]) for row in now.rows("ai_tools")}
+    projects, named, first = [], {}, before.by_key("projects")
+    for row in now.rows("projects"):
+        key, tool = str(row["id"]), tools.get(row["active_gpt_id"])
+        held, was = row["active_gpt_id"], first.get((key,))
+        if isinstance(tool, dict) and tool.get("project_id") == key:
+            is_key = was and before.names.active_gpt == "subscription"
+            held = was["active_gpt_id"] if was and is_key else tool["gpt_id"]
+            if history:
+                held = _held(history, row, was)
+                named[key] = _name(before, now, history, row | {"active_gpt_id": held}, tool)
+        elif history:
+            held = _held(history, row, was)
+        projects.append(row | {"active_gpt_id": held})
+    return projects, named
 
 
-def _held(before: Snapshot, now: Snapshot, row: Row, gpt: str, writes: Writes) -> Row:
-    """The subscription or GPT that a switched project held last.
+def _held(history: History, project: Row, was: Row | None) -> str | None:
+    """What the application put there last."""
+    return history.held.get(str(project["id"]), (was or project)["active_gpt_id"])
 
-    A subscription that is gone, or has another owner than the project, names nothing any more. The
-    tool keeps the GPT of when it was made: one that the subscription had, or the key itself.
+
+def _name(
+    before: Snapshot, now: Snapshot, history: History, project: Row, tool: dict[str, Any]
+) -> str:
+    """What the tool of this project is named after: what the project holds means now.
+
+    The key of a subscription that its owner has no longer means one of the GPTs that it stood for,
+    or nothing: then it is taken as it is.
     """
-    key = str(row["id"])
-    was = before.by_key("projects").get((row["id"],), {})
-    held = writes.chosen.get(key, was.get("active_gpt_id"))
-    if held is None:
-        return {"active_gpt_id": held}
-    there = now.by_key("subscriptions").get((held,), {})
-    if there.get("user_id") == row["user_id"] and not _is_blank(there.get("gpt_id")):
-        return {"active_gpt_id": held}
-    had = {held, *writes.gpts.get(held, ()), *(there.get("gpt_id"),)}
-    had.add(before.by_key("subscriptions").get((held,), {}).get("gpt_id"))
-    return {"active_gpt_id": held, KEPT: gpt if gpt in had else held}
+    held, owner = str(project["active_gpt_id"]), project["user_id"]
+    if before.names.active_gpt != "subscription":
+        return held
+    for row in now.rows("subscriptions"):
+        if (row["id"], row["user_id"]) == (held, owner) and not _is_blank(row["gpt_id"]):
+            return str(row["gpt_id"])
+    key = str(project["id"])
+    owners = history.owners.get(key, set()) | {str(owner)}
+    owners |= {str(row["user_id"]) for row in before.rows("projects") if row["id"] == key}
+    meant = {gpt for whose, gpt in history.gpts.get(held, set()) if whose in owners}
+    meant |= {
+        str(row["gpt_id"])
+        for row in before.rows("subscriptions")
+        if row["id"] == held and row["user_id"] in owners and not _is_blank(row["gpt_id"])
+    }
+    return str(tool["gpt_id"]) if tool["gpt_id"] in meant else held
 
 
 def expected(before: Snapshot, grants: dict[str, Decimal]) -> Expectation:
@@ -278,7 +304,7 @@ def expected(before: Snapshot, grants: dict[str, Decimal]) -> Expectation:
         gpts = {(row["id"], row["user_id"]): row["gpt_id"] for row in subscriptions}
     for row in before.rows("projects"):
         if not result.quarantine("projects", row, *_owner_reasons(result, row)):
-            _expect_project(result, row, pointed, gpts)
+            _expect_project(result, row, pointed, gpts, before.named.get(str(row["id"])))
     return result
 
 
@@ -366,14 +392,18 @@ def _expect_project(
     row: Row,
     pointed: set[tuple[str | None, str | None]],
     gpts: dict[tuple[str | None, str | None], str | None],
+    name: str | None,
 ) -> None:
     key, gpt = str(row["id"]), row["active_gpt_id"]
     result.is_template[key] = row.get("is_template") == "true"
-    if gpt is None or _is_blank(gpt) or (gpt, row["user_id"]) in pointed:
+    if gpt is None or _is_blank(gpt):
         return
-    named = row.get(KEPT) or gpts.get((gpt, row["user_id"]))
-    if named is not None and not _is_blank(named):
-        gpt = named
+    if name:
+        gpt = name
+    elif (gpt, row["user_id"]) in pointed:
+        return
+    elif not _is_blank(named := gpts.get((gpt, row["user_id"]))):
+        gpt = str(named)
     configuration = {"project_id": key, "gpt_id": gpt}
     result.tools.append(Tool("project", key, str(row["user_id"]), gpt, None, configuration, True))
 
@@ -484,12 +514,40 @@ def compare_now(
     connection: Connection,
     before: Snapshot,
     grants: dict[str, Decimal],
-    writes: Writes | None = None,
+    history: History | None = None,
 ) -> list[str]:
     """As `compare`, where the legacy rows have changed since: with what is expected of them now."""
     after = snapshot(connection, before.names)
-    now = refreshed(before, after, writes)
+    if history and not _cascades(connection, after):
+        after = _without(after, history.gone)
+    now = refreshed(before, after, history)
     return differences(now, after, expected(now, grants))
+
+
+def _cascades(connection: Connection, shot: Snapshot) -> bool:
+    """Whether a user's suite goes with the user, also when no run is open."""
+    query = (
+        "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND confdeltype = 'c'"
+        " AND conrelid = to_regclass(:suites) AND confrelid = to_regclass(:users)"
+    )
+    suites = shot.names.targets.get("ai_suites", "ai_suites")
+    names = {"suites": _quoted(suites), "users": _quoted(shot.names.users)}
+    return bool(connection.scalar(text(query), names))
+
+
+def _without(shot: Snapshot, gone: set[str]) -> Snapshot:
+    """Less what adopted tables keep of users who were deleted after a run."""
+    owners = gone - {str(row["id"]) for row in shot.rows("users")}
+    suites = {row["id"] for row in shot.rows("ai_suites") if row["user_id"] in owners}
+    tools = {row["id"] for row in shot.rows("ai_tools") if row["suite_id"] in suites}
+    left = {"ai_suites": ("id", suites), "ai_tools": ("id", tools)}
+    left |= {name: ("tool_id", tools) for name in ("tool_assignments", "tool_usage_logs")}
+    left["credit_logs"] = ("user_id", owners)
+    kept = {
+        name: [row for row in shot.rows(name) if row[key] not in keys]
+        for name, (key, keys) in left.items()
+    }
+    return replace(shot, tables=shot.tables | kept)
 
 
 def differences(before: Snapshot, after: Snapshot, result: Expectation) -> list[str]:

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 ROWS = "rows"
 
 
+def number(count: int, noun: str) -> str:
+    """A count with its noun: `1 row`, `1,204 rows`, `2 discrepancies`."""
+    if count != 1:
+        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun}"
+
+
 def migration() -> Migration | None:
     """The migration of this process; None where its name is the error that is reported."""
     try:

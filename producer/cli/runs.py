@@ -334,6 +334,7 @@ def quarantine(
     more: tuple[str, ...],
 ) -> Any:
     """List the quarantined rows by reason; accept those that stay out."""
+    from models.reports.words import number
     from producer import connect
     from producer.checks import forecast
     from producer.reports import status as report
@@ -354,8 +355,8 @@ def quarantine(
         settings = connect.settings().base
         changed = acceptance.accept(engine, settings, run, keys, takes_back=bool(opens))
         console.print(
-            f"{changed:,} rows {'accepted' if accepts else 'no longer accepted'}, dependent rows"
-            " included. Next: producer retry --wait"
+            f"{number(changed, 'row')} {'accepted' if accepts else 'no longer accepted'}, dependent"
+            " rows included. Next: producer retry --wait"
         )
     if preview:
         settings = connect.settings().base

@@ -12,6 +12,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from models.errors import MigrationError
 from models.ledger import audit
 from models.ledger.tables import RECONCILIATION, VERIFICATION
+from models.reports.words import number
 from producer import repair as repairing
 from producer import tracing
 from producer.broker.snapshot import REDIS_ERRORS
@@ -99,7 +100,7 @@ def accept(run_id: str) -> AnyResponse:
     )
     if changed is not None:
         done = "no longer accepted" if takes_back else "accepted"
-        flash(f"{changed:,} rows {done}, dependent rows included. {_NEXT_IS_RETRY}")
+        flash(f"{number(changed, 'row')} {done}, dependent rows included. {_NEXT_IS_RETRY}")
     arguments: dict[str, Any] = asked.read(QUARANTINE, request.args).address()
     return redirect(url_for("pages.listing", run_id=run_id, name="quarantine", **arguments), 303)
 

@@ -88,9 +88,11 @@ _SEEDED = """
     SELECT t.id, s.user_id, s.user_id, '2024-03-01' FROM ai_tools t
     JOIN ai_suites s ON s.id = t.suite_id;
     UPDATE {projects} SET active_gpt_id = (1 + mod(id, 9))::text WHERE mod(id, 5) = 0;
-    UPDATE {projects} p SET active_gpt_id = (
-        SELECT min(s.id)::text FROM {subscriptions} s WHERE s.user_id = p.user_id)
-    WHERE mod(id, 3) = 0;
+    UPDATE {projects} p SET active_gpt_id = held.key FROM (
+        SELECT o.id, min(s.id)::text AS key
+        FROM {projects} o LEFT JOIN {subscriptions} s ON s.user_id = o.user_id
+        WHERE mod(o.id, 3) = 0 GROUP BY o.id
+    ) held WHERE held.id = p.id;
 """
 
 _DASHBOARD_TABLES = """

@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from models.errors import Misconfigured
 from models.reports.run import RunReport
+from models.reports.words import number
 from models.settings import Settings
 from producer.reports import history, plots
 from producer.reports.history import Record
@@ -72,14 +73,14 @@ def sentence(found: RunReport) -> str:
     said += f" {first.total:,} {name} are migrated after {duration(found.seconds)}"
     quarantined = sum(found.quarantine.values())
     if quarantined:
-        said += f", {quarantined:,} rows are quarantined"
+        said += f", {number(quarantined, 'row')} {'is' if quarantined == 1 else 'are'} quarantined"
     checked, reconciled = found.verification, found.reconciliation
     if checked.state == "done" and reconciled.state in ("done", "none"):
         said += "; every row was compared"
         if reconciled.state == "done":
             said += f", {reconciled.checked:,} {reconciled.rows} were reconciled"
-        wrong = {"differences": checked.differences, "discrepancies": reconciled.discrepancies}
-        numbers = [f"{count:,} {what}" for what, count in wrong.items() if count]
+        wrong = {"difference": checked.differences, "discrepancy": reconciled.discrepancies}
+        numbers = [number(count, what) for what, count in wrong.items() if count]
         said += f", with {' and '.join(numbers)}" if numbers else ", and nothing differs"
     return f"{said}. {error.message}." if error else f"{said}."
 

@@ -18,6 +18,7 @@ from models.reports.checks import Check, Speed
 from models.reports.diagnosis import Diagnosis
 from models.reports.plan import Plan
 from models.reports.run import RunReport
+from models.reports.words import number
 from producer.reports import live_view, spreadsheet
 
 _NEXT = {
@@ -98,11 +99,12 @@ def counted(console: Console, found: RunReport) -> None:
     reconciled = (
         f" Reconciliation {found.reconciliation.state}:"
         f" {found.reconciliation.checked:,} {found.reconciliation.rows},"
-        f" {found.reconciliation.discrepancies:,} discrepancies."
+        f" {number(found.reconciliation.discrepancies, 'discrepancy')}."
     )
     verified = (
-        f"Verification {found.verification.state}: {found.verification.rows_checked:,} rows,"
-        f" {found.verification.differences:,} differences."
+        f"Verification {found.verification.state}:"
+        f" {number(found.verification.rows_checked, 'row')},"
+        f" {number(found.verification.differences, 'difference')}."
     )
     # After a rollback, and in a dry run, there is nothing that was verified.
     if found.state not in (None, "rolled_back"):
@@ -160,7 +162,7 @@ def quarantine(
     )
     for (entity, reason), rows_of in groups:
         members = list(rows_of)
-        console.print(f"[bold]{entity} {reason}[/], {len(members):,} rows: ", end="")
+        console.print(f"[bold]{entity} {reason}[/], {number(len(members), 'row')}: ", end="")
         said = queries.get(f"{entity} {reason}") or members[0]["message"]
         console.print(said, markup=False, soft_wrap=True)
         for row in members:

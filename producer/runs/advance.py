@@ -36,6 +36,7 @@ from models.ledger.tables import (
 )
 from models.postgres.database import transaction
 from models.postgres.rows import count_rows
+from models.reports.words import number
 from models.settings import Settings
 from producer import outage
 from producer.broker import namespace
@@ -343,9 +344,8 @@ def _fail_on_differences(connection: Connection, run_id: str) -> bool:
     found = {str(stage): int(count) for stage, count in counted}
     if not found:
         return False
-    error = (
-        f"{found.get(VERIFICATION, 0)} differences, {found.get(RECONCILIATION, 0)} discrepancies"
-    )
+    error = number(found.get(VERIFICATION, 0), "difference")
+    error += f", {number(found.get(RECONCILIATION, 0), 'discrepancy')}"
     lost = connection.scalar(
         sa.select(
             sa.func.max(sa.cast(batches.c.counts["unaccounted"].astext, sa.BigInteger))

@@ -282,7 +282,7 @@ def test_rows_are_accepted_and_opened_again_one_by_one_and_by_their_reason(
     (some, *_) = [key for key in keys(ada.get(run).text) if key.startswith("project:")]
     for action, count in (("accept", 1), ("unaccept", 0)):
         page = press(ada, run_id, "quarantine", do=action, key=some).text
-        assert "1 rows" in page
+        assert "1 row " in page
         assert scalar(engine, standing.format("accepted")) == count
     reason = scalar(engine, "SELECT reason FROM migration.quarantine WHERE entity = 'user' LIMIT 1")
     press(ada, run_id, "quarantine", do="accept", reason=reason)

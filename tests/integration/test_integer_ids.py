@@ -81,6 +81,16 @@ def test_a_lost_tool_is_found_and_repaired(today: Engine, mapped: Settings) -> N
     assert hashes(today)[:1] == written
 
 
+def test_a_damaged_name_of_a_tool_is_one_difference(today: Engine, mapped: Settings) -> None:
+    run_id = whole_run(today, mapped).run_id
+    one = "(SELECT min(id) FROM ai_tools WHERE configuration::jsonb ? 'project_id')"
+    change(today, f"UPDATE ai_tools SET name = 'wrong' WHERE id = {one}")
+    control.check_again(today, mapped, run_id, "verification")
+    run = go_on(today, mapped, run_id)
+    (said,) = run.differences
+    assert "ai_tools" in said and said.endswith("name")
+
+
 def test_a_plan_rehearses_with_the_ids_that_are_there(today: Engine, mapped: Settings) -> None:
     upgrade.upgrade(today, mapped)
     assert plan.make(today, mapped, None, 1)

@@ -305,16 +305,16 @@ def test_a_retry_does_not_hide_what_it_cannot_fix(
     assert ended.exit_status == 4
     assert ended.differences == {"user balance users.credits_balance": 1}
     assert (ended.verification.differences, ended.reconciliation.discrepancies) == (0, 1)
-    (fix,) = differing.fixes(differing.read(engine, first.run_id)).values()
+    (fix,) = differing.fixes(differing.read(engine, finished.run_id)).values()
     assert "repair credits" in fix
     # Nor does the other check.
     for stage in (VERIFICATION, RECONCILIATION):
-        control.check_again(engine, settings, first.run_id, stage)
-        again = go_on(engine, settings, first.run_id)
+        control.check_again(engine, settings, finished.run_id, stage)
+        again = go_on(engine, settings, finished.run_id)
         assert (again.exit_status, again.reconciliation.discrepancies) == (4, 1)
     repair.run(engine, settings, "credits", key=None, dry_run=False, force=False)
-    control.check_again(engine, settings, first.run_id, RECONCILIATION)
-    fixed = go_on(engine, settings, first.run_id)
+    control.check_again(engine, settings, finished.run_id, RECONCILIATION)
+    fixed = go_on(engine, settings, finished.run_id)
     assert (fixed.exit_status, fixed.differences, fixed.reconciliation.discrepancies) == (3, {}, 0)
 
 

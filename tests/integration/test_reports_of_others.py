@@ -206,7 +206,7 @@ def test_a_reconciliation_names_what_it_counts_and_a_migration_names_its_queries
     control.check_again(engine, settings, found.run_id, "reconciliation")
     again = go_on(engine, settings, found.run_id)
     assert (again.exit_status, again.reconciliation.discrepancies) == (4, 1)
-    assert "with 1 discrepancies" in html.sentence(again)
+    assert "with 1 discrepancy" in html.sentence(again)
 
 
 def test_the_count_of_a_reconciliation_is_named_after_the_rows_that_it_checks() -> None:

@@ -10,6 +10,8 @@ import pytest
 from tests.oracle import (
     DEFAULT,
     Credit,
+    History,
+    Names,
     Row,
     Snapshot,
     Tool,
@@ -453,3 +455,32 @@ def test_fixed_rows_are_expected_on_top_of_the_target_before_the_first_run() -> 
     assert fixed.users["cyd"].user_type == "admin"
     assert "s05" not in fixed.quarantined["subscriptions"]
     assert fixed.quarantined["subscriptions"]["s07"] == {"bad_preferences"}
+
+
+@pytest.mark.parametrize(
+    ("held", "subscriptions", "gpts", "named", "wanted"),
+    [
+        pytest.param("7", {"7": "chess"}, {}, "tutor", "chess", id="changed since"),
+        pytest.param("7", {}, {"chess"}, "tutor", "tutor", id="gone: one that it was"),
+        pytest.param("7", {}, {"chess"}, "chess", "chess", id="gone: the other one"),
+        pytest.param("7", {}, {"chess"}, "piano", "7", id="gone: one that it never was"),
+        pytest.param("8", {"7": "chess"}, {}, "8", "8", id="no subscription at all"),
+        pytest.param("piano", {"7": "chess"}, {}, "tutor", "piano", id="chosen since"),
+    ],
+)
+def test_the_tool_of_a_project_is_named_after_what_the_project_holds_means_now(
+    held: str, subscriptions: dict[str, str], gpts: set[str], named: str, wanted: str
+) -> None:
+    names = Names(active_gpt="subscription")
+    first = subscription("7", "ada", gpt_id="tutor")
+    tables = LEGACY | {"subscriptions": [first], "projects": [project("p1", "ada", "7")]}
+    before = Snapshot(names, tables)
+    now = Snapshot(names, deepcopy(tables))
+    now.tables["subscriptions"] = [first | {"id": k, "gpt_id": g} for k, g in subscriptions.items()]
+    now.tables["projects"][0]["active_gpt_id"] = "tool"
+    configuration = f'{{"project_id": "p1", "gpt_id": "{named}"}}'
+    now.tables["ai_tools"] = [{"id": "tool", "configuration": configuration}]
+    history = History(held={"p1": held})
+    history.gpts["7"] = {("ada", gpt) for gpt in gpts} | {("bob", "piano")}
+    found = expected(refreshed(before, now, history), GRANTS)
+    assert [tool.name for tool in found.tools if tool.kind == "project"] == [wanted]

@@ -61,7 +61,7 @@ _CHECKS = (
             "is_active": ("t.is_active", "true"),
             "configuration": (
                 "t.configuration::jsonb",
-                "jsonb_build_object('project_id', e.legacy_key, 'gpt_id', t.name)",
+                "jsonb_build_object('project_id', e.legacy_key, 'gpt_id', coalesce({wanted}, t.name))",
             ),
         },
     ),
