@@ -12,7 +12,7 @@ from models.ledger import relations
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.schema import upgrade
 from tests import oracle
-from tests.driving import change, start, whole_run
+from tests.driving import change, scalar, start, whole_run
 
 USERS = 100
 GRANTS = parse_grants(DEFAULT_GRANTS)
@@ -65,6 +65,55 @@ def test_a_run_reads_what_the_mapping_names(
     assert (run.verification.differences, run.reconciliation.discrepancies) == (0, 0)
     with engine.connect() as connection:
         assert oracle.compare(connection, before, expectation) == []
+
+
+def test_a_projects_tool_keeps_its_name_when_the_subscription_that_named_it_is_gone(
+    engine: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    good = " AND btrim(gpt_id) <> '' AND EXISTS (SELECT FROM users u WHERE u.id = s.user_id"
+    good += " AND btrim(u.email) <> '') AND EXISTS (SELECT FROM projects p"
+    good += " WHERE p.user_id = s.user_id AND btrim(p.active_gpt_id) <> '')"
+    last = f"SELECT max(id) FROM gpt_subscriptions s WHERE true{good}"
+    named = dict.fromkeys(("deleted", "moved", "renamed"), "")
+    for fate in named:
+        named[fate] = scalar(engine, last)
+        last = "SELECT max(id) FROM gpt_subscriptions s WHERE user_id < (SELECT user_id"
+        last += f" FROM gpt_subscriptions WHERE id = '{named[fate]}'){good}"
+    change(
+        engine,
+        *(
+            f"UPDATE projects SET name = '{fate}', active_gpt_id = '{key}' WHERE id = (SELECT"
+            " min(p.id) FROM projects p JOIN gpt_subscriptions s ON s.user_id = p.user_id"
+            f" WHERE s.id = '{key}')"
+            for fate, key in named.items()
+        ),
+    )
+    gpts = {
+        fate: scalar(engine, f"SELECT gpt_id FROM gpt_subscriptions WHERE id = '{key}'")
+        for fate, key in named.items()
+    }
+    done: list[str] = []
+
+    def write(stage: str) -> None:
+        if stage == "verification" and not done:
+            done.append(stage)
+            one = f"WHERE id = '{named['moved']}'"
+            change(
+                engine,
+                f"DELETE FROM gpt_subscriptions WHERE id = '{named['deleted']}'",
+                "UPDATE gpt_subscriptions SET user_id = (SELECT max(id) FROM users"
+                f" WHERE id <> user_id) {one}",
+                f"UPDATE gpt_subscriptions SET gpt_id = 'new' WHERE id = '{named['renamed']}'",
+            )
+
+    run = whole_run(engine, mapped(settings, tmp_path, "active_gpt = 'subscription'"), before=write)
+    assert (run.exit_status, run.differences) == (3, {})
+    with engine.connect() as connection:
+        tools = connection.exec_driver_sql(
+            "SELECT p.name, t.name FROM projects p JOIN ai_tools t ON t.id = p.active_gpt_id"
+            " WHERE p.name IN ('deleted', 'moved', 'renamed')"
+        )
+        assert {tuple(row) for row in tools} == {*(gpts | {"renamed": "new"}).items()}
 
 
 def test_a_process_with_another_mapping_does_not_touch_the_run(

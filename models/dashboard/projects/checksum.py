@@ -17,7 +17,7 @@ SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined,
     WHEN q.legacy_key IS NOT NULL THEN t.id IS NULL
     WHEN p.is_template IS NULL OR NOT EXISTS ({project_owner}) THEN false
     WHEN btrim(coalesce({active_gpt}, ''), :blanks) = '' THEN t.id IS NULL AND b.was IS NULL
-    ELSE {active_gpt} = t.id::text AND t.name = {wanted} AND t.is_active
+    ELSE {active_gpt} = t.id::text AND t.name = coalesce({wanted}, t.name) AND t.is_active
       AND t.version IS NULL AND t.configuration::jsonb
         = jsonb_build_object('project_id', p.id::text, 'gpt_id', t.name)
   END, false)), true) AS matches

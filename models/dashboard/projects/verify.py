@@ -61,7 +61,8 @@ _CHECKS = (
             "is_active": ("t.is_active", "true"),
             "configuration": (
                 "t.configuration::jsonb",
-                "jsonb_build_object('project_id', e.legacy_key, 'gpt_id', coalesce({wanted}, t.name))",
+                "jsonb_build_object('project_id', e.legacy_key,"
+                " 'gpt_id', coalesce({wanted}, t.name))",
             ),
         },
     ),
@@ -154,18 +155,23 @@ WHERE q.entity = 'project' AND q.state IN ('open', 'accepted') AND q.reason <> '
 
 
 # The second opinion on the GPT that a key of a subscription stands for: of all that the owner has.
-# A key that names none of them may be that of one that is gone: then any name is right.
+# What can be a key, and names none of them, may be that of one that is gone or another user's: then
+# any name is right.
 _WANTED = """(SELECT coalesce(min(x.gpt) FILTER (WHERE btrim(x.gpt, :blanks) <> ''),
-      CASE WHEN {held} !~ '^-?[0-9]+$' THEN {held} END)
+      CASE WHEN {key} IS NULL THEN {held} END)
     FROM (SELECT {gpt_id} AS gpt FROM {subscriptions} s
       WHERE s.user_id = {owner} AND concat(s.id) = {held}) AS x)"""
 
 
 def wanted(context: Context, held: str, owner: str) -> str:
-    """SQL for the name of the tool of a project of this owner that held this text."""
+    """SQL for the name of the tool of a project of this owner that held this text.
+
+    Null where any name is right.
+    """
     if context.sources.shape.options.get("active_gpt") != "subscription":
         return held
-    return context.render(_WANTED, held=held, owner=owner)
+    key = context.sources.key_named("subscription", held)
+    return context.render(_WANTED, key=key, held=held, owner=owner)
 
 
 _IS_KEY = """({held} IN (
