@@ -111,21 +111,18 @@ def main(workers: tuple[int, ...], milliseconds: tuple[float, ...]) -> None:
     os.environ["MIGRATION"] = "bench.nothing:MIGRATION"
     os.environ["MIGRATION_BATCH_SIZE"] = "1"
     from models.settings import load
-    from producer import embedded
+    from producer.embedded import postgres
     from producer.schema import upgrade
 
+    postgres.SETTINGS["max_connections"] = "500"
     with open_site() as site:
         admin = site.fresh("legacy")
-        with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text("ALTER SYSTEM SET max_connections = 500"))
         with admin.begin() as connection:
             connection.execute(text("CREATE TABLE things (id bigint PRIMARY KEY)"))
             connection.execute(
                 text("INSERT INTO things SELECT generate_series(1, :rows)"), {"rows": ROWS}
             )
         admin.dispose()
-        embedded.stop(site.home)
-        site.servers = embedded.start(site.home)
         for away in milliseconds:
             for number in workers:
                 engine = site.fresh("many", template="legacy")
