@@ -1,8 +1,24 @@
-"""A ledger as a run over a million users leaves it, or has halfway: ten thousand batches."""
+"""A ledger as a run over a million users leaves it, or has halfway: ten thousand batches.
+
+`python -m tests.large_ledger 500000` times what reads a larger one, three times each.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+import json
+import sys
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection, Engine, text
+
+from models.engine import current
+from models.settings import Settings, load
+from producer.demo import sample
+from producer.reports import metrics, status
+from producer.runs import advance, reconciler, windows
+from producer.schema import upgrade
+from tests.soak.site import open_site
 
 USERS, BATCHES = 1_000_000, 10_000
 RUN = "20260101-000000-1a26"
@@ -32,7 +48,9 @@ _FINAL = """{"final": {"users": {"total": 1000000, "quarantined": 0},
  "projects": {"total": 1000000, "quarantined": 0}}}"""
 
 
-def fill(connection: Connection, *, state: str = "completed_with_quarantine") -> None:
+def fill(
+    connection: Connection, *, state: str = "completed_with_quarantine", number: int = BATCHES
+) -> None:
     """Write the ledger of one run; a `running` one is in the middle of its users."""
     is_open = state == "running"
     ended = None if is_open else "1 hour 10 minutes"
@@ -71,7 +89,7 @@ def fill(connection: Connection, *, state: str = "completed_with_quarantine") ->
         _batches(
             connection,
             name,
-            BATCHES if is_open and name == "users" else max(1, int(BATCHES * share)),
+            number if is_open and name == "users" else max(1, int(number * share)),
             counts,
             position,
             is_open=standing == "running",
@@ -114,3 +132,50 @@ def _batches(
         {"run": RUN, "stage": stage, "count": count, "counts": counts, "position": position,
          "is_open": is_open, "rows": 400 if is_open else 1000},
     )  # fmt: skip
+
+
+def _calls(engine: Engine, settings: Settings) -> dict[str, Callable[[], object]]:
+    """What reads the ledger: for people, for Prometheus, and for each window or round."""
+    with engine.connect() as connection:
+        run = connection.execute(text("SELECT * FROM migration.runs")).one()
+    step = current.migration().steps_of("users")[0]
+
+    def within(action: Callable[[Connection], object]) -> Callable[[], None]:
+        def call() -> None:
+            with engine.begin() as connection:
+                action(connection)
+
+        return call
+
+    return {
+        "status": lambda: status.read(engine, RUN),
+        "scrape": lambda: list(metrics.Ledger(engine).collect()),
+        "size of a window": within(lambda c: windows._size(c, run, "users", step)),
+        "open windows": within(lambda c: advance._open_windows(c, RUN, "users")),
+        "waiting batches": within(lambda c: advance._publish_waiting(c, RUN, "users")),
+        "failed batch": within(lambda c: advance._failed_batch(c, RUN, "users")),
+        "expired leases": within(lambda c: reconciler._reopen_expired(c, settings)),
+    }
+
+
+def main(number: int) -> None:
+    """Print the times of three calls each, on an open run with so many batches."""
+    with open_site() as site:
+        engine, settings = site.fresh("large"), load()
+        with engine.begin() as connection:
+            sample.load(connection, 1_000)
+        upgrade.upgrade(engine, settings)
+        with engine.begin() as connection:
+            fill(connection, state="running", number=number)
+        for name, call in _calls(engine, settings).items():
+            taken = []
+            for _ in range(3):
+                began = time.monotonic()
+                call()
+                taken.append(round(1000 * (time.monotonic() - began), 1))
+            print(json.dumps({"what": name, "ms": sorted(taken)}), flush=True)
+        engine.dispose()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ log = Log("migration.worker")
 def show_life() -> None:
     """Touch the file that a container's probe looks at: only this process's main loop does.
 
+    It has the host's name: another worker in the same folder says nothing of this one.
+
     A probe that asks a server, or loads this program, fails when the server is away or the machine
     is busy, and has a worker restarted that is well.
     """
@@ -28,7 +31,7 @@ def show_life() -> None:
         return
     try:
         Path(home).mkdir(parents=True, exist_ok=True)
-        (Path(home) / "worker.alive").touch()
+        (Path(home) / f"worker.alive.{socket.gethostname()}").touch()
     except OSError as failure:
         # To Celery, this would be a lost broker.
         log.warning("no file for a probe", folder=home, error=f"{failure.strerror}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import TracebackType
@@ -22,6 +24,8 @@ from models.postgres.database import classify, transaction
 from worker import shutdown
 
 LOOK_SECONDS = 0.5
+# A server that does not take a cancel request by then takes none.
+CANCEL_SECONDS = 2.0
 log = structlog.get_logger("migration.batch")
 
 
@@ -92,6 +96,30 @@ class Watch:
         with self._lock, suppress(psycopg2.Error, OSError):
             if self._connection is None or self._connection.closed:
                 return
-            self._connection.cancel()
+            _cancel(self._connection)
             with socket.socket(fileno=os.dup(self._connection.fileno())) as wire:
                 wire.shutdown(socket.SHUT_RDWR)
+
+
+def _cancel(of: psycopg2.extensions.connection) -> None:
+    """Ask the server to cancel the statement, and wait for it no longer than CANCEL_SECONDS.
+
+    The driver holds the interpreter's lock until it is answered, so that a silent server would
+    freeze this process: a child asks, which can be killed.
+    """
+    with warnings.catch_warnings():
+        # A fork beside threads may hang at their locks: this child takes none.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            of.cancel()
+        finally:
+            os._exit(0)
+    end = time.monotonic() + CANCEL_SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return
+        time.sleep(0.01)

@@ -32,6 +32,13 @@ LOCK_TIMEOUT_MS = 2_000
 # Below PostgreSQL's deadlock_timeout of a second: it is never the application that has to yield.
 LOCK_MS = 600
 LOCK_ATTEMPTS = 30
+# Sessions come and go: a command waits so long for a free slot.
+SLOT_SECONDS, SLOT_PAUSE_SECONDS = 5.0, 0.5
+_ADDRESS = "Check DATABASE_URL: host, port, database, user and password."
+_FULL = (
+    "Stop some workers, raise max_connections or the role's CONNECTION LIMIT, or use a role with"
+    " pg_use_reserved_connections (PostgreSQL 16) for commands."
+)
 LOCKED = (
     "Look for long transactions in pg_stat_activity, and for forgotten prepared ones in"
     " pg_prepared_xacts (ROLLBACK PREPARED 'gid'); end them, then run the command again."
@@ -103,18 +110,27 @@ def name_of(engine: Engine) -> str:
 
 
 def check_reachable(engine: Engine) -> int:
-    """Connect once; returns `server_version_num`. Raises Unreachable or Incompatible."""
-    try:
-        with engine.connect() as connection:
-            version = int(connection.scalar(text("SHOW server_version_num")) or 0)
-    except DBAPIError as failure:
-        why = refusals.of_connecting(failure.orig)
-        raise Unreachable(
-            f"The database cannot be reached: {why} ({name_of(engine)})",
-            hint="Check DATABASE_URL: host, port, database, user and password.",
-        ) from None
-    require_version(version)
-    return version
+    """Connect once; returns `server_version_num`. Raises Unreachable or Incompatible.
+
+    A server without a free slot is asked again for SLOT_SECONDS.
+    """
+    end = time.monotonic() + SLOT_SECONDS
+    while True:
+        try:
+            with engine.connect() as connection:
+                version = int(connection.scalar(text("SHOW server_version_num")) or 0)
+        except DBAPIError as failure:
+            why = refusals.of_connecting(failure.orig)
+            is_full = why == refusals.FULL
+            if is_full and time.monotonic() < end:
+                time.sleep(SLOT_PAUSE_SECONDS)
+                continue
+            raise Unreachable(
+                f"The database cannot be reached: {why} ({name_of(engine)})",
+                hint=_FULL if is_full else _ADDRESS,
+            ) from None
+        require_version(version)
+        return version
 
 
 def require_version(version: int) -> None:

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+FULL = "too many connections"
 # The first one that matches is said. libpq gives no code for a connection that fails.
 _CONNECTION = (
     (r"password authentication failed", "password authentication failed"),
@@ -22,7 +23,7 @@ _CONNECTION = (
     (r"role .* does not exist", "the role does not exist"),
     (r"not permitted to log in", "the role may not log in"),
     (r"permission denied for database", "the role may not connect to the database"),
-    (r"too many|remaining connection slots|no more connections", "too many connections"),
+    (r"too many|remaining connection slots|no more connections", FULL),
     (r"starting up|shutting down|recovery mode|not yet accepting", "the server is not ready"),
     (r"session is (not )?read-only|hot standby|server is in", "no server has the role that"
      " target_session_attrs asks for"),

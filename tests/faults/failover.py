@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
+from functools import partial
 from urllib.parse import quote
 
 import psutil
@@ -17,6 +18,7 @@ from sqlalchemy import text
 from models.postgres import database as databases
 from producer.embedded.directories import REDIS_SOCKET
 from producer.embedded.programs import valkey_program
+from tests.far_host import NoNamespace, far_host
 from tests.faults.deaths import Play
 from tests.faults.messages import at_a_batch
 from tests.faults.site import Site
@@ -26,6 +28,8 @@ from tests.wait import until
 
 # How long the replica has received nothing when its primary dies.
 LAG_SECONDS = 0.5
+# The product asks after a minute, which is most of what a repetition may take.
+ASK_SECONDS = "10"
 # A batch of the stage is done, another one in each repetition.
 _REACHED = """
 SELECT count(*) FILTER (WHERE state = 'done') > :done
@@ -53,12 +57,32 @@ def fails_over(stage: str, *, through_proxy: bool = False) -> Play:
     return play
 
 
+def vanished(site: Site) -> float:
+    """The primary's host drops all packets, of old connections and of new ones."""
+    follower = Follower(site)
+    primary = site.lane.place.sockets / ".s.PGSQL.5432"
+    try:
+        host = site.cleanup.enter_context(far_host(primary))
+    except NoNamespace:
+        silent_host = site.cleanup.enter_context(proxy(primary))
+        follower.name_hosts("127.0.0.1", silent_host.port)
+        site.environment["FAULT_ASK_SECONDS"] = ASK_SECONDS
+        vanish = partial(setattr, silent_host, "is_silent", True)
+    else:
+        follower.name_hosts(host.address, 5432)
+        vanish = host.vanish
+    at_a_batch(site)
+    vanish()
+    _kill_with_children(site.lane.postmaster())
+    follower.promote()
+    return time.time()
+
+
 def silent(site: Site) -> float:
     """The proxy's connections fall silent, with those to a server that is gone; new ones do not."""
     follower = Follower(site, through_proxy=True)
     assert follower.proxy
-    # The product asks after a minute, which is most of what a repetition may take.
-    site.environment["FAULT_ASK_SECONDS"] = "10"
+    site.environment["FAULT_ASK_SECONDS"] = ASK_SECONDS
     at_a_batch(site)
     follower.proxy.mute()
     _kill_with_children(site.lane.postmaster())
@@ -85,7 +109,7 @@ def _set_read_only(site: Site, value: str) -> None:
 class Follower:
     """A standby of the site's PostgreSQL, and an address of both for the product."""
 
-    def __init__(self, site: Site, *, through_proxy: bool) -> None:
+    def __init__(self, site: Site, *, through_proxy: bool = False) -> None:
         self._site = site
         self._standby = site.cleanup.enter_context(standby(site.lane.home))
         wait_until_streaming(site.engine)
@@ -95,13 +119,17 @@ class Follower:
         if through_proxy:
             self.proxy = site.cleanup.enter_context(proxy(folder / ".s.PGSQL.5432"))
             address = f"postgresql://postgres@127.0.0.1:{self.proxy.port}/site"
+            site.environment["DATABASE_URL"] = address
         else:
-            host = quote(str(folder), safe="")
-            address = (
-                f"postgresql://postgres@/site?host={host},{host}&port=5432,{PORT}"
-                "&target_session_attrs=read-write"
-            )
-        site.environment["DATABASE_URL"] = address
+            self.name_hosts(str(folder), 5432)
+
+    def name_hosts(self, host: str, port: int) -> None:
+        """Let the product know the primary's address and the standby's."""
+        hosts = f"{quote(host, safe='')},{quote(str(self._target.parent), safe='')}"
+        self._site.environment["DATABASE_URL"] = (
+            f"postgresql://postgres@/site?host={hosts}&port={port},{PORT}"
+            "&target_session_attrs=read-write"
+        )
 
     def promote(self) -> None:
         """Let the standby be the primary; the site looks at it from now on."""

@@ -68,17 +68,18 @@ def _deaths() -> list[Row]:
 
 
 def _failovers() -> list[Row]:
-    """At six moments; half of them through the address of both hosts, half through a proxy."""
+    """At six moments, with each kind of address."""
     rows = []
-    stages = ("organization", "users", "projects", "switch", "verification", "finish")
-    for number, stage in enumerate(stages):
-        by = ("the address of both hosts", "a proxy")[number % 2]
-        how = (
-            "SIGKILL to the primary and its backends after a batch of the stage; its standby, which"
-            f" received nothing for half a second, is promoted. The product finds it by {by}."
-        )
-        play = failover.fails_over(stage, through_proxy=bool(number % 2))
-        rows.append(Row(f"failover in {stage}", how, play, is_quick=stage == "users"))
+    for stage in ("organization", "users", "projects", "switch", "verification", "finish"):
+        for by, address in (("hosts", "the address of both hosts"), ("proxy", "a proxy")):
+            how = (
+                "SIGKILL to the primary and its backends after a batch of the stage; its standby,"
+                " which received nothing for half a second, is promoted. The product finds it by"
+                f" {address}."
+            )
+            play = failover.fails_over(stage, through_proxy=by == "proxy")
+            is_quick = (stage, by) == ("users", "proxy")
+            rows.append(Row(f"failover in {stage}, {by}", how, play, is_quick=is_quick))
     return rows
 
 
@@ -241,6 +242,14 @@ ROWS = (
         is_quick=True,
     ),
     *_failovers(),
+    Row(
+        "PostgreSQL's host vanishes",
+        "All packets to and from the primary are dropped, those of new connections too, and its"
+        " standby is promoted. The product finds it by the address of both hosts. (Without root, a"
+        " proxy takes the packets and answers nothing, and the product asks after 10 seconds"
+        " instead of 60.)",
+        failover.vanished,
+    ),
     Row(
         "PostgreSQL silent behind a proxy",
         "The connections that a proxy holds are still acknowledged and never answered; new ones"

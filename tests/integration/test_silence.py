@@ -14,13 +14,16 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from models.engine.step import Scope
 from models.errors import Transient
+from models.ledger.claims import Claim
 from models.postgres import database as databases
 from models.postgres import limited
 from models.postgres.database import classify, transaction
 from producer.embedded import Servers
 from tests.proxy import Proxy, proxy
 from tests.wait import until
+from worker import lease, shutdown
 
 
 @pytest.fixture
@@ -52,6 +55,25 @@ def test_a_call_ends_when_the_server_falls_silent(
         between.is_silent = new == "new connections, too"
         if call == "statement":
             connection.execute(text("SELECT 1"))
+    assert isinstance(classify(raised.value), Transient)
+
+
+def test_a_worker_that_stops_waits_for_no_silent_server(
+    engine: Engine, between: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Only the worker's end is to end the call.
+    monkeypatch.setattr(limited, "ASK_SECONDS", 1000.0)
+    monkeypatch.setattr(lease, "CANCEL_SECONDS", 0.2)
+    claim = Claim("20260101-000000-aaaa", 1, "users", "users", 1, Scope(None, None))
+    with (
+        pytest.raises(DBAPIError) as raised,
+        lease.Watch(engine, claim) as watch,
+        transaction(engine) as connection,
+        watch.over(connection),
+    ):
+        between.is_silent = True
+        monkeypatch.setattr(shutdown, "is_due", lambda: True)
+        connection.execute(text("SELECT pg_sleep(1000)"))
     assert isinstance(classify(raised.value), Transient)
 
 

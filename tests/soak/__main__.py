@@ -7,7 +7,7 @@ import platform
 
 import click
 
-from tests.soak import chaos, eta, keep, live, poison, shake, undo, watched
+from tests.soak import away, chaos, eta, keep, live, poison, shake, undo, watched
 from tests.soak.site import open_site
 
 RUNS = {
@@ -18,6 +18,7 @@ RUNS = {
     "keep": (keep.run, 100_000),
     "eta": (eta.run, 20_000),
     "watched": (watched.run, 100_000),
+    "away": (away.run, 4_000),
 }
 
 

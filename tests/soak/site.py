@@ -60,11 +60,11 @@ class Site:
             "MIGRATION_HOME": str(self.home / "unused"),
         }
 
-    def worker(self, number: int, app: str = "worker") -> psutil.Popen:
-        """Start a worker of two processes."""
+    def worker(self, number: int, app: str = "worker", concurrency: int = 1) -> psutil.Popen:
+        """Start a worker: a main process, and so many that do batches."""
         log = (self.home / f"worker-{number}.log").open("ab")
         return psutil.Popen(
-            [sys.executable, "-m", "celery", "-A", app, "worker", "--concurrency=1",
+            [sys.executable, "-m", "celery", "-A", app, "worker", f"--concurrency={concurrency}",
              "--loglevel=INFO", f"--hostname=w{number}@%h"],
             env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             start_new_session=True,
@@ -93,9 +93,11 @@ def open_site(kind: type[Kind] = Site) -> Iterator[Kind]:
 
 
 @contextmanager
-def workers(site: Site, count: int, app: str = "worker") -> Iterator[list[psutil.Popen]]:
+def workers(
+    site: Site, count: int, app: str = "worker", concurrency: int = 1
+) -> Iterator[list[psutil.Popen]]:
     """So many workers for the time of the block; whoever replaces one puts it into the list."""
-    running = [site.worker(number, app) for number in range(count)]
+    running = [site.worker(number, app, concurrency) for number in range(count)]
     try:
         yield running
     finally:
