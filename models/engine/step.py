@@ -48,8 +48,7 @@ class Scope:
     parts: tuple[str, ...] | None = None
     again: bool = False
     # Tried first, as if no row were there yet and every document took the shape of its column:
-    # looking for each row before it is inserted, and parsing each document so that a failure
-    # costs that row only, is a fifth of a batch's time.
+    # guarding against each row and each document costs a fifth of a batch's time.
     is_optimistic: bool = False
 
     def condition(self, column: str, base_type: str) -> str:
@@ -200,8 +199,7 @@ class Step:
     part_table: str = ""
     # False: `apply` runs outside a transaction (CREATE INDEX CONCURRENTLY) and must be idempotent.
     transactional: bool = True
-    # Microseconds that a row takes, before its run has a pace of its own. What counts is how the
-    # steps of a migration stand to each other.
+    # Microseconds that a row takes, before its run has a pace: what counts is how steps compare.
     weight: int = 25
     # False: it pages through rows that another step of its stage goes through, too.
     is_counted: bool = True
