@@ -11,6 +11,7 @@ from typing import Any
 import click
 import psutil
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from bench import contestants
 from producer.demo import sample
@@ -25,8 +26,11 @@ SLOW_USERS = 1_000
 @click.option("--repetitions", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--only", default="", help="Contestants, separated by semicolons.")
 @click.option("--slow-users", type=click.IntRange(10), default=SLOW_USERS, show_default=True)
+@click.option("--locale", default="", help="Of the databases, as en_US.UTF-8 or icu:en-US.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def main(users: str, repetitions: int, only: str, slow_users: int, output: Path) -> None:
+def main(
+    users: str, repetitions: int, only: str, slow_users: int, locale: str, output: Path
+) -> None:
     """Run the contestants in turn; writes bench.json to the output folder."""
     names = [name.strip() for name in only.split(";") if name.strip()] or list(contestants.ALL)
     known = contestants.ALL | contestants.FIXED
@@ -42,11 +46,12 @@ def main(users: str, repetitions: int, only: str, slow_users: int, output: Path)
     with open_site() as site:
         for size, who in plan:
             if who:
-                found += _size(site, size, who, repetitions)
+                found += _size(site, size, who, repetitions, locale)
     summary = {
         "python": platform.python_version(),
         "cores": psutil.cpu_count(),
         "repetitions": repetitions,
+        "locale": locale,
         "medians": _medians(found),
         "ratios": _ratios(_medians(found), max(sizes)),
         "runs": found,
@@ -56,8 +61,18 @@ def main(users: str, repetitions: int, only: str, slow_users: int, output: Path)
     click.echo(json.dumps({key: summary[key] for key in ("medians", "ratios")}, indent=1))
 
 
-def _size(site: Site, users: int, who: list[str], repetitions: int) -> list[dict[str, Any]]:
-    legacy = site.fresh("legacy")
+def _size(
+    site: Site, users: int, who: list[str], repetitions: int, locale: str
+) -> list[dict[str, Any]]:
+    try:
+        legacy = site.fresh("legacy", locale=locale)
+    except DBAPIError as error:
+        if not locale:
+            raise
+        raise click.UsageError(
+            f"The server makes no database with --locale {locale!r}: {error.orig}"
+            "`locale -a` lists those of the system; not every build has ICU"
+        ) from None
     with legacy.begin() as connection:
         sample.load(connection, users, dirty=False)
     _alone(legacy, "VACUUM ANALYZE")

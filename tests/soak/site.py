@@ -25,6 +25,7 @@ from producer.demo import sample
 from tests import oracle, wait
 
 GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
+ICU = "icu:"
 
 
 Kind = TypeVar("Kind", bound="Site")
@@ -38,13 +39,18 @@ class Site:
         self.servers = embedded.start(home)
         self.name = "dashboard"
 
-    def fresh(self, name: str, template: str | None = None) -> Engine:
-        """An empty database, or a copy of another one; the product works on it from now on."""
+    def fresh(self, name: str, template: str | None = None, locale: str = "") -> Engine:
+        """An empty database, or a copy of another one; the product works on it from now on.
+
+        An empty one has this locale of the system, or of ICU after `icu:`; else the server's.
+        """
         admin = databases.create(self.address("postgres"))
         with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
-            of = f" TEMPLATE {template}" if template else ""
-            connection.execute(text(f"CREATE DATABASE {name}{of}"))
+            of = f" TEMPLATE {template}" if template else _locale(locale)
+            connection.execute(
+                text(f"CREATE DATABASE {name}{of}"), {"locale": locale.removeprefix(ICU)}
+            )
         admin.dispose()
         self.name = name
         return databases.create(self.address(name))
@@ -79,6 +85,15 @@ class Site:
             env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
             text=True,
         )  # fmt: skip
+
+
+def _locale(name: str) -> str:
+    # Only template0 has nothing in it that another locale would have sorted differently.
+    if not name:
+        return ""
+    if name.startswith(ICU):
+        return " TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE :locale"
+    return " TEMPLATE template0 LOCALE_PROVIDER libc LOCALE :locale"
 
 
 @contextmanager
