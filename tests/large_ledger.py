@@ -138,6 +138,8 @@ def _calls(engine: Engine, settings: Settings) -> dict[str, Callable[[], object]
     """What reads the ledger: for people, for Prometheus, and for each window or round."""
     with engine.connect() as connection:
         run = connection.execute(text("SELECT * FROM migration.runs")).one()
+        of_users = "SELECT * FROM migration.stages WHERE name = 'users'"
+        stage = connection.execute(text(of_users)).one()
     step = current.migration().steps_of("users")[0]
 
     def within(action: Callable[[Connection], object]) -> Callable[[], None]:
@@ -150,7 +152,7 @@ def _calls(engine: Engine, settings: Settings) -> dict[str, Callable[[], object]
     return {
         "status": lambda: status.read(engine, RUN),
         "scrape": lambda: list(metrics.Ledger(engine).collect()),
-        "size of a window": within(lambda c: windows._size(c, run, "users", step)),
+        "size of a window": within(lambda c: windows._size(c, run, stage, step)),
         "open windows": within(lambda c: advance._open_windows(c, RUN, "users")),
         "waiting batches": within(lambda c: advance._publish_waiting(c, RUN, "users")),
         "failed batch": within(lambda c: advance._failed_batch(c, RUN, "users")),

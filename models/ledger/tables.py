@@ -147,6 +147,9 @@ stages = sa.Table(
     sa.Column("step", sa.Text),
     sa.Column("last_key", sa.Text),
     sa.Column("window", sa.Integer, nullable=False, server_default="0"),
+    # How many windows of that step were cut, and how many rows.
+    sa.Column("step_windows", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("step_rows", sa.BigInteger, nullable=False, server_default="0"),
     _now("started_at", null=True),
     _now("finished_at", null=True),
 )

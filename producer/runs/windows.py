@@ -47,7 +47,7 @@ def open_next(
         if lists is not None and is_busy:
             return []
         if lists is not None:
-            found = [{"key_list": keys, "rows": 0} for keys in lists]
+            found: list[dict[str, Any]] = [{"key_list": keys, "rows": 0} for keys in lists]
             # Items come in one round: pages that follow need not wait for its end to know that.
             after = str(round_ + 1) if found and step.takes_lists else None
         else:
@@ -55,13 +55,17 @@ def open_next(
         if found:
             following = names.index(step.name) + 1
             next_step = names[following] if following < len(names) else CUT
+            goes_on = after is not None
+            number, rows = _cut_so_far(stage, step)
             _set_stage(
                 connection,
                 stage,
                 state="running",
-                step=step.name if after is not None else next_step,
+                step=step.name if goes_on else next_step,
                 last_key=after,
                 window=stage.window + 1,
+                step_windows=number + 1 if goes_on else 0,
+                step_rows=rows + sum(page["rows"] for page in found) if goes_on else 0,
             )
             return _insert(connection, stage, step, found)
     _set_stage(connection, stage, step=CUT)
@@ -77,7 +81,7 @@ def _pages(
     """
     table = step.table(context)
     assert table is not None
-    size = _size(connection, run, stage.name, step)
+    size = _size(connection, run, stage, step)
     if context.is_canary:
         selected = context.sources[step.entity]
         most = size.rows * size.pages
@@ -88,16 +92,16 @@ def _pages(
     return [{"low": page.low, "high": page.high, "rows": page.rows} for page in cut], cut[-1].high
 
 
-def _size(connection: Connection, run: Any, stage: str, step: Step) -> partition.Size:
+def _cut_so_far(stage: Any, step: Step) -> tuple[int, int]:
+    """How many windows and rows of the step were cut."""
+    return (stage.step_windows, stage.step_rows) if stage.step == step.name else (0, 0)
+
+
+def _size(connection: Connection, run: Any, stage: Any, step: Step) -> partition.Size:
     """How large the step's next window is, from what its last batches took."""
     of_run = (batches.c.run_id == run.id) & batches.c.key_list.is_(None)
-    of_step = of_run & (batches.c.stage == stage) & (batches.c.step == step.name)
-    windows, cut = connection.execute(
-        sa.select(
-            sa.func.count(batches.c.window.distinct()),
-            sa.func.coalesce(sa.func.sum(batches.c.rows), 0),
-        ).where(of_step)
-    ).one()
+    of_step = of_run & (batches.c.stage == stage.name) & (batches.c.step == step.name)
+    windows, cut = _cut_so_far(stage, step)
     if run.batch_size != "auto":
         return partition.Size(int(run.batch_size), partition.window_pages(windows))
     # A step begins at the pace of the one before it.
@@ -107,7 +111,7 @@ def _size(connection: Connection, run: Any, stage: str, step: Step) -> partition
     rows, seconds, workers = recent
     # There is a pace to begin with: each window more costs the time of opening it.
     pages = partition.window_pages(windows + partition.KNOWN_PACE)
-    left = progress.rows_of(run, step) - int(cut)
+    left = progress.rows_of(run, step) - cut
     # The estimate is used up, so how many rows are left is unknown.
     most = partition.LARGEST_ROWS
     if left > 0:

@@ -1,4 +1,4 @@
-"""The selection of a canary: the keys of the rows that it migrates.
+"""The selection of a canary: the keys of its rows. And how much of a stage's step was cut.
 
 Revision ID: 0006
 """
@@ -10,7 +10,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Add the table and the column of a run."""
+    """Add the table, and the columns of a run and of a stage."""
     apply("0006_selection.sql")
 
 

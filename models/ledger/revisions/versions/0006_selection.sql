@@ -6,3 +6,8 @@ CREATE TABLE migration.selection (
 
 -- Null: the run is of all rows, as every run before was.
 ALTER TABLE migration.runs ADD COLUMN selection JSONB;
+
+-- Of the step that is being cut: its windows and their rows. Counted from the batches, each window
+-- would cost more than the one before it.
+ALTER TABLE migration.stages
+  ADD COLUMN step_windows INTEGER NOT NULL DEFAULT 0, ADD COLUMN step_rows BIGINT NOT NULL DEFAULT 0;
