@@ -14,7 +14,6 @@ from models.engine import current
 from models.errors import MigrationError, Misconfigured, NotAllowed, Unreachable
 from models.postgres import database
 from models.settings import Settings, load
-from producer import embedded
 from producer.broker import refusals
 
 
@@ -44,6 +43,9 @@ def settings() -> Connected:
         # A mistake in it is named before anything is started.
         current.migration().shape(base)
     if base.database_url is None:
+        # Most commands have an address, and need not load what starts servers.
+        from producer import embedded
+
         if not embedded.exist(base.home.absolute()):
             raise Misconfigured(
                 "DATABASE_URL is not set",

@@ -54,6 +54,7 @@ class Dashboard(Migration):
     repairs = REPAIRS
     queries = QUERIES
     integrity = INTEGRITY
+    pages_account = True
     checks: ClassVar = {"subscription statuses": rejects.statuses}
     # Measured (docs/scaling.md), and a little more.
     bytes_a_row = 8_000

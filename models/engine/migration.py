@@ -63,6 +63,9 @@ class Migration:
     queries: ClassVar[Mapping[str, str]] = {}
     # Rows that break a rule, also the application's: a query that lists their keys, by the rule.
     integrity: ClassVar[Mapping[str, str]] = {}
+    # The verification of a page finds each of its rows that is neither migrated nor quarantined, so
+    # that the accounting may take the pages' counts.
+    pages_account: ClassVar[bool] = False
     # What a row of the first source and its children become, with indexes, in bytes.
     bytes_a_row: ClassVar[int] = 2_000
 

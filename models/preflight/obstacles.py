@@ -7,6 +7,7 @@ tries it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,23 +26,23 @@ _ALL = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 # row_security_active() raises for what the role may not see, so privileges come first.
 _SHAPE = text("""
-SELECT c.relkind AS kind, c.relpersistence AS persistence,
+SELECT w.name, c.relkind AS kind, c.relpersistence AS persistence,
   EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
   EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid) AS is_child,
   pg_has_role(c.relowner, 'USAGE') AS is_owner, quote_ident(current_role) AS role,
   CASE WHEN has_any_column_privilege(c.oid, 'SELECT') THEN row_security_active(c.oid) END
     AS hides_rows,
-  ARRAY(SELECT p FROM unnest(CAST(:privileges AS text[])) AS p WHERE NOT CASE
+  ARRAY(SELECT p FROM unnest(w.privileges) AS p WHERE NOT CASE
     WHEN p = 'DELETE' THEN has_table_privilege(c.oid, p)
     ELSE has_any_column_privilege(c.oid, p) END) AS lacks,
   ARRAY(SELECT r.rulename::text FROM pg_rewrite r WHERE r.ev_class = c.oid
-    AND r.ev_enabled <> 'D' AND r.ev_type = ANY(CAST(:events AS "char"[]))
+    AND r.ev_enabled <> 'D' AND r.ev_type = ANY(w.events)
     AND r.rulename <> '_RETURN' ORDER BY 1) AS rules,
   ARRAY(SELECT format('%s (function %s%s)', t.tgname, t.tgfoid::regproc,
       CASE WHEN t.tginitdeferred THEN ', deferred' ELSE '' END)
     FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
     AND t.tgname NOT LIKE 'migration_capture_%'
-    AND t.tgtype & CAST(:trigger_events AS int) <> 0 ORDER BY 1) AS triggers,
+    AND t.tgtype & w.trigger_events <> 0 ORDER BY 1) AS triggers,
   ARRAY(SELECT k.conname::text FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype = 'c'
     ORDER BY 1) AS checks,
   ARRAY(SELECT format('%s', CASE k.contype WHEN 'c' THEN format('NOT (%s)',
@@ -64,9 +65,11 @@ SELECT c.relkind AS kind, c.relpersistence AS persistence,
     WHERE p.schemaname = n.nspname AND p.tablename = c.relname) AS publications,
   ARRAY(SELECT format('%s of %s', f.conname, f.conrelid::regclass) FROM pg_constraint f
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = ANY(f.confkey)
-    WHERE f.contype = 'f' AND f.confrelid = c.oid AND a.attname = ANY(CAST(:rewritten AS text[])))
+    WHERE f.contype = 'f' AND f.confrelid = c.oid AND a.attname = ANY(w.rewritten))
     AS pointed_at
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = :oid
+FROM jsonb_to_recordset(CAST(:tables AS jsonb))
+  AS w(name text, oid oid, privileges text[], rewritten text[], events "char"[], trigger_events int)
+JOIN pg_class c ON c.oid = w.oid JOIN pg_namespace n ON n.oid = c.relnamespace
 """)
 # A table that a mapping reaches: the row is found by its id.
 _REACHED = text("""
@@ -99,6 +102,26 @@ class Obstacle:
     kind: type[MigrationError] = Incompatible
 
 
+def _is_written(schema: Schema, role: str, table: Table) -> bool:
+    source = table.source if isinstance(table, SourceTable) else None
+    return source is None or bool(source.writes or role in schema.defaults)
+
+
+def _asked(schema: Schema, role: str, table: Table) -> dict[str, Any]:
+    """What `_SHAPE` needs to know of a table."""
+    source = table.source if isinstance(table, SourceTable) else None
+    is_written = _is_written(schema, role, table)
+    events = _ANY_WRITE if source is None else _UPDATE_ONLY if is_written else _NO_WRITE
+    needed = _ALL if source is None else ("SELECT", "UPDATE") if is_written else ("SELECT",)
+    return {
+        **events,
+        "name": role,
+        "oid": table.oid,
+        "privileges": list(schema.privileges.get(role, needed)),
+        "rewritten": list(source.writes) if source else [],
+    }
+
+
 def find(
     connection: Connection, schema: Schema, sources: Sources, target: Target
 ) -> list[Obstacle]:
@@ -106,21 +129,15 @@ def find(
     adopted = {
         name: table for name, table in target.tables.items() if name not in sources.by_plural
     }
+    tables = {**sources.by_plural, **adopted}
+    asked = [_asked(schema, role, table) for role, table in tables.items()]
+    shapes = {
+        shape.name: shape for shape in connection.execute(_SHAPE, {"tables": json.dumps(asked)})
+    }
     found: list[Obstacle] = []
-    for role, table in {**sources.by_plural, **adopted}.items():
+    for role, table in tables.items():
         source = table.source if isinstance(table, SourceTable) else None
-        is_written = source is None or bool(source.writes or role in schema.defaults)
-        events = _ANY_WRITE if source is None else _UPDATE_ONLY if is_written else _NO_WRITE
-        needed = _ALL if source is None else ("SELECT", "UPDATE") if is_written else ("SELECT",)
-        shape = connection.execute(
-            _SHAPE,
-            events
-            | {
-                "oid": table.oid,
-                "privileges": list(schema.privileges.get(role, needed)),
-                "rewritten": list(source.writes) if source else [],
-            },
-        ).one()
+        shape, is_written = shapes[role], _is_written(schema, role, table)
         row = LEGACY if source else TARGET
         # Where nothing refers to a table, it may be unlogged.
         may_be_unlogged = source is not None and not sources.children(source.entity)

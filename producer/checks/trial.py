@@ -360,6 +360,8 @@ def _verify(
             said = failure.message
         found.refuse(f"{stage}: {said}", is_fatal=True)
         raise _Stop from None
+    if not rows_found:
+        return
     if not all(each.can_try(context) for each in context.migration.authored if not each.entity):
         # What such a step makes, each row would be found to lack.
         return

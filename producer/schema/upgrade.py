@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine, text
 from models.engine import current
 from models.engine.live import capture
 from models.engine.schema import target
-from models.engine.schema.indexes import record
+from models.engine.schema.indexes import record_all
 from models.engine.source import Sources
 from models.ledger import audit, identity, relations
 from models.ledger.functions import TRY_JSONB
@@ -75,9 +75,8 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     # Outside Alembic's list of revisions: what the application dropped, or what another
     # legacy table lacks, is missing whatever revision the database says it is at.
     added = target.expand(connection, current.migration().schema, tables)
-    for kind, table, name in added:
-        record(connection, kind, table, name)
     if added:
+        record_all(connection, added)
         audit.note(connection, "schema upgrade", after={"added": len(added)})
     return added
 

@@ -7,9 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
 from models.dashboard.users import statement
+from models.engine.checks.accounting import account
+from models.engine.step import Context
+from models.ledger.tables import runs
 from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.runs import control, partition, rollback, windows
@@ -125,6 +129,52 @@ def test_more_rows_than_are_listed_are_all_retried(
     found = retried(engine, settings, ended)
     assert (found.exit_status, found.differences) == (3, {}), found.error
     assert wrong_rows(engine, before) == []
+
+
+def test_pages_tell_what_counting_each_row_tells_until_one_row_is_in_none(
+    engine: Engine, settings: Settings
+) -> None:
+    run_id = str(whole_run(engine, settings).run_id)
+    with engine.connect() as connection:
+        run = connection.execute(sa.select(runs).where(runs.c.id == run_id)).one()
+        context = Context.read(connection, settings, run)
+        by_pages, lost = account(context, by_pages=True)
+        assert (by_pages, lost) == account(context)
+        assert all(each["total"] > each["quarantined"] > 0 for each in by_pages.values())
+        # Each in turn: a row that no page held, one that the quarantine forgot, a doubled page.
+        for spoil, found in (
+            ("INSERT INTO users (id, email, hashed_password, full_name)"
+             " VALUES ('new', 'new@x', 'x', 'x')", 1),
+            ("DELETE FROM migration.quarantine WHERE entity = 'user'", None),
+            ("INSERT INTO migration.batches (run_id, stage, step, \"window\", state, counts)"
+             " SELECT run_id, stage, step, \"window\", state, counts FROM migration.batches"
+             " WHERE stage = 'verification' AND step = 'users' LIMIT 1", 0),
+        ):  # fmt: skip
+            with connection.begin_nested() as spoiled:
+                connection.exec_driver_sql(spoil)
+                counted, lost = account(context, ["user"], by_pages=True)
+                assert counted == account(context, ["user"])[0]
+                assert lost == (by_pages["users"]["quarantined"] if found is None else found)
+                spoiled.rollback()
+
+
+def test_a_project_that_stands_while_its_owner_is_quarantined_is_a_difference(
+    engine: Engine, settings: Settings
+) -> None:
+    run_id = str(whole_run(engine, settings).run_id)
+    project = scalar(
+        engine,
+        "SELECT min(legacy_key) FROM migration.quarantine"
+        " WHERE entity = 'project' AND reason = 'owner_quarantined'",
+    )
+    change(
+        engine,
+        f"DELETE FROM migration.quarantine WHERE legacy_key = '{project}'",
+        f"UPDATE projects SET is_template = false, active_gpt_id = NULL WHERE id = '{project}'",
+    )
+    control.check_again(engine, settings, run_id, "verification")
+    assert go_on(engine, settings, run_id).state == "failed"
+    assert keys_of(engine, "missing", "project") == {project}
 
 
 def test_a_second_run_accounts_for_what_the_first_one_migrated(

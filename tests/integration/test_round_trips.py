@@ -9,11 +9,16 @@ import pytest
 from sqlalchemy import Engine
 
 from models.settings import Settings
+from producer.checks import preflight
+from producer.runs import advance
+from producer.schema import upgrade
 from tests.driving import scalar, spent, whole_run
 from worker import batch
 
 USERS, BATCH_SIZE = 250, 50
 # Claim included; BEGIN and COMMIT of its two transactions are not.
+# The checks and the trial on copies, the schema step, the trial on the tables, the run.
+BEFORE_PUBLISHING = 451
 STATEMENTS = {
     "users/users": 9,
     "projects/projects": 8,
@@ -42,3 +47,15 @@ def test_a_batch_sends_no_more_statements_than_it_must(
     assert {name: min(sent[name]) for name in STATEMENTS} == STATEMENTS
     # Two stages of one turn share what the first batch read in the catalog.
     assert max(sent["reconciliation/credits"]) == STATEMENTS["reconciliation/credits"]
+
+
+def test_a_first_run_sends_no_more_statements_than_it_must_before_it_publishes(
+    engine: Engine, settings: Settings
+) -> None:
+    with spent(engine) as found:
+        tried = preflight.require(engine, settings)
+        upgrade.upgrade(engine, settings)
+        preflight.require(engine, settings, before=tried)
+        advance.open_run(engine, settings)
+    assert not tried.is_real
+    assert found.statements <= BEFORE_PUBLISHING

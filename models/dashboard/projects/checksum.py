@@ -15,7 +15,9 @@ _TALLY = """
 SELECT count(*) AS projects, count(q.legacy_key) AS projects_quarantined,
   coalesce(bool_and(coalesce(CASE
     WHEN q.legacy_key IS NOT NULL THEN t.id IS NULL
-    WHEN p.is_template IS NULL OR NOT EXISTS ({project_owner}) THEN false
+    WHEN p.is_template IS NULL OR NOT EXISTS ({project_owner}) OR p.user_id::text IN (
+      SELECT o.legacy_key FROM migration.quarantine o
+      WHERE o.entity = 'user' AND o.state IN ('open', 'accepted')) THEN false
     WHEN btrim(coalesce({active_gpt}, ''), :blanks) = '' THEN t.id IS NULL AND b.was IS NULL
     ELSE {active_gpt} = t.id::text AND t.name = coalesce({wanted}, t.name) AND t.is_active
       AND t.version IS NULL AND t.configuration::jsonb

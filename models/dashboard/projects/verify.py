@@ -29,6 +29,13 @@ _CHECKS = (
         "NOT EXISTS (SELECT FROM {users} u WHERE u.id = e.user_id)",
     ),
     Check(
+        "missing",
+        "quarantine",
+        "owner",
+        "EXISTS (SELECT FROM migration.quarantine o WHERE o.entity = 'user'"
+        " AND o.legacy_key = e.user_id::text AND o.state IN ('open', 'accepted'))",
+    ),
+    Check(
         "wrong_value",
         "projects",
         "active_gpt_id",

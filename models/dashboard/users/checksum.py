@@ -17,10 +17,12 @@ from models.engine.step import Context, Scope
 # Ranges are joined, single rows are looked up: OFFSET 0 keeps them apart from plans that read a
 # whole table for a large page. A sum is over the rows whose constant columns are right, a count
 # over all of them. A project's tool is held against its project in `projects/checksum.py`; here it
-# only has to be there.
+# only has to be there. `pair` is the hash of a tool's owner and id. The hashes of all that hangs on
+# the tool begin with it, so that these texts are hashed once.
 _OWNERS = """
 WITH page AS MATERIALIZED (
-  SELECT u.id, {suite_id} AS suite_id, concat({email}, {suite_suffix}) AS suite_name, q.legacy_key,
+  SELECT u.id, {user_seed} AS seed, {suite_id} AS suite_id,
+    concat({email}, {suite_suffix}) AS suite_name, q.legacy_key,
     coalesce(NOT b.was ?| ARRAY['kept', 'suite'] AND u.user_type::text = {user_type}
       AND u.billing_tier::text = 'free' AND u.is_active AND u.credits_balance IS NOT NULL
       AND u.organization_id::text = home.organization_id
@@ -40,16 +42,18 @@ owner AS (
     sum({suite_asked}) FILTER (WHERE e.legacy_key IS NULL) AS suites
   FROM page e
 ),
-suites AS (
-  SELECT count(*) AS rows, sum({suite_found}) FILTER (WHERE h.is_active
-    AND h.configuration::jsonb = {suite_configuration}) AS total
+suite AS MATERIALIZED (
+  SELECT h.id, h.name, {suite_seed} AS seed,
+    h.is_active AND h.configuration::jsonb = {suite_configuration} AS is_plain
   FROM {ai_suites} h WHERE {suites_scope}
+),
+suites AS (
+  SELECT count(*) AS rows, sum({suite_found}) FILTER (WHERE h.is_plain) AS total FROM suite h
 ),
 """
 _ASKED = """
 subscription AS (
-  SELECT s.user_id::text AS user_id, {tool_id} AS tool_id, {usage_id} AS usage_id,
-    {gpt_id} AS name, {version} AS version,
+  SELECT {pair_asked} AS pair, {usage_id} AS usage_id, {gpt_id} AS name, {version} AS version,
     {is_active} AS is_active, CASE WHEN q.legacy_key IS NULL THEN {configuration} END
       AS configuration, q.legacy_key IS NULL AS stands
   FROM page JOIN {subscriptions} s ON s.user_id = page.id AND {subscriptions_scope}
@@ -60,29 +64,28 @@ subscription AS (
 asked AS (
   SELECT count(*) AS subscriptions, count(*) FILTER (WHERE e.stands) AS rows,
     sum({tool_asked}) FILTER (WHERE e.stands) AS tools,
-    sum({assignment_asked}) FILTER (WHERE e.stands) AS assignments,
+    sum(e.pair) FILTER (WHERE e.stands) AS assignments,
     sum({log_asked}) FILTER (WHERE e.stands) AS logs
   FROM subscription e
 ),
 asked_by_projects AS (
-  SELECT count(*) AS rows, sum({project_tool_asked}) AS tools,
-    sum({assignment_asked}) AS assignments, sum({log_asked}) AS logs
+  SELECT count(*) AS rows, sum(e.pair) AS pairs, sum({log_asked}) AS logs
   FROM (
-    SELECT p.user_id::text AS user_id, {project_tool} AS tool_id, {project_usage} AS usage_id
+    SELECT {project_pair} AS pair, {project_usage} AS usage_id
     FROM page JOIN {projects} p ON p.user_id = page.id AND {projects_scope}
     WHERE {active_gpt} = ({project_tool})::text
+    OFFSET 0
   ) AS e
 ),
 """
 _FOUND = """
 tools AS (
   SELECT count(*) AS rows, sum(
-    CASE WHEN {is_project_tool} THEN {project_tool_found} ELSE {tool_found} END
+    CASE WHEN {is_project_tool} THEN {pair_found} ELSE {tool_found} END
   ) FILTER (WHERE t.tool_type = 'gpt' AND t.pricing_tier::text = 'free' AND t.credits_cost = 0
     AND t.requires_approval = false) AS total
-  FROM {ai_suites} h CROSS JOIN LATERAL (
+  FROM suite h CROSS JOIN LATERAL (
     SELECT o.* FROM {ai_tools} o WHERE o.suite_id = h.id OFFSET 0) AS t
-  WHERE {suites_scope}
 ),
 assignments AS (
   SELECT count(*) AS rows, sum({assignment_found}) FILTER (WHERE a.expires_at IS NULL
@@ -102,8 +105,8 @@ SELECT o.users, o.users_quarantined, s.subscriptions,
   o.are_plain AND o.users - o.users_quarantined = h.rows
     AND coalesce(o.suites, 0) = coalesce(h.total, 0)
     AND s.rows + p.rows = ALL(ARRAY[t.rows, a.rows, l.rows])
-    AND coalesce(s.tools, 0) + coalesce(p.tools, 0) = coalesce(t.total, 0)
-    AND coalesce(s.assignments, 0) + coalesce(p.assignments, 0) = coalesce(a.total, 0)
+    AND coalesce(s.tools, 0) + coalesce(p.pairs, 0) = coalesce(t.total, 0)
+    AND coalesce(s.assignments, 0) + coalesce(p.pairs, 0) = coalesce(a.total, 0)
     AND coalesce(s.logs, 0) + coalesce(p.logs, 0) = coalesce(l.total, 0) AS matches
 FROM owner o, suites h, asked s, asked_by_projects p, tools t, assignments a, logs l
 """
@@ -114,6 +117,9 @@ def statement(context: Context, scope: Scope) -> str:
     users, subscriptions = context.sources.users, context.sources.subscriptions
     user_key, project_key = users.columns["id"].base, context.sources.projects.columns["id"].base
     key = subscriptions.columns["id"].base
+    tool_id = f"({ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, 's.id', key)})"
+    project_tool = ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", project_key)
+    pair_found = _hash("t.id", seed="h.seed")
     return context.render(
         _OWNERS + _ASKED + _FOUND + _COMPARED,
         **expected.expressions(context, is_optimistic=scope.is_optimistic),
@@ -124,31 +130,31 @@ def statement(context: Context, scope: Scope) -> str:
         images=newest_images(context, "user", users, scope),
         subscriptions_scope=near(context, subscriptions, "s", scope),
         projects_scope=near(context, context.sources.projects, "p", scope),
-        tool_id=ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", key),
+        pair_asked=_hash(tool_id, seed="page.seed"),
         usage_id=ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", key),
-        project_tool=ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", project_key),
+        project_tool=project_tool,
+        project_pair=_hash(f"({project_tool})", seed="page.seed"),
         project_usage=ids.id_of(context.sources, ids.PROJECT_USAGE, "p.id", project_key),
         is_project_tool=ids.has_kind(context.sources, ids.PROJECT_TOOL, "t.id"),
         suite_id=ids.id_of(context.sources, ids.SUITE, "u.id", user_key),
-        suite_asked=_hash("e.suite_id", "e.suite_name", "e.id::text"),
-        suite_found=_hash("h.id", "h.name", "h.user_id::text"),
-        tool_asked=_tool("e.tool_id", "e.user_id", "e.name", "e.version", "e.is_active",
-                         "e.configuration"),
-        tool_found=_tool("t.id", "h.user_id::text", "t.name", "t.version", "t.is_active",
+        user_seed=_hash("u.id"),
+        suite_seed=_hash("h.user_id"),
+        suite_asked=_hash("e.suite_id", "e.suite_name", seed="e.seed"),
+        suite_found=_hash("h.id", "h.name", seed="h.seed"),
+        tool_asked=_tool("e.pair", "e.name", "e.version", "e.is_active", "e.configuration"),
+        tool_found=_tool(pair_found, "t.name", "t.version", "t.is_active",
                          "t.configuration::jsonb"),
-        project_tool_asked=_hash("e.tool_id", "e.user_id"),
-        project_tool_found=_hash("t.id", "h.user_id::text"),
-        assignment_asked=_hash("e.tool_id", "e.user_id"),
-        assignment_found=_hash("a.tool_id", "a.user_id::text"),
-        log_asked=_hash("e.usage_id", "e.tool_id", "e.user_id"),
-        log_found=_hash("l.id", "l.tool_id", "l.user_id::text"),
+        pair_found=pair_found,
+        assignment_found=_hash("a.user_id", "a.tool_id"),
+        log_asked=_hash("e.usage_id", seed="e.pair"),
+        log_found=_hash("l.user_id", "l.tool_id", "l.id"),
     )  # fmt: skip
 
 
-def _tool(tool_id: str, user: str, name: str, version: str, is_active: str, document: str) -> str:
+def _tool(pair: str, name: str, version: str, is_active: str, document: str) -> str:
     flag = f"CASE {is_active} WHEN true THEN 1 WHEN false THEN 2 ELSE 3 END"
-    values = _hash(f"coalesce({version}, chr(1))", name, seed=f"({flag})::bigint")
-    return _hash(tool_id, user, seed=f"jsonb_hash_extended({document}, {values})")
+    values = _hash(f"coalesce({version}, chr(1))", name, seed=f"({pair} # ({flag})::bigint)")
+    return f"jsonb_hash_extended({document}, {values})"
 
 
 def _hash(*texts: str, seed: str = "0") -> str:

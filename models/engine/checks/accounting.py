@@ -75,7 +75,26 @@ FROM (
     AND NOT EXISTS (SELECT FROM {table} t WHERE {key}::text COLLATE "C" = s.legacy_key)
 ) AS gone
 """
-# Tried first, where nothing waits to be replayed: if this adds up, there is no row to name.
+# Tried first, while nothing was replayed since the pages of the verification: those have compared
+# each row that they counted, and found no difference. So it is enough that they counted as many
+# rows as the table has, and as many quarantined ones as the quarantine; no row is read twice.
+_BY_PAGES = """
+SELECT '{entity}' AS entity, here.total, here.total - pages.quarantined AS migrated,
+  pages.quarantined
+FROM (SELECT count(*) AS total FROM {table} t) AS here,
+(SELECT count(*) AS total FROM quarantined_rows a WHERE a.entity = '{entity}') AS set_aside,
+(
+  SELECT sum((b.counts #>> ARRAY['{plural}', 'total'])::bigint)::bigint AS total,
+    sum((b.counts #>> ARRAY['{plural}', 'quarantined'])::bigint)::bigint AS quarantined
+  FROM migration.batches b
+  WHERE b.run_id = :run_id AND b.stage = 'verification' AND b.window > 0 AND b.state = 'done'
+) AS pages
+WHERE here.total = pages.total AND set_aside.total = pages.quarantined
+  AND NOT EXISTS (SELECT FROM migration.changes)
+  AND NOT EXISTS (
+    SELECT FROM migration.differences d WHERE d.run_id = :run_id AND d.stage = 'verification')
+"""
+# Then, where nothing waits to be replayed: if this adds up, there is no row to name.
 _GLANCE = """
 SELECT '{entity}' AS entity, count(*) AS total,
   count(*) FILTER (WHERE a.legacy_key IS NULL AND {is_migrated}) AS migrated,
@@ -122,23 +141,27 @@ class Accounting(Step):
             found = judgement.judge(context)
             strays = store(context, VERIFICATION, context.migration.whole(context), scope)
             return {"quarantine": found, "differences": found["wrong"] + strays}
-        counted, lost = account(context, scope.keys or ())
+        counted, lost = account(context, scope.keys or (), by_pages=context.migration.pages_account)
         return {"accounted": counted, "unaccounted": lost, "differences": lost}
 
 
 def account(
-    context: Context, entities: Sequence[str] = (), *, stores_all: bool = False
+    context: Context,
+    entities: Sequence[str] = (),
+    *,
+    stores_all: bool = False,
+    by_pages: bool = False,
 ) -> tuple[Counts, int]:
     """How the rows of these sources stand (of all, for none), and how many are lost.
 
     A lost row is neither migrated nor quarantined.
     Those are stored as differences, at most MOST_KEYS of a table where not all are asked for.
+    `by_pages` lets the pages of the verification, all of them just done, tell what is migrated.
     """
     counted: Counts = {}
     lost = 0
-    for row in _read(
-        context, entities or context.migration.counted, None if stores_all else MOST_KEYS
-    ):
+    entities = entities or context.migration.counted
+    for row in _read(context, entities, None if stores_all else MOST_KEYS, by_pages=by_pages):
         counted[context.sources[row.entity].source.plural] = {
             name: getattr(row, name) for name in ("total", "migrated", "quarantined")
         } | ({"changes": row.changes} if getattr(row, "changes", 0) else {})
@@ -147,11 +170,15 @@ def account(
     return counted, lost
 
 
-def _read(context: Context, entities: Sequence[str], most: int | None) -> list[Any]:
+def _read(
+    context: Context, entities: Sequence[str], most: int | None, *, by_pages: bool
+) -> list[Any]:
     # Undone for the sake of its settings.
     with context.connection.begin_nested() as nested:
         context.connection.exec_driver_sql(_PLANNING)
-        rows = _execute(context, entities, _GLANCE)
+        rows = _execute(context, entities, _BY_PAGES) if by_pages else []
+        if len(rows) < len(entities):
+            rows = _execute(context, entities, _GLANCE)
         if any(row.total != row.migrated + row.quarantined for row in rows) or not any(
             row.total for row in rows
         ):
@@ -174,6 +201,7 @@ def _fill(context: Context, statement: str, entity: str, most: int | None) -> st
     proof = context.migration.proof(context, entity)
     names = {
         "entity": entity,
+        "plural": table.source.plural,
         "table": table.sql,
         "key": table.key_of("t"),
         "root": table.source.parent or entity,

@@ -5,6 +5,8 @@ Building an index once, over rows that are there, costs a fraction of keeping it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection, text
 
 from models.engine.step import Context, Counts, Scope, Step
@@ -18,13 +20,20 @@ LONGEST_NAME = 63
 
 _RECORD = text(
     "INSERT INTO migration.schema_objects (kind, table_name, name)"
-    " VALUES (:kind, :table_name, :name) ON CONFLICT DO NOTHING"
+    " SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:tables AS text[]), CAST(:names AS text[]))"
+    " ON CONFLICT DO NOTHING"
 )
 
 
 def record(connection: Connection, kind: str, table: str, name: str) -> None:
     """Remember that the migration added this object; only those may be taken away again."""
-    connection.execute(_RECORD, {"kind": kind, "table_name": table, "name": name})
+    record_all(connection, [(kind, table, name)])
+
+
+def record_all(connection: Connection, added: Sequence[tuple[str, str, str]]) -> None:
+    """The same for many objects (kind, table, name), in one statement."""
+    kinds, tables, names = ([each[part] for each in added] for part in range(3))
+    connection.execute(_RECORD, {"kinds": kinds, "tables": tables, "names": names})
 
 
 def is_ours(connection: Connection, kind: str, table: str, name: str) -> bool:

@@ -172,8 +172,9 @@ def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tup
     target = check(connection, schema, sources)
     metadata = schema.declare(sources)
     added: list[tuple[str, str, str]] = []
+    enums = _enums(connection, schema, target.schema)
     for name, labels in schema.enums.items():
-        if _enum_labels(connection, target.schema, name) is None:
+        if name not in enums:
             literals = ", ".join(f"'{label}'" for label in labels)
             connection.exec_driver_sql(
                 f"CREATE TYPE {quote(target.schema)}.{name} AS ENUM ({literals})"
@@ -231,22 +232,24 @@ def _complete(
             yield found, clauses, made + [("default", name, column) for column, _ in defaults]
 
 
-def _enum_labels(connection: Connection, schema: str, name: str) -> list[str] | None:
-    """The labels of an enum; None where there is no such type."""
-    found: list[str] | None = connection.scalar(
+def _enums(connection: Connection, declared: Schema, schema: str) -> dict[str, list[str]]:
+    """The labels of each declared enum that is there, by its name."""
+    found = connection.execute(
         sa.text(
-            "SELECT ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid)"
+            "SELECT t.typname, ARRAY(SELECT e.enumlabel::text FROM pg_enum e"
+            " WHERE e.enumtypid = t.oid)"
             " FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace"
-            " WHERE n.nspname = :schema AND t.typname = :name AND t.typtype = 'e'"
+            " WHERE n.nspname = :schema AND t.typname = ANY(:names) AND t.typtype = 'e'"
         ),
-        {"schema": schema, "name": name},
+        {"schema": schema, "names": list(declared.enums)},
     )
-    return found
+    return {name: labels for name, labels in found}
 
 
 def _check_enums(connection: Connection, declared: Schema, schema: str) -> Iterator[Incompatible]:
+    there = _enums(connection, declared, schema)
     for name, labels in declared.enums.items():
-        found = _enum_labels(connection, schema, name)
+        found = there.get(name)
         absent = [label for label in labels if found is not None and label not in found]
         if found is not None and absent:
             yield Incompatible(
