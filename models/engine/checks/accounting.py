@@ -141,7 +141,8 @@ class Accounting(Step):
             found = judgement.judge(context)
             strays = store(context, VERIFICATION, context.migration.whole(context), scope)
             return {"quarantine": found, "differences": found["wrong"] + strays}
-        counted, lost = account(context, scope.keys or (), by_pages=context.migration.pages_account)
+        by_pages = context.migration.pages_account and not context.is_canary
+        counted, lost = account(context, scope.keys or (), by_pages=by_pages)
         return {"accounted": counted, "unaccounted": lost, "differences": lost}
 
 
