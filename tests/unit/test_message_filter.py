@@ -117,7 +117,11 @@ def test_ten_megabytes_are_refused_unread() -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://h/1", "rediss://h:1/2", "redis+socket:///a/redis.sock"])
-def test_the_gate_stands_before_every_kind_of_address(url: str) -> None:
+def test_the_gate_stands_before_every_kind_of_address(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a process of a worker: no test before this one has opened a connection as a producer.
+    monkeypatch.setattr("kombu.transport._transport_cache", {})
     # The application of the workers puts it there.
     assert import_module("worker.app")
     assert Connection(url).get_transport_cls() is Transport
