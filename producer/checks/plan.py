@@ -14,7 +14,7 @@ from models.postgres.database import transaction
 from models.postgres.rows import count_rows
 from models.reports.plan import Plan, PlannedStage
 from models.settings import Settings
-from producer.checks import preflight
+from producer.checks import preflight, slots
 from producer.checks.rehearsal import Rehearsal, rehearse
 from producer.runs import partition
 
@@ -24,9 +24,6 @@ SAMPLE = 2_000
 SECONDS_A_BATCH, SECONDS_A_RUN = 0.02, 3.0
 # A message with its chord, and two windows of them.
 BYTES_A_MESSAGE = 1_300
-# A process has a connection for its batch and one for its lease; each worker's main process and
-# the waiting command have theirs for the reconciler, and the command one more for its display.
-CONNECTIONS_A_WORKER, CONNECTIONS_BESIDE = 3, 2
 
 
 def make(engine: Engine, settings: Settings, rows: int | None, workers: int) -> Plan:
@@ -69,7 +66,7 @@ def _extrapolate(rehearsal: Rehearsal, settings: Settings, rows: int, workers: i
     plan.seconds_at_most = round(SECONDS_A_RUN + sum(s.at_most for s in plan.stages), 1)
     plan.disk_bytes = round(rehearsal.disk_bytes * factor)
     plan.batches = sum(stage.batches for stage in plan.stages)
-    plan.connections = workers * CONNECTIONS_A_WORKER + CONNECTIONS_BESIDE
+    plan.connections = slots.needed(workers, workers)
     plan.redis_bytes = min(plan.batches, 2 * partition.LARGEST_WINDOW) * BYTES_A_MESSAGE
     return plan
 

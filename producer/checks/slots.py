@@ -11,8 +11,9 @@ from models.reports.diagnosis import Worker
 from producer.broker import snapshot
 from producer.checks.verdicts import ok, warning
 
-# A process has a session for its batch and one for its lease; the operator's commands have two.
-SESSIONS_A_PROCESS, SESSIONS_BESIDE = 2, 2
+# A process has a session for its batch and one for its lease; the main process of each worker has
+# one for the reconciler. The waiting command has two, one of them for its display.
+_A_PROCESS, _A_WORKER, _BESIDE = 2, 1, 2
 HINT = (
     "Stop workers or start them with a smaller --concurrency, raise max_connections, or put a"
     " pooler in transaction mode between."
@@ -26,6 +27,11 @@ SELECT current_setting('max_connections')::int
 """)
 
 
+def needed(workers: int, processes: int) -> int:
+    """The sessions that so many workers, with so many processes in all, and a command may open."""
+    return processes * _A_PROCESS + workers * _A_WORKER + _BESIDE
+
+
 def check(connection: Connection) -> Check:
     """The verdict on the workers that answer now."""
     workers = snapshot.present().workers
@@ -37,7 +43,7 @@ def check(connection: Connection) -> Check:
 def shortage(connection: Connection, workers: Sequence[Worker]) -> str | None:
     """In words with numbers, where the workers may want more sessions than PostgreSQL has free."""
     processes, free = _processes(workers), _free(connection)
-    wanted = processes * SESSIONS_A_PROCESS + SESSIONS_BESIDE
+    wanted = needed(len(workers), processes)
     if not processes or wanted <= free:
         return None
     return (
