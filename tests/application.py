@@ -158,8 +158,10 @@ class Application:
 
         Not a number that may be the id of a tool: its meaning changes with the switch.
         """
-        table, project = self.names.projects, self._any(connection, self.names.projects)
-        value = self.random.choice(GPTS)
+        table, value = self.names.projects, self.random.choice(GPTS)
+        if not self._types(connection, table):
+            return
+        project = self._any(connection, table)
         if self.names.active_gpt == "subscription" and self.random.random() < 0.5:
             query = (
                 f"SELECT max(s.id)::text FROM {self.names.subscriptions} s JOIN {table} p"

@@ -366,7 +366,7 @@ def _verify(
         # What such a step makes, each row would be found to lack.
         return
     kinds: dict[str, set[str]] = {}
-    for kind, entity, key, table, detail in rows_found:
+    for kind, entity, key, table, detail, *_ in rows_found:
         what = f"{kind} {entity} in {table}" + (f".{detail}" if kind == "wrong_value" else "")
         kinds.setdefault(what, set()).add(str(key))
     for what, different in kinds.items():

@@ -191,7 +191,7 @@ def test_rows_that_a_faulty_worker_quarantined_are_a_difference_and_a_retry_migr
     engine: Engine, settings: Settings
 ) -> None:
     before = snapshot(engine)
-    bad = "btrim(coalesce({email}, ''), :blanks) = '' AS is_bad"
+    bad = "{email_is_blank} AS is_bad"
     assert bad in statement.MIGRATE
     with pytest.MonkeyPatch.context() as patched:
         faulty = bad.replace(" AS is_bad", " OR u.email LIKE '%.1%' AS is_bad")

@@ -68,8 +68,10 @@ _CHECKS = (
             "is_active": ("t.is_active", "true"),
             "configuration": (
                 "t.configuration::jsonb",
-                "jsonb_build_object('project_id', e.legacy_key,"
-                " 'gpt_id', coalesce({wanted}, t.name))",
+                # Of name and configuration, only the one that is wrong.
+                "jsonb_build_object('project_id', e.legacy_key, 'gpt_id',"
+                " CASE WHEN t.configuration::jsonb ->> 'gpt_id' = t.name THEN t.name"
+                " ELSE coalesce({wanted}, t.name) END)",
             ),
         },
     ),
