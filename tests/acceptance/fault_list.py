@@ -122,7 +122,7 @@ FAULTS = (
     on_tool("requires_approval = true", "requires_approval"),
     on_tool("requires_approval = NULL", "requires_approval", entity="project"),
     on_tool("version = ''", "version", entity="project"),
-    on_tool("name = left(name, 3)", "name", "configuration", entity="project"),
+    on_tool("name = left(name, 3)", "name", entity="project"),
     on_tool("""configuration = configuration || '{"gpt_id": "x"}'""", "configuration",
             entity="project"),
     on_tool("is_active = false", "is_active", entity="project"),
