@@ -95,6 +95,9 @@ class ReplayOf(Replay):
         return _sum(step.prepare(context, scope) for step in self.steps)
 
     def apply(self, context: Context, scope: Scope) -> Counts:
+        if not self.steps:
+            # It has written nothing, so a rollback keeps nothing of it.
+            return {context.migration.plural(self.entity): {"total": 0, "quarantined": 0}}
         found = []
         for step in self.steps:
             found.append(step.apply(context, scope))
