@@ -48,6 +48,8 @@ LOCKED = (
 # Transient: 08 connection, 40 rollback, 55P03 lock, 57P.. shutdown, 25.. idle or read-only (a
 # failover), 53100 disk, 53300 connections, 58 the system around PostgreSQL.
 _TRANSIENT = ("08", "40", "55P03", "57P0", "25P03", "25P04", "25006", "53100", "53300", "58")
+# A table or a column that is not there: the ledger may be of an older version.
+_NO_SUCH_NAME = ("42P01", "42703")
 _TOO_BIG = ("57014", "53200", "53400", "54")
 # Data, constraints, and what functions and triggers raise. Anything else (an undefined column, a
 # missing privilege, …) fails every row alike: quarantining them one by one would hide a wrong
@@ -204,9 +206,11 @@ def classify(error: DBAPIError) -> MigrationError:
             table=found.table,
             function=found.function,
         )
+    hint = "It may lack a privilege, a table or a column: producer check names what is missing."
+    if code in _NO_SUCH_NAME and "migration." in (error.statement or ""):
+        hint = f"If this product was upgraded, type: producer schema upgrade. {hint}"
     return Misconfigured(
-        f"The database refuses the statement itself: {found.text or found.words}",
-        hint="It may lack a privilege, a table or a column: producer check names what is missing.",
+        f"The database refuses the statement itself: {found.text or found.words}", hint=hint
     )
 
 

@@ -12,9 +12,11 @@ import pytest
 from alembic import command
 from sqlalchemy import Engine, text
 
+from models.errors import Misconfigured
 from models.postgres import database as databases
 from models.settings import Settings, load
 from producer import embedded
+from producer.reports import status
 from producer.runs import rollback
 from producer.schema import upgrade
 from tests import oracle, variants
@@ -63,6 +65,13 @@ def test_a_run_of_version_0_1_ends_right_after_the_upgrade(
     assert (found.state, found.differences) == ("completed_with_quarantine", {})
     with engine.connect() as connection:
         assert oracle.compare_now(connection, before, dict(settings.credit_grants)) == []
+
+
+def test_who_forgot_the_upgrade_is_told_what_to_type(engine: Engine) -> None:
+    with pytest.raises(Misconfigured) as refused, databases.as_ours():
+        status.read(engine, None)
+    assert "does not exist" in refused.value.message
+    assert "producer schema upgrade" in refused.value.hint
 
 
 def test_the_upgrade_keeps_what_the_ledger_held(engine: Engine, settings: Settings) -> None:
