@@ -374,7 +374,7 @@ def unknown() -> list[str]:
     for name in sorted(strange):
         near = difflib.get_close_matches(name, known, n=1)
         meant = f": did you mean {near[0]}?" if near else ", and has no effect"
-        found.append(f"{name} is no setting{meant}")
+        found.append(f"{name} is not a setting{meant}")
     return found
 
 

@@ -54,5 +54,5 @@ def parse(text: str) -> Window | None:
     try:
         zone = ZoneInfo(found[3] or "UTC")
     except (ValueError, OSError, LookupError):
-        raise ValueError(f"{found[3]} is no time zone; one is Europe/Berlin") from None
+        raise ValueError(f"{found[3]} is not a time zone; one is Europe/Berlin") from None
     return Window(start, end, zone)

@@ -96,7 +96,7 @@ def parse_limits(text: str) -> Limits:
             continue
         if name not in SIGNALS:
             raise ValueError(
-                f"{name!r} is no signal: there are {', '.join(SIGNALS)} and unreadable"
+                f"{name!r} is not a signal: there are {', '.join(SIGNALS)} and unreadable"
             )
         try:
             limit = None if value == "off" else float(value)

@@ -57,7 +57,7 @@ def verify(folder: Path) -> dict[str, Any]:
     """The manifest of a backup of which every file is as it was written; raises Damaged."""
     if not (folder / SUMS).is_file():
         raise Misconfigured(
-            f"{folder} is no backup, or one that was never finished",
+            f"{folder} is not a backup, or one that was never finished",
             hint="Name the folder that producer backup wrote.",
         )
     wanted: dict[str, str] = {}

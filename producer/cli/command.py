@@ -58,11 +58,11 @@ def command(
             from models.settings import load
             from producer.cli import outcome
 
-            outcome.prepare()
             results.stderr = as_json
             for each in (console, results):
                 if not each.is_terminal:
                     each.width = _PIPE_WIDTH
+            outcome.prepare()
             status = 0
             try:
                 # Before any question: a wrong setting is refused by its name.

@@ -62,7 +62,7 @@ def _resolve(host: str) -> str:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
         raise Misconfigured(
-            f"--host: {host} is no address", hint="Name an address of this machine."
+            f"--host: {host} is not an address", hint="Name an address of this machine."
         ) from None
 
 

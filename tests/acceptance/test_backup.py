@@ -273,7 +273,7 @@ def test_a_backup_that_is_killed_at_any_moment_is_complete_or_none(school: Produ
             restore.verify(school.folder / "safe")
             shutil.rmtree(school.folder / "safe")
         else:
-            with pytest.raises(Misconfigured, match="is no backup"):
+            with pytest.raises(Misconfigured, match="is not a backup"):
                 restore.verify(school.folder / "safe")
     # How many come in time depends on the machine.
     assert kills

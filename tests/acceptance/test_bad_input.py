@@ -221,7 +221,7 @@ def test_a_database_that_takes_no_writes(loaded: Product) -> None:
 
 def test_a_name_of_no_setting_is_warned_of(loaded: Product) -> None:
     ended = loaded.run("status", "--json", MIGRATION_BATCHSIZE="5")
-    assert "MIGRATION_BATCHSIZE is no setting: did you mean MIGRATION_BATCH_SIZE?" in ended.err
+    assert "MIGRATION_BATCHSIZE is not a setting: did you mean MIGRATION_BATCH_SIZE?" in ended.err
 
 
 def test_all_wrong_settings_are_said_at_once(loaded: Product) -> None:
