@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as CelerysConsumer
 
+from producer import alive
 from producer.broker.transport import Moved
 from producer.logs import Log
 
@@ -31,7 +31,7 @@ def show_life() -> None:
         return
     try:
         Path(home).mkdir(parents=True, exist_ok=True)
-        (Path(home) / f"worker.alive.{socket.gethostname()}").touch()
+        alive.file_in(Path(home)).touch()
     except OSError as failure:
         # To Celery, this would be a lost broker.
         log.warning("no file for a probe", folder=home, error=f"{failure.strerror}")

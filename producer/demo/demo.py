@@ -22,7 +22,7 @@ from models.errors import MigrationError
 from models.postgres import database
 from models.reports.run import RunReport
 from models.settings import load
-from producer import embedded
+from producer import alive, embedded
 from producer.demo import sample, shapes
 from producer.reports import terminal
 
@@ -128,16 +128,15 @@ def _migrate(home: Path, console: Console, results: Console) -> tuple[RunReport,
         "worker-2": [*worker, "--hostname=worker-2@%h"],
         "flower": ["flower", "--address=127.0.0.1", f"--port={port}"],
     }
-    # The first worker whose main loop runs touches it: before that, waiting would warn that no
-    # worker is there.
-    alive = home / "worker.alive"
-    alive.unlink(missing_ok=True)
+    # Before a worker's main loop runs, waiting would warn that no worker is there.
+    is_there = alive.file_in(home)
+    is_there.unlink(missing_ok=True)
     with _celery(home, processes, console):
         engine, settings = connect.engine(), connect.settings().base
         starting = f"Starting two workers, and Flower until the end: http://127.0.0.1:{port}"
         with _saying(console, starting):
             schema_step.upgrade(engine, settings)
-            _wait_for_worker(alive)
+            _wait_for_worker(is_there)
             run_id, _ = advance.open_run(engine, settings)
             advance.begin(engine, settings, run_id)
         # A terminal has the live view.
@@ -154,10 +153,10 @@ def _migrate(home: Path, console: Console, results: Console) -> tuple[RunReport,
     return found, report
 
 
-def _wait_for_worker(alive: Path) -> None:
+def _wait_for_worker(is_there: Path) -> None:
     """Wait until a worker is there, but not for ever: the waiting command says what is missing."""
     end = time.monotonic() + _START_SECONDS
-    while not alive.exists() and time.monotonic() < end:
+    while not is_there.exists() and time.monotonic() < end:
         time.sleep(0.1)
 
 
