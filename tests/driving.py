@@ -11,11 +11,13 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, event, text
 
 from models.ledger.tables import WORKED_ON, batches, runs
+from models.postgres import database as databases
 from models.reports.run import RunReport
 from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance
 from producer.schema import upgrade
+from tests.variants import Variant
 from tests.wait import until
 from worker import batch
 
@@ -24,6 +26,22 @@ def change(engine: Engine, *statements: str) -> None:
     with engine.begin() as connection:
         for statement in statements:
             connection.exec_driver_sql(statement.replace("%", "%%"))
+
+
+@contextmanager
+def in_shape(
+    address: str, settings: Settings, variant: Variant, users: int
+) -> Iterator[tuple[Engine, Settings]]:
+    """An empty database with the legacy tables of this shape, and the settings that name them."""
+    names = variant.names
+    tables = {"users_table": names.users, "subscriptions_table": names.subscriptions}
+    engine = databases.create(address)
+    try:
+        with engine.begin() as connection:
+            variant.build(connection, users)
+        yield engine, settings.model_copy(update={**tables, "projects_table": names.projects})
+    finally:
+        engine.dispose()
 
 
 def scalar(engine: Engine, query: str) -> Any:

@@ -17,7 +17,7 @@ from producer.runs import advance, control, rollback
 from producer.schema import upgrade
 from tests import oracle, variants
 from tests.application import Application
-from tests.driving import change, go_on, scalar, whole_run
+from tests.driving import change, go_on, in_shape, scalar, whole_run
 from tests.short import short
 from tests.variants import Variant
 
@@ -104,7 +104,7 @@ def live_on(engine: Engine, settings: Settings, variant: Variant, seed: int) -> 
     assert (found.exit_status in (0, 3), found.differences) == (True, {}), found.error
     if variant is variants.PLAIN:
         assert [scalar(engine, stray) for stray in STRAYS] == [0] * len(STRAYS)
-    # The application goes on, with foreign keys and defaults in place.
+    # The application continues, with foreign keys and defaults in place.
     for _ in range(200):
         application.write()
     full = whole_run(engine, settings, before=write)
@@ -127,17 +127,9 @@ def test_a_canary_under_live_writes_and_then_a_full_run_end_like_a_full_run_alon
 def test_so_it_is_in_any_shape_of_the_legacy_database(
     database: str, settings: Settings, variant: Variant
 ) -> None:
-    names = variant.names
-    tables = {"users_table": names.users, "subscriptions_table": names.subscriptions}
-    settings = settings.model_copy(update={**tables, "projects_table": names.projects})
-    engine = databases.create(database)
-    try:
-        with engine.begin() as connection:
-            variant.build(connection, USERS)
-        upgrade.upgrade(engine, settings)
-        live_on(engine, settings, variant, seed=1)
-    finally:
-        engine.dispose()
+    with in_shape(database, settings, variant, USERS) as (engine, shaped):
+        upgrade.upgrade(engine, shaped)
+        live_on(engine, shaped, variant, seed=1)
 
 
 def test_each_selected_row_is_accounted_for_once_and_no_other_row_is_touched(

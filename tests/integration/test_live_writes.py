@@ -9,7 +9,6 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models.ledger.tables import RECONCILIATION, VERIFICATION
-from models.postgres import database as databases
 from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer import repair
@@ -18,7 +17,7 @@ from producer.runs import control
 from producer.schema import upgrade
 from tests import oracle, variants
 from tests.application import Application
-from tests.driving import change, go_on, scalar, start, whole_run
+from tests.driving import change, go_on, in_shape, scalar, start, whole_run
 from tests.short import short
 from tests.variants import Variant
 
@@ -83,16 +82,8 @@ def test_whatever_is_written_at_whatever_moment_the_end_is_that_of_a_fresh_migra
 def test_so_it_is_in_any_shape_of_the_legacy_database(
     database: str, settings: Settings, variant: Variant
 ) -> None:
-    names = variant.names
-    tables = {"users_table": names.users, "subscriptions_table": names.subscriptions}
-    settings = settings.model_copy(update={**tables, "projects_table": names.projects})
-    engine = databases.create(database)
-    try:
-        with engine.begin() as connection:
-            variant.build(connection, 120)
-        live_on(engine, settings, variant, seed=1)
-    finally:
-        engine.dispose()
+    with in_shape(database, settings, variant, 120) as (engine, shaped):
+        live_on(engine, shaped, variant, seed=1)
 
 
 def test_writes_before_the_last_lock_need_no_second_run(engine: Engine, settings: Settings) -> None:
