@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from models.errors import Misconfigured, NotAllowed
 from models.ledger.tables import metadata, runs
+from models.reports.words import number
 
 if TYPE_CHECKING:
     from models.engine.source import SourceTable
@@ -58,7 +59,7 @@ def said(kept: dict[str, Any] | None) -> str:
     """A run's selection in words, as the ledger keeps it."""
     if kept is None:
         return "all rows"
-    chosen = f"{kept['keys']:,} key{'' if kept['keys'] == 1 else 's'}"
+    chosen = number(kept["keys"], "key")
     return chosen if kept["percent"] is None else f"{kept['percent']:g} %, {chosen}"
 
 

@@ -50,6 +50,7 @@ def repair_credits(user: str | None, dry_run: bool, force: bool) -> Any:
 
 
 def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> Any:
+    from models.reports.words import number
     from producer import connect
     from producer import repair as repairing
     from producer.reports import status as report
@@ -60,9 +61,9 @@ def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> 
     output.rows(results, found["changes"][:100], found["note"] or "Nothing to repair.")
     if found["changed"]:
         done = "would be made" if dry_run else "made"
-        number = "1 change" if found["changed"] == 1 else f"{found['changed']:,} changes"
         results.print(
-            f"{number} {done}" + ("; --json shows more" if found["changed"] > 100 else "")
+            f"{number(found['changed'], 'change')} {done}"
+            + ("; --json shows more" if found["changed"] > 100 else "")
         )
         if not dry_run and report.look(engine, None).state == "failed":
             results.print("Then let the run verify everything again: producer retry --wait")

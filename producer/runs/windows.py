@@ -55,17 +55,17 @@ def open_next(
         if found:
             following = names.index(step.name) + 1
             next_step = names[following] if following < len(names) else CUT
-            goes_on = after is not None
+            is_cut = after is None
             number, rows = _cut_so_far(stage, step)
             _set_stage(
                 connection,
                 stage,
                 state="running",
-                step=step.name if goes_on else next_step,
+                step=next_step if is_cut else step.name,
                 last_key=after,
                 window=stage.window + 1,
-                step_windows=number + 1 if goes_on else 0,
-                step_rows=rows + sum(page["rows"] for page in found) if goes_on else 0,
+                step_windows=0 if is_cut else number + 1,
+                step_rows=0 if is_cut else rows + sum(page["rows"] for page in found),
             )
             return _insert(connection, stage, step, found)
     _set_stage(connection, stage, step=CUT)
