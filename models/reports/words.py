@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from models.engine import current
@@ -13,11 +14,14 @@ if TYPE_CHECKING:
 # Where there is no migration to ask.
 ROWS = "rows"
 
+# A discrepancy and discrepancies, but a key and keys.
+_CONSONANT_Y = re.compile("(?<![aeiou])y$")
+
 
 def number(count: int, noun: str) -> str:
     """A count with its noun: `1 row`, `1,204 rows`, `2 discrepancies`."""
     if count != 1:
-        noun = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+        noun = _CONSONANT_Y.sub("ie", noun) + "s"
     return f"{count:,} {noun}"
 
 
