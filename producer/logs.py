@@ -10,8 +10,8 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any, TextIO
 
 from models.errors import MigrationError
 from producer import outage
@@ -33,9 +33,20 @@ class Log:
         if not structlog.is_configured():
             structlog.configure(
                 processors=[render, *structlog.get_config()["processors"]],
-                logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+                logger_factory=whole_lines(sys.stderr),
             )
         return getattr(structlog.get_logger(self._name), level)
+
+
+def whole_lines(stream: TextIO) -> Callable[..., Any]:
+    """A factory of loggers that write each line and its end at once.
+
+    The processes of one worker share the stream, and where it is unbuffered, as in the image, what
+    is written in two parts is torn apart by another's line.
+    """
+    import structlog
+
+    return lambda *_: structlog.WriteLogger(stream)
 
 
 # Libraries that say again and again, and number it, that a server is away.

@@ -59,6 +59,7 @@ def _log_in_lines(loglevel: int | str | None = None, **_: Any) -> None:
     structlog.configure(
         processors=[logs.once, *shared, logs.render, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=logs.whole_lines(sys.stdout),
     )
     # Celery and the libraries log by the standard library: their lines have the same form.
     handler = logging.StreamHandler()

@@ -109,3 +109,12 @@ def test_a_warning_with_the_same_error_is_counted() -> None:
     with pytest.raises(structlog.DropEvent):
         logs.once(None, "warning", event | {"event": "batch released", "batch": 2})
     assert logs.once(None, "error", event | {"batch": 3})["batch"] == 3
+
+
+def test_a_line_and_its_end_are_written_at_once() -> None:
+    # Where the stream is unbuffered, as in the image, each write is one of the system's.
+    written: list[str] = []
+    shared = io.StringIO()
+    shared.write = written.append  # type: ignore[method-assign,assignment]
+    logs.whole_lines(shared)().info("first")
+    assert written == ["first\n"]
