@@ -15,7 +15,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from models.errors import Stopped
-from models.ledger.tables import runs
+from models.ledger.tables import WORKED_ON, runs
 from models.postgres.database import classify, transaction
 from models.postgres.load import Gauge, Limits, excess, parse_limits
 from models.settings import Settings
@@ -59,7 +59,7 @@ class Throttle:
         before = self._why
         try:
             tuned = _tuned(engine, settings, run_id)
-            self._why = tuned.closed or self._look(engine, tuned.limits)
+            self._why = (tuned.closed or self._look(engine, tuned.limits)) if tuned else None
             if self._why or before:
                 _say(engine, run_id, self._why)
         except DBAPIError as failure:
@@ -94,16 +94,20 @@ class _Tuned:
     closed: str | None = None
 
 
-def _tuned(engine: Engine, settings: Settings, run_id: str) -> _Tuned:
-    """What `producer tune` set for the run, else the settings. A rollback waits for no window."""
+def _tuned(engine: Engine, settings: Settings, run_id: str) -> _Tuned | None:
+    """What `producer tune` set for the run, else the settings. A rollback waits for no window.
+
+    None for a run that nobody works on: the claim refuses its batch, and another run, or the
+    rollback of an older one, needs the worker.
+    """
     with transaction(engine) as connection:
         row = connection.execute(
             sa.select(
                 runs.c.state, runs.c.throttle, runs.c.hours, sa.func.clock_timestamp().label("now")
             ).where(runs.c.id == run_id)
         ).one_or_none()
-    if row is None:
-        return _Tuned(settings.throttle)
+    if row is None or row.state not in WORKED_ON:
+        return None
     limits = settings.throttle if row.throttle is None else parse_limits(row.throttle)
     window, name = settings.window, "MIGRATION_WINDOW"
     if row.hours is not None:
