@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg2
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError
 
 from models.errors import (
     BadRow,
@@ -34,6 +35,8 @@ LOCK_MS = 600
 LOCK_ATTEMPTS = 30
 # Sessions come and go: a command waits so long for a free slot.
 SLOT_SECONDS, SLOT_PAUSE_SECONDS = 5.0, 0.5
+# A connection that was used so lately is not asked whether it still works.
+RESTED_SECONDS = 1.0
 _ADDRESS = "Check DATABASE_URL: host, port, database, user and password."
 _FULL = (
     "Stop some workers, raise max_connections or the role's CONNECTION LIMIT, or use a role with"
@@ -74,7 +77,7 @@ def create(url: str, *, application: str = "migration") -> Engine:
             f"DATABASE_URL: {refused}",
             hint="Write it as postgresql://user:password@host:5432/database.",
         ) from None
-    return create_engine(
+    engine = create_engine(
         # What may be said of it: the parameters below hold the password.
         URL.create(
             "postgresql+psycopg2",
@@ -85,7 +88,6 @@ def create(url: str, *, application: str = "migration") -> Engine:
         execution_options={"place": addresses.place_of(given)},
         pool_size=2,
         max_overflow=2,
-        pool_pre_ping=True,
         # An error of a statement would quote rows.
         hide_parameters=True,
         connect_args={
@@ -104,6 +106,17 @@ def create(url: str, *, application: str = "migration") -> Engine:
         }
         | given,
     )
+    event.listen(engine, "checkout", functools.partial(_ping, engine))
+    return engine
+
+
+def _ping(engine: Engine, driver: Any, *_: object) -> None:
+    """Ask whether a connection still works, unless it was in use a moment ago."""
+    if time.monotonic() - driver.used_at >= RESTED_SECONDS:
+        try:
+            engine.dialect.do_ping(driver)
+        except psycopg2.Error as failure:
+            raise InvalidatePoolError from failure
 
 
 def name_of(engine: Engine) -> str:
@@ -157,7 +170,7 @@ def transaction(
     """One transaction with its settings made locally; commits at the end of the block.
 
     The idle limit frees the row locks of a process that froze inside the transaction. `also` are
-    further settings, `SET LOCAL …`, sent in the same round trip.
+    further settings, `SET LOCAL …`.
     """
     with engine.begin() as connection:
         sessions.begin(

@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import psycopg2
-from psycopg2.extensions import connection, cursor
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection, cursor
 
 # After so long, and as often, the server is asked. Most statements may take no longer.
 ASK_SECONDS = 60.0
@@ -43,30 +43,77 @@ class Connection(connection):
     def __init__(self, dsn: str, *arguments: Any, **options: Any) -> None:
         super().__init__(dsn, *arguments, **options)
         self.address = dsn
+        self.used_at = time.monotonic()
+        # How the present transaction was begun by `begin`; what of that is still to be sent.
+        self._begun = self._unsent = ""
+
+    def begin(self, opening: str) -> None:
+        """Begin a transaction by these statements, of which the first is BEGIN.
+
+        They are sent with the next statement: the driver alone would ask three times for it.
+        """
+        self.autocommit = True
+        self._begun = self._unsent = opening
+
+    def unsent(self) -> str:
+        """What has to be sent before the next statement."""
+        opening, self._unsent = self._unsent, ""
+        return opening
 
     def commit(self) -> None:
         """COMMIT, watched."""
         with _watched(self):
-            super().commit()
+            if not self._ends("COMMIT"):
+                super().commit()
 
     def rollback(self) -> None:
         """ROLLBACK, watched."""
         with _watched(self):
-            super().rollback()
+            if not self._ends("ROLLBACK"):
+                super().rollback()
+
+    def _ends(self, word: str) -> bool:
+        """End what `begin` began; False where that is the driver's to do, or it is closed."""
+        if not self._begun or self.closed:
+            return False
+        self._begun = self._unsent = ""
+        try:
+            if self.info.transaction_status != TRANSACTION_STATUS_IDLE:
+                with self.cursor() as last:
+                    last.execute(word)
+        finally:
+            if not self.closed:
+                self.autocommit = False
+        return True
 
 
 class Cursor(cursor):
     """The cursor of such a connection."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
-        """Run a statement, watched."""
+        """Run a statement, watched; the first one of a transaction begins it."""
+        if opening := self._opening():
+            query = f"{opening if vars is None else opening.replace('%', '%%')}; {query}"
         with _watched(self.connection):
             super().execute(query, vars)
 
     def executemany(self, query: Any, vars_list: Any) -> None:
         """Run a statement for each of several values, watched."""
+        self._begin()
         with _watched(self.connection):
             super().executemany(query, vars_list)
+
+    def copy_expert(self, *arguments: Any, **options: Any) -> None:
+        """Run a COPY, which is not watched."""
+        self._begin()
+        super().copy_expert(*arguments, **options)
+
+    def _opening(self) -> str:
+        return cast(Connection, self.connection).unsent()
+
+    def _begin(self) -> None:
+        if opening := self._opening():
+            self.execute(opening)
 
 
 class _Watch:
@@ -87,6 +134,7 @@ class _Watch:
 
     def end(self, of: Connection) -> None:
         """Stop to watch it."""
+        of.used_at = time.monotonic()
         with self.lock:
             self.since.pop(of, None)
 

@@ -1,6 +1,6 @@
 """What every transaction sets for itself: no role, database, address or environment decides it.
 
-Set locally and in one round trip, so that a pooler in transaction mode can be in between.
+Set locally and with the first statement, so that a pooler in transaction mode can be in between.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def begin(
     mode: str = READ_COMMITTED,
     also: str = "",
 ) -> None:
-    """Settle a transaction that has just begun: its mode comes before its first snapshot.
+    """Begin a transaction and settle it, together with its first statement: one round trip.
 
-    `also` are further settings, which come last.
+    Its mode comes before its first snapshot. `also` are further settings, which come last.
 
     Under READ COMMITTED, a statement after a lock sees all that was committed before the lock.
     """
@@ -99,7 +99,7 @@ def begin(
         lock_timeout_ms=lock_timeout_ms,
         idle_timeout_ms=idle_timeout_ms,
     )
-    connection.exec_driver_sql(f"SET TRANSACTION {mode}; {limits}; {also}")
+    _driver(connection).begin(f"BEGIN; SET TRANSACTION {mode}; {limits}; {also}")
 
 
 @contextmanager

@@ -5,16 +5,19 @@ Every run here has live writes in its middle, and is judged by the oracle.
 
 from __future__ import annotations
 
+import io
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import IntegrityError
 
 from models.postgres import database as databases
-from models.postgres import sessions
+from models.postgres import limited, sessions
 from models.postgres.database import transaction
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.demo import sample
@@ -24,6 +27,7 @@ from tests.application import Application
 from tests.conftest import fresh_database
 from tests.driving import change, go_on, scalar, start, wait_for_lock
 from tests.short import short
+from tests.wait import until
 
 USERS, BATCH_SIZE = 60, 20
 GRANTS = parse_grants(DEFAULT_GRANTS)
@@ -251,3 +255,80 @@ def test_a_read_only_default_is_named(engine: Engine, settings: Settings, databa
     ):
         start(worker, settings)
     assert "default_transaction_read_only" in refused.value.hint
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is sent to the server in a round trip each, but for COPY."""
+    found: list[str] = []
+    execute = limited.Cursor.execute
+
+    def note(cursor: limited.Cursor, query: str, values: Any = None) -> None:
+        found.append(query)
+        execute(cursor, query, values)
+
+    monkeypatch.setattr(limited.Cursor, "execute", note)
+    return found
+
+
+def test_a_transaction_begins_with_its_first_statement(engine: Engine, asked: list[str]) -> None:
+    with transaction(engine):
+        pass
+    asked.clear()
+    with transaction(engine):
+        pass
+    assert asked == []
+    with transaction(engine) as connection:
+        # A literal percent sign, with values and without.
+        assert connection.scalar(text("SELECT 5 % :three"), {"three": 3}) == 2
+        assert connection.exec_driver_sql("SELECT 5 %% 3").scalar() == 2
+    assert len(asked) == 3 and asked[-1] == "COMMIT"
+
+
+@pytest.mark.parametrize("first", ["COPY", "many", "savepoint", "refused"])
+def test_whatever_comes_first_is_part_of_the_transaction(engine: Engine, first: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE part (n int PRIMARY KEY)"))
+
+    def do(connection: Connection) -> None:
+        with connection.connection.cursor() as cursor:
+            if first == "COPY":
+                cursor.copy_expert("COPY part FROM STDIN", io.StringIO("1\n"))
+            elif first == "many":
+                cursor.executemany("INSERT INTO part VALUES (%s)", [(1,), (2,)])
+        if first == "savepoint":
+            with connection.begin_nested():
+                connection.execute(text("INSERT INTO part VALUES (1)"))
+        if first == "refused":
+            connection.execute(text("INSERT INTO part VALUES (1), (1)"))
+
+    with pytest.raises((ZeroDivisionError, IntegrityError)), transaction(engine) as connection:
+        do(connection)
+        assert scalar(engine, "SELECT count(*) FROM part") == 0
+        raise ZeroDivisionError
+    assert scalar(engine, "SELECT count(*) FROM part") == 0
+    if first != "refused":
+        with transaction(engine) as connection:
+            do(connection)
+        assert scalar(engine, "SELECT count(*) FROM part") > 0
+    # The driver's own transactions are as before.
+    with pytest.raises(ZeroDivisionError), engine.begin() as connection:
+        connection.execute(text("DELETE FROM part"))
+        connection.execute(text("INSERT INTO part VALUES (9)"))
+        raise ZeroDivisionError
+    assert scalar(engine, "SELECT count(*) FROM part WHERE n = 9") == 0
+
+
+def test_a_connection_that_broke_while_it_rested_is_replaced(
+    engine: Engine, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with transaction(engine) as connection:
+        before = connection.scalar(text("SELECT pg_backend_pid()"))
+    another = databases.create(database)
+    assert scalar(another, f"SELECT pg_terminate_backend({before})")
+    is_there = f"SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = {before})"
+    until(lambda: not scalar(another, is_there))
+    another.dispose()
+    monkeypatch.setattr(databases, "RESTED_SECONDS", 0.0)
+    with transaction(engine) as connection:
+        assert connection.scalar(text("SELECT pg_backend_pid()")) != before
