@@ -17,7 +17,12 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any, cast
 
 import psycopg2
-from psycopg2.extensions import TRANSACTION_STATUS_IDLE, connection, cursor
+from psycopg2.extensions import (
+    TRANSACTION_STATUS_IDLE,
+    TRANSACTION_STATUS_INERROR,
+    connection,
+    cursor,
+)
 
 # After so long, and as often, the server is asked. Most statements may take no longer.
 ASK_SECONDS = 60.0
@@ -44,21 +49,27 @@ class Connection(connection):
         super().__init__(dsn, *arguments, **options)
         self.address = dsn
         self.used_at = time.monotonic()
-        # How the present transaction was begun by `begin`; what of that is still to be sent.
-        self._begun = self._unsent = ""
+        # Whether `begin` began the present transaction; what is still to be sent.
+        self._is_begun = False
+        self._unsent: list[str] = []
 
     def begin(self, opening: str) -> None:
         """Begin a transaction by these statements, of which the first is BEGIN.
 
         They are sent with the next statement: the driver alone would ask three times for it.
         """
-        self.autocommit = True
-        self._begun = self._unsent = opening
+        self.autocommit = self._is_begun = True
+        self._unsent = [opening]
+
+    def precede(self, settings: str) -> None:
+        """Send these statements with the next one, unless the transaction has failed."""
+        if self.info.transaction_status != TRANSACTION_STATUS_INERROR:
+            self._unsent.append(settings)
 
     def unsent(self) -> str:
         """What has to be sent before the next statement."""
-        opening, self._unsent = self._unsent, ""
-        return opening
+        found, self._unsent = "; ".join(self._unsent), []
+        return found
 
     def commit(self) -> None:
         """COMMIT, watched."""
@@ -74,9 +85,9 @@ class Connection(connection):
 
     def _ends(self, word: str) -> bool:
         """End what `begin` began; False where that is the driver's to do, or it is closed."""
-        if not self._begun or self.closed:
+        if not self._is_begun or self.closed:
             return False
-        self._begun = self._unsent = ""
+        self._is_begun, self._unsent = False, []
         try:
             if self.info.transaction_status != TRANSACTION_STATUS_IDLE:
                 with self.cursor() as last:

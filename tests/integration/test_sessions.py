@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from models.postgres import database as databases
 from models.postgres import limited, sessions
@@ -332,3 +332,23 @@ def test_a_connection_that_broke_while_it_rested_is_replaced(
     monkeypatch.setattr(databases, "RESTED_SECONDS", 0.0)
     with transaction(engine) as connection:
         assert connection.scalar(text("SELECT pg_backend_pid()")) != before
+
+
+def test_what_goes_with_the_next_statement_does_not_keep_a_failed_transaction(
+    engine: Engine,
+) -> None:
+    with transaction(engine) as connection:
+        driver: Any = connection.connection.dbapi_connection
+        with pytest.raises(DBAPIError), connection.begin_nested():
+            driver.precede("SET LOCAL statement_timeout = 12345")
+            assert scalar_of(connection, "SHOW statement_timeout") == "12345ms"
+            try:
+                connection.execute(text("SELECT 1 / 0"))
+            finally:
+                # The next statement is the rollback to the savepoint.
+                driver.precede("SET LOCAL statement_timeout = 1")
+        assert scalar_of(connection, "SHOW statement_timeout") == "1min"
+
+
+def scalar_of(connection: Connection, query: str) -> Any:
+    return connection.scalar(text(query))

@@ -30,14 +30,16 @@ def lock(context: Context) -> None:
     names = ", ".join(table.sql for table in context.sources.values())
     # Autovacuum gives way to a session that waits longer than deadlock_timeout: in a mode
     # that no writer notices.
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}")
-    connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE UPDATE EXCLUSIVE MODE")
+    connection.exec_driver_sql(
+        f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS};"
+        f" LOCK TABLE {names} IN SHARE UPDATE EXCLUSIVE MODE"
+    )
     # The limit of a statement holds for all tables, that of a lock for each.
     connection.exec_driver_sql(
-        f"SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {LOCK_MS}"
+        f"SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = {LOCK_MS};"
+        f" LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE;"
+        f" SET LOCAL lock_timeout = {ROW_LOCK_MS}"
     )
-    connection.exec_driver_sql(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
-    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {ROW_LOCK_MS}")
 
 
 Pending = list[tuple[Replay, list[str]]]

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from models.engine.schema.declaration import Reference
-from models.engine.schema.indexes import alter, drop_helpers, is_ours, record
+from models.engine.schema.indexes import alter, drop_helpers, is_ours, record, recorded
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, Step
 from models.postgres.catalog import quote
@@ -36,8 +36,12 @@ class Keys(Step):
         return ["keys and defaults"]
 
     def apply(self, context: Context, scope: Scope) -> Counts:
+        added = recorded(context.connection)
         for reference in context.migration.schema.references:
-            _add_key(context, reference)
+            of_table = ("table", reference.table, reference.table)
+            of_column = ("column", reference.table, reference.column)
+            if {of_table, of_column} & added:
+                _add_key(context, reference)
         _set_defaults(context)
         return {}
 
@@ -91,10 +95,6 @@ def _add_key(context: Context, reference: Reference) -> None:
     connection = context.connection
     table = context.target.table(reference.table)
     if table.key_on(reference.column) is not None:
-        return
-    made_here = is_ours(connection, "table", reference.table, reference.table)
-    added_here = is_ours(connection, "column", reference.table, reference.column)
-    if not (made_here or added_here):
         return
     name = _free_constraint(connection, table.oid, f"fk_{reference.table}_{reference.column}")
     record(connection, "constraint", reference.table, name)

@@ -48,6 +48,12 @@ def is_ours(connection: Connection, kind: str, table: str, name: str) -> bool:
     return bool(found)
 
 
+def recorded(connection: Connection) -> set[tuple[str, str, str]]:
+    """All objects (kind, table, name) that the migration added."""
+    found = connection.execute(text("SELECT kind, table_name, name FROM migration.schema_objects"))
+    return {(row.kind, row.table_name, row.name) for row in found}
+
+
 def ours(connection: Connection, kind: str, table: str) -> list[str]:
     """The objects of that kind that the migration added to the table, by name."""
     return list(
