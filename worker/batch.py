@@ -51,12 +51,7 @@ def run(
 
     Safe to call for any id, any number of times, at the same time: the claim decides.
     """
-    try:
-        with transaction(engine, also=UNHURRIED) as connection:
-            claim = claims.claim(connection, run_id, batch_id, worker)
-    except DBAPIError as failure:
-        log.warning("batch not claimed", batch=batch_id, error=classify(failure).message)
-        return {"outcome": "skipped"}
+    claim = _claim(engine, run_id, batch_id, worker)
     if claim is None:
         return {"outcome": "skipped"}
     logger = log.bind(run=run_id, batch=batch_id, step=claim.step, attempt=claim.attempt)
@@ -88,6 +83,19 @@ def run(
         return _fail(engine, settings, claim, f"a bug: {type(bug).__name__}")
     logger.info("batch done", seconds=round(time.monotonic() - started, 3), counts=counts)
     return {"outcome": "done"}
+
+
+def _claim(engine: Engine, run_id: str, batch_id: int, worker: str) -> Claim | None:
+    for is_last in (False, True):
+        try:
+            with transaction(engine, also=UNHURRIED) as connection:
+                return claims.claim(connection, run_id, batch_id, worker)
+        except DBAPIError as failure:
+            # A connection that was in use a moment ago is not asked whether it still works.
+            if is_last or not failure.connection_invalidated:
+                log.warning("batch not claimed", batch=batch_id, error=classify(failure).message)
+                return None
+    raise AssertionError("unreachable")
 
 
 def _give_up(

@@ -14,9 +14,11 @@ from models.errors import LeaseLost, NotAllowed
 from models.ledger import claims
 from models.ledger.tables import BACK, FORWARD, batches, move_run, runs, stages
 from models.postgres import database as databases
+from models.postgres.database import transaction
 from models.settings import Settings
 from producer.schema import upgrade
 from tests import variants
+from worker import batch
 
 SETTINGS = Settings.model_construct(
     users_table="users", subscriptions_table="gpt_subscriptions", projects_table="projects"
@@ -105,6 +107,19 @@ def test_a_claim_waits_for_open_stages_of_lower_positions_in_its_direction(
             )
         )
     assert bool(claim(engine)) == is_claimed
+
+
+def test_a_claim_is_made_anew_on_another_connection(engine: Engine, database: str) -> None:
+    with transaction(engine) as connection:
+        broken = connection.scalar(sa.text("SELECT pg_backend_pid()"))
+    another = databases.create(database)
+    with another.begin() as connection:
+        connection.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": broken})
+    another.dispose()
+    # That connection was in use a moment ago, so nobody asks whether it still works. The batch
+    # itself fails, whose run has no relations: it was claimed.
+    batch.run(engine, SETTINGS, RUN, 1, "worker")
+    assert state(engine)[1] == 1
 
 
 def test_a_late_commit_is_refused_and_changes_nothing(engine: Engine) -> None:
