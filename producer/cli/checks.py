@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from producer.cli.asking import RUN, open_engine
+from producer.cli.asking import RUN, open_engine, open_ledger
 from producer.cli.command import cli, command, console, results
 
 NO_ENDPOINTS = "endpoints; set MIGRATION_API_URLS to the dashboard's"
@@ -52,7 +52,7 @@ def doctor(run: str | None) -> Any:
     from producer.doctor import examine as diagnosis
     from producer.reports import terminal as output
 
-    found = diagnosis.examine(open_engine(), connect.settings().base, run)
+    found = diagnosis.examine(open_ledger(), connect.settings().base, run)
     output.diagnosis(results, found)
     return found
 
@@ -81,7 +81,7 @@ def performance() -> Any:
     from producer.checks import performance as measuring
     from producer.reports import terminal as output
 
-    found = measuring.measure(open_engine(), connect.settings().base)
+    found = measuring.measure(open_ledger(), connect.settings().base)
     output.speeds(results, found)
     left = [] if connect.settings().base.api_urls else [NO_ENDPOINTS]
     for what in left:

@@ -15,6 +15,7 @@ from producer.cli.asking import (
     confirm,
     end,
     open_engine,
+    open_ledger,
     open_ready,
     require_terminal,
     wait_for,
@@ -92,7 +93,7 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
     from producer.reports import status as report
     from producer.reports import terminal as output
 
-    engine = open_engine()
+    engine = open_ledger()
     if history:
         runs, actions = report.history(engine), report.actions(engine)
         events = happened.read(engine)
@@ -123,7 +124,7 @@ def differences(run: str | None, values: bool, as_csv: bool) -> Any:
     from producer.reports import differing
     from producer.reports import terminal as output
 
-    engine = open_engine()
+    engine = open_ledger()
     found = differing.read(engine, run)
     fixes = differing.fixes(found)
     shown = found
@@ -194,7 +195,7 @@ def pause(run: str | None) -> Any:
     """Pause a run: no further batch starts, and running ones end."""
     from producer.runs import control
 
-    return end(control.pause(open_engine(), run), False)
+    return end(control.pause(open_ledger(), run), False)
 
 
 @command(cli, "resume")
@@ -216,7 +217,7 @@ def cancel(run: str | None, yes: bool) -> Any:
     from producer.runs import control
 
     require_terminal("Cancel the run?", yes)
-    engine = open_engine()
+    engine = open_ledger()
     found = report.read(engine, run)
     control.require_move(found, "cancelled")
     confirm(
@@ -242,7 +243,7 @@ def tune(run: str | None, batch_size: str | None, throttle: str | None, window: 
     """Change batch size, throttle and window of an open run, or show what it has."""
     from producer.runs import tune as tuning
 
-    found = tuning.tune(open_engine(), run, batch_size=batch_size, throttle=throttle, window=window)
+    found = tuning.tune(open_ledger(), run, batch_size=batch_size, throttle=throttle, window=window)
     for name in ("batch_size", "throttle", "window"):
         value = found[name]
         said = "as each worker's settings say" if value is None else value or "always"
@@ -304,7 +305,7 @@ def forget(run: str, yes: bool) -> Any:
     from producer.reports import status as report
     from producer.runs import rollback as undo
 
-    engine = open_engine()
+    engine = open_ledger()
     run_id = report.read(engine, run).run_id
     confirm(f"Drop the before-images of run {run_id}? It cannot be rolled back then.", yes)
     run_id, dropped = undo.forget(engine, run_id)
@@ -343,7 +344,7 @@ def quarantine(
 
     if sum(map(bool, (accepts, opens, preview))) > 1:
         raise click.UsageError("--accept, --unaccept and --preview exclude each other.")
-    engine = open_engine()
+    engine = open_ledger()
     changed = 0
     queries: dict[str, str] = {}
     if keys := accepts or opens:

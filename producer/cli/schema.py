@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from producer.cli.asking import confirm, open_engine
+from producer.cli.asking import confirm, open_engine, open_ledger
 from producer.cli.command import command, results, schema
 
 
@@ -32,7 +32,7 @@ def downgrade(yes: bool) -> Any:
     from producer.reports import terminal as output
     from producer.schema import downgrade as dropping
 
-    engine, settings = open_engine(), connect.settings().base
+    engine, settings = open_ledger(), connect.settings().base
     lost = dropping.would_lose(engine, settings)
     full = [{"would be lost": name, "rows": count} for name, count in lost.items() if count]
     output.rows(results, full, "Nothing would be lost.")

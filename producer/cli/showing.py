@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from producer.cli.asking import RUN, open_engine
+from producer.cli.asking import RUN, open_ledger
 from producer.cli.command import cli, command, console, results, say_database, servers
 from producer.demo.shapes import SCRIPTS
 
@@ -26,7 +26,7 @@ def write_report(run: str | None, output: Path | None) -> Any:
     from producer.reports import html
     from producer.reports import status as report
 
-    engine = open_engine()
+    engine = open_ledger()
     run_id = report.read(engine, run).run_id
     file = html.write(engine, connect.settings().base, run_id, output)
     results.print(f"The report of run {run_id} is in {file}", soft_wrap=True, markup=False)
@@ -41,7 +41,7 @@ def serve(host: str, port: int) -> Any:
     from producer import connect
     from producer.console import server as serving
 
-    open_engine()
+    open_ledger()
     serving.run(connect.settings().base, host, port, console)
     return {"error": None}
 
