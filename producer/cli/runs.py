@@ -68,6 +68,7 @@ def enqueue_all(wait: bool, dry_run: bool, percent: float | None, only: tuple[st
 def _dry_run(wait: bool) -> Any:
     """Migrate a page on copies of the tables, and undo it: the object of --json."""
     from models.reports.run import EnqueueReport
+    from models.reports.words import number
     from producer import connect
     from producer.checks import dry_run
     from producer.reports import terminal as output
@@ -77,7 +78,9 @@ def _dry_run(wait: bool) -> Any:
     found, rehearsed = dry_run.run(open_engine(), connect.settings().base)
     output.counted(results, found)
     if rehearsed.refused:
-        results.print(f"The database refused pages with {rehearsed.refused:,} rows: producer check")
+        results.print(
+            f"The database refused pages with {number(rehearsed.refused, 'row')}: producer check"
+        )
     results.print("This was a page of the rows, on copies. Nothing was changed.")
     return EnqueueReport(**dict(found), dry_run=True, refused=rehearsed.refused)
 
@@ -258,6 +261,7 @@ def tune(run: str | None, batch_size: str | None, throttle: str | None, window: 
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
     """Undo what the runs wrote, newest first, or only RUN; keep what was changed since."""
+    from models.reports.words import number
     from producer import connect, outage
     from producer.reports import status as report
     from producer.reports import terminal as output
@@ -266,7 +270,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
     keep_trying = outage.Patience(console.print).until_done if wait else call
     engine, settings = open_ready(), connect.settings().base
     chosen = undo.targets(engine, run, force=force)
-    named = ", ".join(f"run {each.id} ({each.rows:,} rows)" for each in chosen)
+    named = ", ".join(f"run {each.id} ({number(each.rows, 'row')})" for each in chosen)
     confirm(f"Roll back {named}{', also what was changed since' if force else ''}?", yes)
     undone: list[str] = []
     status, has_kept = 0, False
@@ -290,7 +294,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
         undone.append(run_id)
     left = keep_trying(partial(undo.left, engine))
     for each in left:
-        results.print(f"Run {each.id} ({each.rows:,} rows) is not rolled back.")
+        results.print(f"Run {each.id} ({number(each.rows, 'row')}) is not rolled back.")
     if left:
         results.print(f"Next: {undo.next_command(left[0], force)}")
     answer = found.model_dump() | {"rolled_back": undone, "standing": [each.id for each in left]}
@@ -302,6 +306,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def forget(run: str, yes: bool) -> Any:
     """Drop a finished run's before-images; it cannot be rolled back after that."""
+    from models.reports.words import number
     from producer.reports import status as report
     from producer.runs import rollback as undo
 
@@ -309,7 +314,7 @@ def forget(run: str, yes: bool) -> Any:
     run_id = report.read(engine, run).run_id
     confirm(f"Drop the before-images of run {run_id}? It cannot be rolled back then.", yes)
     run_id, dropped = undo.forget(engine, run_id)
-    results.print(f"{dropped:,} before-images of run {run_id} dropped")
+    results.print(f"{number(dropped, 'before-image')} of run {run_id} dropped")
     return {"run_id": run_id, "dropped": dropped, "error": None}
 
 

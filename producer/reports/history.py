@@ -35,7 +35,7 @@ _PACKAGES = ("dashboard-migration", "celery", "redis", "sqlalchemy", "psycopg2-b
 # It may read whole tables.
 _SUMMARY_TIMEOUT_MS = 600_000
 _HAPPENED = {
-    "expired": "leases ran out, since a worker died or froze: other workers claimed the batches",
+    "expired": "leases expired, since a worker died or froze: other workers claimed the batches",
     "lost": "messages were lost: the batches were published again",
     "split": "batches took their workers down again and again: split into smaller ones",
 }

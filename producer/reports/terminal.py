@@ -133,7 +133,7 @@ def stages(console: Console, found: RunReport) -> None:
         )
     console.print(table)
     if found.time_left:
-        console.print(f"{found.progress:.0%} done, {live_view.span(found.time_left)} left")
+        console.print(f"{100 * found.progress:.0f} % done, {live_view.span(found.time_left)} left")
 
 
 def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:
@@ -316,7 +316,7 @@ def diagnosis(console: Console, found: Diagnosis) -> None:
             "unpublished": stage.unpublished,
             "released": stage.handed_back,
             "running": stage.running,
-            "lease ran out": stage.expired,
+            "lease expired": stage.expired,
             "failed": stage.failed,
             "oldest": f"{stage.oldest_waiting_seconds or 0:.0f} s",
         }

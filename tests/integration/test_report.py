@@ -50,7 +50,7 @@ def test_it_tells_everything_that_the_ledger_knows(
         assert reason.keys and all(key in said for key in reason.keys)
         assert f"{reason.name.replace('_', ' ')}: {reason.rows}" in said
     assert {event.what for event in found.events if event.kind == "action"} >= {"pause", "resume"}
-    assert any("leases ran out" in event.what for event in found.events)
+    assert any("leases expired" in event.what for event in found.events)
     assert [event.at for event in found.events] == sorted(event.at for event in found.events)
     done = [stage.name for stage in found.report.stages]
     assert [row.stage for row in found.durations] == done
