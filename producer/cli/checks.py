@@ -31,8 +31,12 @@ def check() -> Any:
 
 
 @command(cli, "plan", blank="plan:Plan")
-@click.option("--users", type=click.IntRange(1), help="Plan for so many; those there by default.")
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--users", type=click.IntRange(1), help="For so many users; by default, as many as there are."
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="With so many workers."
+)
 def plan(users: int | None, workers: int) -> Any:
     """Estimate time, load and size of a run, measured on a sample and rolled back."""
     from producer import connect

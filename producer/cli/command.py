@@ -158,7 +158,7 @@ def cli() -> None:
 
 @cli.group()
 def schema() -> None:
-    """The target schema and the ledger."""
+    """Show, add or drop the target schema and the ledger."""
 
 
 @cli.group()
@@ -168,4 +168,4 @@ def repair() -> None:
 
 @cli.group()
 def servers() -> None:
-    """The embedded PostgreSQL and Redis-compatible servers."""
+    """Stop the embedded PostgreSQL and Redis-compatible servers."""

@@ -18,7 +18,7 @@ _REPAIRED: dict[str, Any] = {
 }
 
 
-USER = click.option("--user", metavar="ID", help="One user; all by default.")
+USER = click.option("--user", metavar="ID", help="Only this user; all by default.")
 
 
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Show each change, and make none.")

@@ -28,14 +28,20 @@ INTEGRITY_SECONDS = 600
 
 @command(cli, "enqueue-all", blank="run:EnqueueReport")
 @WAIT
-@click.option("--dry-run", is_flag=True, help="Say what a page would become, and change nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show what the run would write for some rows, and change nothing.",
+)
 @click.option(
     "--percent",
     type=click.FloatRange(0, 100, min_open=True, max_open=True),
     metavar="N",
-    help="A canary: N % of the first table's rows with all that belongs to them, and no switch.",
+    help="A canary: N % of the first table's rows, with all that belongs to them. No switch.",
 )
-@click.option("--only", multiple=True, metavar="KEYS", help="A canary of these keys: A,B,C.")
+@click.option(
+    "--only", multiple=True, metavar="KEYS", help="A canary of the rows with these keys: A,B,C."
+)
 def enqueue_all(wait: bool, dry_run: bool, percent: float | None, only: tuple[str, ...]) -> Any:
     """Start the migration: prepare the schema and open a run, or join the open one."""
     if (percent is not None) + bool(only) + dry_run > 1:
@@ -88,7 +94,9 @@ def _dry_run(wait: bool) -> Any:
 @command(cli, "status", blank="run:StatusReport")
 @RUN
 @click.option("--watch", is_flag=True, help="Follow the run until its end.")
-@click.option("--history", is_flag=True, help="All runs, and what operators did, newest first.")
+@click.option(
+    "--history", is_flag=True, help="List all runs, and what operators did, newest first."
+)
 def status(run: str | None, watch: bool, history: bool) -> Any:
     """Show progress, rate, time left, quarantined rows and differences of a run."""
     from models.reports.run import StatusReport
@@ -120,7 +128,7 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
 @click.option(
     "--values", is_flag=True, help="Show target keys, expected and found values: row data."
 )
-@click.option("--csv", "as_csv", is_flag=True, help="As CSV on stdout.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print them as CSV on stdout.")
 def differences(run: str | None, values: bool, as_csv: bool) -> Any:
     """List what verification and reconciliation found, and the commands that fix it."""
     from producer import connect
@@ -145,7 +153,7 @@ def differences(run: str | None, values: bool, as_csv: bool) -> Any:
 @RUN
 @WAIT
 def retry(run: str | None, wait: bool) -> Any:
-    """Retry the failed batches and the quarantined rows, and only those."""
+    """Retry the failed batches, and the rows that are quarantined or differ; nothing else."""
     from producer import connect
     from producer.runs import control
 
@@ -233,7 +241,7 @@ def cancel(run: str | None, yes: bool) -> Any:
 
 @command(cli, "tune", blank={"run_id": None, "batch_size": None, "throttle": None, "window": None})
 @RUN
-@click.option("--batch-size", metavar="N", help="Rows a batch, or auto.")
+@click.option("--batch-size", metavar="N", help="Rows in a batch, or auto.")
 @click.option(
     "--throttle", metavar="LIMITS", help="As MIGRATION_THROTTLE, or: default (each worker's own)."
 )
@@ -257,7 +265,7 @@ def tune(run: str | None, batch_size: str | None, throttle: str | None, window: 
 @command(cli, "rollback", blank="run:RollbackReport")
 @RUN
 @WAIT
-@click.option("--force", is_flag=True, help="Undo what was changed since, too.")
+@click.option("--force", is_flag=True, help="Also undo what somebody changed since.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
     """Undo what the runs wrote, newest first, or only RUN; keep what was changed since."""
@@ -284,7 +292,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
         if kept:
             has_kept = True
             output.rows(results, kept, "")
-            results.print("changed: by somebody since. held: such a row, or a new one, needs it.")
+            results.print("changed: somebody changed it. held: a changed or new row refers to it.")
             results.print("All of them are in the table migration.conflicts.")
             if any(row["kind"] != "irreversible" for row in kept):
                 results.print(f"To undo them, too: producer rollback {run_id} --force --wait")
@@ -320,13 +328,19 @@ def forget(run: str, yes: bool) -> Any:
 
 @command(cli, "quarantine", blank={"rows": [], "queries": {}, "accepted": 0, "unaccepted": 0})
 @RUN
-@click.option("--accept", "accepts", multiple=True, metavar="KEY", help="This row stays out.")
+@click.option(
+    "--accept",
+    "accepts",
+    multiple=True,
+    metavar="KEY",
+    help="Accept that this row is not migrated.",
+)
 @click.option("--unaccept", "opens", multiple=True, metavar="KEY", help="Take an --accept back.")
 @click.option("--reason", metavar="R", help="Only rows with this reason.")
 @click.option("--entity", metavar="E", help="Only rows of this entity.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N rows a reason.")
-@click.option("--preview", is_flag=True, help="Rows that a run would quarantine.")
-@click.option("--csv", "as_csv", is_flag=True, help="All rows as CSV on stdout.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N rows of each reason.")
+@click.option("--preview", is_flag=True, help="List the rows that a run would quarantine.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print all rows as CSV on stdout.")
 @click.argument("more", nargs=-1, metavar="[KEY]...")
 def quarantine(
     run: str | None,
@@ -339,7 +353,7 @@ def quarantine(
     as_csv: bool,
     more: tuple[str, ...],
 ) -> Any:
-    """List the quarantined rows by reason; accept those that stay out."""
+    """List the quarantined rows by reason; accept those that are not to be migrated."""
     from models.reports.words import number
     from producer import connect
     from producer.checks import forecast

@@ -18,7 +18,7 @@ from producer.demo.shapes import SCRIPTS
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Where to write it; below MIGRATION_HOME by default.",
+    help="Where to write it; by default below MIGRATION_HOME.",
 )
 def write_report(run: str | None, output: Path | None) -> Any:
     """Write a run as one HTML file: outcome, plots, quarantined rows, history."""
@@ -47,7 +47,12 @@ def serve(host: str, port: int) -> Any:
 
 
 @command(cli, "metrics", blank={"address": None})
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for everywhere.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on; 0.0.0.0 for all.",
+)
 @click.option("--port", type=click.IntRange(1, 65535), default=9464, show_default=True)
 def metrics(host: str, port: int) -> Any:
     """Serve the newest run's figures to Prometheus until stopped."""
@@ -61,7 +66,13 @@ def metrics(host: str, port: int) -> Any:
 
 
 @command(cli, "demo", says_database=False)
-@click.option("--users", type=click.IntRange(1), default=5_000, show_default=True)
+@click.option(
+    "--users",
+    type=click.IntRange(1),
+    default=5_000,
+    show_default=True,
+    help="How many to generate.",
+)
 @click.option(
     "--shape",
     type=click.Choice(list(SCRIPTS)),

@@ -58,7 +58,7 @@ def _servers(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             kind="redis_refuses_writes",
             message=f"Redis keeps refusing writes: {seen.redis.refuses}",
-            hint="Give it memory (maxmemory) or disk, or empty what else it holds; then look again:"
+            hint="Give it memory (maxmemory) or disk, or delete other keys; then look again:"
             " producer doctor",
         )
     if seen.trouble:
@@ -87,7 +87,7 @@ def _strangers(seen: Seen) -> Iterator[Finding]:
                 kind="no_ledger",
                 message=f"Workers on this Redis take no messages, since their database holds no"
                 f" ledger: {workers or 'gone since'}",
-                hint="Where they are to work on this run: check their DATABASE_URL.",
+                hint="If they should work on this run, check their DATABASE_URL.",
             )
         else:
             yield Finding(

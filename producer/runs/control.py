@@ -231,7 +231,8 @@ def _reopen(
     ):
         raise NotAllowed(
             f"Run {run.id} is {run.state}, its rollback has begun: there is no {what} of it",
-            hint="End that: producer rollback --wait. Migrate again: producer enqueue-all --wait",
+            hint="Finish the rollback: producer rollback --wait. Migrate again: producer"
+            " enqueue-all --wait",
         )
     if run.state not in tables.FINISHED_STATES or run.state == "cancelled":
         raise NotAllowed(
