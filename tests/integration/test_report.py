@@ -67,6 +67,24 @@ def test_the_sums_of_the_plot_are_the_rows_of_the_stages(
     assert drawn == by_stage
 
 
+def test_the_plot_leaves_out_the_hour_of_a_pause(
+    engine: Engine, settings: Settings, run_id: str
+) -> None:
+    paused = "(SELECT at FROM migration.events WHERE state = 'paused')"
+    later = "+ interval '1 hour'"
+    change(
+        engine,
+        # Without the trigger that lets events only be added.
+        "SET LOCAL session_replication_role = replica",
+        f"UPDATE migration.batches SET finished_at = finished_at {later}"
+        f" WHERE finished_at > {paused}",
+        f"UPDATE migration.runs SET finished_at = finished_at {later}",
+        f"UPDATE migration.events SET at = at {later} WHERE at > {paused}",
+    )
+    pace = history.read(engine, settings, run_id).pace
+    assert pace.width * max(map(len, pace.rates.values())) < 3600
+
+
 def test_credits_are_told_by_type_of_user_and_a_wrong_balance_shows(
     engine: Engine, settings: Settings, run_id: str
 ) -> None:
