@@ -116,6 +116,7 @@ def _run(seen: Seen) -> Iterator[Finding]:
             "See them: producer quarantine",
         ),
         "rolling_back": ("is being rolled back", "Watch it: producer status --watch"),
+        "rolled_back": ("is rolled back: it waits for nothing", ""),
     }
     if run.state in said:
         message, hint = said[run.state]
