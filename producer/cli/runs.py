@@ -389,6 +389,8 @@ def quarantine(
         output.csv(results, rows, report.QUARANTINE_COLUMNS)
     elif not keys:
         output.quarantine(results, rows, queries)
+        if limit:
+            results.print(f"At most {number(limit, 'row')} of each reason: --limit.")
     return {
         "rows": rows,
         "queries": queries,
