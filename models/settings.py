@@ -396,5 +396,5 @@ def _refused(problems: dict[str, str]) -> Misconfigured:
         "\n".join(f"{name}: {reason}" for name, reason in problems.items()),
         hint="Set both DATABASE_URL and REDIS_URL, or neither to use the embedded servers."
         if is_missing
-        else f"Correct {names} in the environment, or unset what is to have its default.",
+        else f"Correct {names}{'' if problems.keys() & SECRETS else ', or unset it'}.",
     )

@@ -18,6 +18,7 @@ from models.postgres.database import transaction
 from models.settings import Settings
 from producer.reports import status
 from producer.runs import partition
+from producer.runs.standing import LET_IT_END
 
 PAGE_ROWS = 2_000
 # So many changes are shown; all of them are counted, and those of balances stand in the audit.
@@ -51,7 +52,7 @@ def run(
         if last.state in (*tables.OPEN_STATES, "rolling_back"):
             raise NotAllowed(
                 f"Run {last.id} is {last.state}: a repair would be in its way",
-                hint="Wait for its end: producer status --watch",
+                hint=LET_IT_END,
             )
         _require_row(connection, settings, last, key)
     repair = migration.repairs[what]

@@ -75,6 +75,8 @@ same keys whether it succeeds or fails; `error` is null, or holds `kind`, `messa
 What destroys something asks first; `--yes` answers, and where no terminal is there to ask, it is
 needed.
 
+Completion in bash: `eval "$(_PRODUCER_COMPLETE=bash_source producer)"`; zsh and fish alike.
+
 | exit status | when |
 |---:|---|
 """

@@ -88,7 +88,7 @@ class Dashboard(Migration):
 
     def forecast(self, connection: Connection, sources: Sources) -> tuple[dict[str, Rule], str]:
         found, is_exact = rejects.rules(connection, sources)
-        unsure = "malformed JSON cannot be told before the run (PostgreSQL 16 can)"
+        unsure = "malformed JSON is found during the run (before it with PostgreSQL 16 or newer)"
         return found, "" if is_exact else unsure
 
     def sample(self, connection: Connection, sources: Sources) -> Sample:

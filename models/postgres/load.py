@@ -154,5 +154,5 @@ def excess(found: dict[str, float | None], limits: Limits) -> str | None:
             if limits.stops_unread:
                 return f"{said} cannot be read"
         elif value > limit:
-            return f"{said} {form.format(value)} (limit {form.format(limit)})"
+            return f"{said} {form.format(value)} (limit {form.format(limit)})".replace("%", " %")
     return None

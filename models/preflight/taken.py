@@ -8,12 +8,12 @@ from sqlalchemy import Connection, text
 
 from models.engine.schema.declaration import Schema
 from models.errors import Incompatible, NotAllowed
+from models.ledger import revision
 from models.ledger.tables import SCHEMA
 from models.postgres.catalog import Table
 
 # The ledger has had these from its first revision on.
 _OF_A_LEDGER = {"alembic_version", "batches", "runs", "schema_objects"}
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 KINDS = {
     "v": "a view",
     "m": "a materialized view",
@@ -79,7 +79,7 @@ def require_own_schema(connection: Connection) -> None:
     if not names:
         return
     versions = connection.scalars(text(f"SELECT version_num FROM {SCHEMA}.alembic_version"))
-    unknown = [version for version in versions if version not in REVISIONS]
+    unknown = [version for version in versions if version not in revision.KNOWN]
     if unknown:
         raise Incompatible(
             f"The schema {SCHEMA} has the revision {unknown[0]}, which this version does not know",

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 # Where there is no migration to ask.
 ROWS = "rows"
 
-# A discrepancy and discrepancies, but a key and keys.
-_CONSONANT_Y = re.compile("(?<![aeiou])y$")
+# A discrepancy and discrepancies, but a key and keys; a batch and batches.
+_CONSONANT_Y, _HISS = re.compile("(?<![aeiou])y$"), re.compile("(ch|s|x)$")
 
 
 def number(count: int, noun: str) -> str:
     """A count with its noun: `1 row`, `1,204 rows`, `2 discrepancies`."""
     if count != 1:
-        noun = _CONSONANT_Y.sub("ie", noun) + "s"
+        noun = _HISS.sub(r"\1e", _CONSONANT_Y.sub("ie", noun)) + "s"
     return f"{count:,} {noun}"
 
 

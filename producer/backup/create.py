@@ -27,6 +27,7 @@ from models.ledger.tables import SCHEMA, runs
 from models.postgres import sessions
 from models.postgres.catalog import quote
 from models.postgres.database import check_reachable, transaction
+from models.reports.words import number
 from producer.backup import clients, keyspace, restorable
 
 MANIFEST, SUMS, DATABASE, REDIS, CONFIG = (
@@ -173,7 +174,7 @@ def _save_redis(urls: dict[str, str], path: Path, all_redis: bool, say: Say) -> 
         for n, place in enumerate(keyspace.places(urls, whole_servers=all_redis), start=1)
     }
     for place in sources.values():
-        say(f"Saving {place.keys():,} keys of {place}")
+        say(f"Saving {number(place.keys(), 'key')} of {place}")
     digests = keyspace.save(sources, path)
     databases = {
         name: {

@@ -15,6 +15,7 @@ from models.errors import MigrationError, Misconfigured
 from models.postgres import sessions
 from models.postgres.catalog import quote
 from models.postgres.database import check_reachable, transaction
+from models.reports.words import number
 from producer.backup import clients, keyspace
 from producer.backup.create import (
     CONFIG,
@@ -126,10 +127,10 @@ def plan(
         if target:
             targets[name] = next((place for place in there if place.is_same(target)), target)
         else:
-            left_out.append(f"{saved['keys']:,} keys of Redis database {saved['database']}")
+            left_out.append(f"{number(saved['keys'], 'key')} of Redis database {saved['database']}")
     emptied = list(dict.fromkeys([*there, *targets.values()]))
     replaced = _tables(engine)
-    replaced += [f"{keys:,} keys of {place}" for place in emptied if (keys := place.keys())]
+    replaced += [f"{number(keys, 'key')} of {place}" for place in emptied if (keys := place.keys())]
     return Plan(manifest, targets, emptied, left_out, replaced)
 
 
@@ -159,11 +160,15 @@ def _tables(engine: Engine) -> list[str]:
                     connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() or 0
                 )
                 about = ""
-            found.append((rows, f"{schema}.{name} ({about}{rows:,} rows)"))
+            found.append((rows, f"{schema}.{name} ({about}{number(rows, 'row')})"))
     found.sort(key=lambda each: -each[0])
     more = found[MOST_TABLES:]
     said = [each for _, each in found[:MOST_TABLES]]
-    said += [f"{len(more)} more tables ({sum(rows for rows, _ in more):,} rows)"] if more else []
+    said += (
+        [f"{number(len(more), 'more table')} ({number(sum(rows for rows, _ in more), 'row')})"]
+        if more
+        else []
+    )
     return [f"the tables {', '.join(said)}"] if said else []
 
 

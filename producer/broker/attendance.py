@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from models.ledger.tables import batches
 from models.postgres.database import transaction
+from models.reports.words import number
 from producer.broker.messages import Message
 from producer.broker.queue import app
 
@@ -52,7 +53,7 @@ class Attendance:
         if served is None:
             return [] if before else [_NOBODY]
         return [
-            f"No worker consumes the queue {queue} ({open_[queue]:,} batches waiting)."
+            f"No worker consumes the queue {queue} ({number(open_[queue], 'batch')} waiting)."
             f" Start one: celery -A worker worker -Q {queue}"
             for queue in sorted(missing - before)
         ]

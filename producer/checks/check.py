@@ -24,7 +24,7 @@ from models.engine import current
 from models.engine.live import capture
 from models.engine.source import Sources
 from models.errors import MigrationError
-from models.ledger import identity, relations
+from models.ledger import identity, relations, revision
 from models.postgres import sessions
 from models.postgres.catalog import quote_name
 from models.postgres.database import check_reachable, classify
@@ -196,6 +196,11 @@ def _ledger(connection: Connection, settings: Settings, sources: Sources) -> Che
     """The schema `migration`, where there is one, is the ledger of these tables."""
     taken.require_own_schema(connection)
     capture.require_free_names(connection, sources)
+    if revision.is_older(connection):
+        return warning(
+            "of an older version of this product",
+            "Run: producer schema upgrade (enqueue-all does it, too).",
+        )
     if connection.scalar(text("SELECT to_regprocedure('migration.ledger_id()')")) is None:
         return ok("none yet")
     relations.require_own_ledger(connection, settings)

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 from models.ledger.tables import SCHEMA, WORKED_ON, batches, runs, throttled_by
 from models.postgres.database import check_reachable, transaction
 from models.reports.checks import Check
+from models.reports.words import number
 from models.settings import DEFAULT_FLOWER_URL, Settings
 from producer.broker import readiness
 from producer.broker.queue import app
@@ -62,7 +63,7 @@ def _workers(engine: Engine) -> Check:
     """Without a run under way, no worker is no fault."""
     names = [name for answer in app.control.ping(timeout=1.0) or () for name in answer]
     if names:
-        return ok(f"{len(names)} answer: {', '.join(sorted(names))}")
+        return ok(f"{number(len(names), 'worker')}: {', '.join(sorted(names))}")
     is_needed = _open_run(engine) is not None
     return Check(
         verdict="failed" if is_needed else "unknown",
@@ -87,7 +88,7 @@ def _queues(engine: Engine) -> Check:
     run = _open_run(engine)
     waiting = sum(queue_lengths().values())
     if run is None:
-        return ok(f"{waiting:,} messages; no run is under way")
+        return ok(f"{number(waiting, 'message')}; no run is under way")
     with transaction(engine) as connection:
         oldest, done = connection.execute(
             sa.select(
@@ -99,7 +100,7 @@ def _queues(engine: Engine) -> Check:
                 sa.extract("epoch", sa.func.clock_timestamp() - sa.func.max(batches.c.finished_at)),
             ).where(batches.c.run_id == run.id)
         ).one()
-    found = f"{waiting:,} messages; the oldest batch waits {oldest or 0:,.0f} s"
+    found = f"{number(waiting, 'message')}; the oldest batch waits {oldest or 0:,.0f} s"
     if run.throttled_by:
         return ok(f"{found}; throttled: {run.throttled_by}")
     if oldest and oldest > STUCK_SECONDS and (done is None or done > STUCK_SECONDS):

@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from models.engine.step import Context
 from models.errors import MigrationError, TooBig, UnknownRun
+from models.ledger import revision
 from models.ledger.tables import COMPLETED_STATES
 from models.postgres.database import classify, transaction
 from models.reports.checks import Check
@@ -38,6 +39,7 @@ def examine(
     try:
         with transaction(engine) as connection:
             connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            revision.require(connection)
             run = status.find_run(connection, None)
             if run.state not in (*COMPLETED_STATES, "failed"):
                 found = [unknown(f"not looked at: run {run.id} is {run.state}")]
@@ -53,7 +55,7 @@ def examine(
         found = [unknown(none.message)]
     except (MigrationError, DBAPIError) as failure:
         error = classify(failure) if isinstance(failure, DBAPIError) else failure
-        found = [unknown(f"could not be read: {error.message}")]
+        found = [unknown(f"could not be read: {error.message}", error.hint)]
     return [check.model_copy(update={"name": check.name or NAME}) for check in found]
 
 

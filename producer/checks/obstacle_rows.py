@@ -119,8 +119,8 @@ def _target(found: Preflight) -> str:
     wanted = current.migration().schema.tables
     adopted = sum(name in there for name in wanted)
     if adopted:
-        return f"{adopted} are there and fit, {len(wanted) - adopted} are created"
-    return f"{len(wanted)} are created"
+        return f"{adopted} are there and fit, {len(wanted) - adopted} will be created"
+    return f"{len(wanted)} will be created"
 
 
 def play_examples(engine: Engine, settings: Settings, before: Sequence[Check]) -> list[Check]:

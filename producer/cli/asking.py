@@ -36,11 +36,22 @@ def open_engine() -> Any:
     return engine
 
 
-def open_ready() -> Any:
-    """The engine, where database and Redis can carry a run."""
-    from producer.broker import readiness
+def open_ledger() -> Any:
+    """The engine, where the ledger, if there is one, is of this version of the product."""
+    from models.ledger import revision
+    from models.postgres import database
 
     engine = open_engine()
+    with database.transaction(engine) as connection:
+        revision.require(connection)
+    return engine
+
+
+def open_ready() -> Any:
+    """The engine, where database, ledger and Redis can carry a run."""
+    from producer.broker import readiness
+
+    engine = open_ledger()
     readiness.require()
     return engine
 

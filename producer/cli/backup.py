@@ -15,7 +15,7 @@ ALL_REDIS = click.option(
     "--all-redis-databases",
     "all_redis",
     is_flag=True,
-    help="Every database of the Redis servers, not only those that the settings name.",
+    help="All databases of the Redis servers, not only those that the settings name.",
 )
 
 
@@ -24,7 +24,7 @@ ALL_REDIS = click.option(
 @click.option(
     "--config",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="The dashboard's configuration files; ./config where it is there.",
+    help="The folder of the dashboard's configuration files; ./config if it exists.",
 )
 @ALL_REDIS
 def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
@@ -50,7 +50,7 @@ def backup(folder: Path, config: Path | None, all_redis: bool) -> Any:
     size = sum(manifest["bytes"].values()) / 1_000_000
     results.print(
         f"{folder} is complete: {size:,.1f} MB in {time.monotonic() - started:.1f} s. {saved}."
-        f" Put it back: producer restore {folder}",
+        f" Restore it: producer restore {folder}",
         soft_wrap=True,
         markup=False,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from producer.cli.asking import RUN, open_engine
+from producer.cli.asking import RUN, open_engine, open_ledger
 from producer.cli.command import cli, command, console, results
 
 NO_ENDPOINTS = "endpoints; set MIGRATION_API_URLS to the dashboard's"
@@ -31,8 +31,12 @@ def check() -> Any:
 
 
 @command(cli, "plan", blank="plan:Plan")
-@click.option("--users", type=click.IntRange(1), help="Plan for so many; those there by default.")
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "--users", type=click.IntRange(1), help="For so many users; by default, as many as there are."
+)
+@click.option(
+    "--workers", type=click.IntRange(1), default=2, show_default=True, help="With so many workers."
+)
 def plan(users: int | None, workers: int) -> Any:
     """Estimate time, load and size of a run, measured on a sample and rolled back."""
     from producer import connect
@@ -52,7 +56,7 @@ def doctor(run: str | None) -> Any:
     from producer.doctor import examine as diagnosis
     from producer.reports import terminal as output
 
-    found = diagnosis.examine(open_engine(), connect.settings().base, run)
+    found = diagnosis.examine(open_ledger(), connect.settings().base, run)
     output.diagnosis(results, found)
     return found
 
@@ -81,7 +85,7 @@ def performance() -> Any:
     from producer.checks import performance as measuring
     from producer.reports import terminal as output
 
-    found = measuring.measure(open_engine(), connect.settings().base)
+    found = measuring.measure(open_ledger(), connect.settings().base)
     output.speeds(results, found)
     left = [] if connect.settings().base.api_urls else [NO_ENDPOINTS]
     for what in left:

@@ -116,6 +116,17 @@ SECTIONS = {
 class Group(click.Group):
     """A group whose help has sections, and prints the first sentence of each command whole."""
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """`help NAME` is `NAME --help`."""
+        if args[0] == "help":
+            if not args[1:]:
+                click.echo(ctx.get_help())
+                ctx.exit()
+            args = [*args[1:], "--help"]
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Click's own list, which it would cut at the width of the terminal."""
         rows = {
@@ -147,7 +158,7 @@ def cli() -> None:
 
 @cli.group()
 def schema() -> None:
-    """The target schema and the ledger."""
+    """Show, add or drop the target schema and the ledger."""
 
 
 @cli.group()
@@ -157,4 +168,4 @@ def repair() -> None:
 
 @cli.group()
 def servers() -> None:
-    """The embedded PostgreSQL and Redis-compatible servers."""
+    """Stop the embedded PostgreSQL and Redis-compatible servers."""

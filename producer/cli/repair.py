@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from producer.cli.asking import open_engine
+from producer.cli.asking import open_ledger
 from producer.cli.command import command, repair, results
 
 _REPAIRED: dict[str, Any] = {
@@ -18,7 +18,7 @@ _REPAIRED: dict[str, Any] = {
 }
 
 
-USER = click.option("--user", metavar="ID", help="One user; all by default.")
+USER = click.option("--user", metavar="ID", help="Only this user; all by default.")
 
 
 DRY_RUN = click.option("--dry-run", is_flag=True, help="Show each change, and make none.")
@@ -56,7 +56,7 @@ def _repair(what: str, user: str | None, dry_run: bool, force: bool = False) -> 
     from producer.reports import status as report
     from producer.reports import terminal as output
 
-    engine, settings = open_engine(), connect.settings().base
+    engine, settings = open_ledger(), connect.settings().base
     found = repairing.run(engine, settings, what, key=user, dry_run=dry_run, force=force)
     output.rows(results, found["changes"][:100], found["note"] or "Nothing to repair.")
     if found["changed"]:

@@ -15,6 +15,7 @@ from producer.cli.asking import (
     confirm,
     end,
     open_engine,
+    open_ledger,
     open_ready,
     require_terminal,
     wait_for,
@@ -27,14 +28,20 @@ INTEGRITY_SECONDS = 600
 
 @command(cli, "enqueue-all", blank="run:EnqueueReport")
 @WAIT
-@click.option("--dry-run", is_flag=True, help="Say what a page would become, and change nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Show what the run would write for some rows, and change nothing.",
+)
 @click.option(
     "--percent",
     type=click.FloatRange(0, 100, min_open=True, max_open=True),
     metavar="N",
-    help="A canary: N % of the first table's rows with all that belongs to them, and no switch.",
+    help="A canary: N % of the first table's rows, with all that belongs to them. No switch.",
 )
-@click.option("--only", multiple=True, metavar="KEYS", help="A canary of these keys: A,B,C.")
+@click.option(
+    "--only", multiple=True, metavar="KEYS", help="A canary of the rows with these keys: A,B,C."
+)
 def enqueue_all(wait: bool, dry_run: bool, percent: float | None, only: tuple[str, ...]) -> Any:
     """Start the migration: prepare the schema and open a run, or join the open one."""
     if (percent is not None) + bool(only) + dry_run > 1:
@@ -67,6 +74,7 @@ def enqueue_all(wait: bool, dry_run: bool, percent: float | None, only: tuple[st
 def _dry_run(wait: bool) -> Any:
     """Migrate a page on copies of the tables, and undo it: the object of --json."""
     from models.reports.run import EnqueueReport
+    from models.reports.words import number
     from producer import connect
     from producer.checks import dry_run
     from producer.reports import terminal as output
@@ -76,7 +84,9 @@ def _dry_run(wait: bool) -> Any:
     found, rehearsed = dry_run.run(open_engine(), connect.settings().base)
     output.counted(results, found)
     if rehearsed.refused:
-        results.print(f"The database refused pages with {rehearsed.refused:,} rows: producer check")
+        results.print(
+            f"The database refused pages with {number(rehearsed.refused, 'row')}: producer check"
+        )
     results.print("This was a page of the rows, on copies. Nothing was changed.")
     return EnqueueReport(**dict(found), dry_run=True, refused=rehearsed.refused)
 
@@ -84,7 +94,9 @@ def _dry_run(wait: bool) -> Any:
 @command(cli, "status", blank="run:StatusReport")
 @RUN
 @click.option("--watch", is_flag=True, help="Follow the run until its end.")
-@click.option("--history", is_flag=True, help="All runs, and what operators did, newest first.")
+@click.option(
+    "--history", is_flag=True, help="List all runs, and what operators did, newest first."
+)
 def status(run: str | None, watch: bool, history: bool) -> Any:
     """Show progress, rate, time left, quarantined rows and differences of a run."""
     from models.reports.run import StatusReport
@@ -92,7 +104,7 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
     from producer.reports import status as report
     from producer.reports import terminal as output
 
-    engine = open_engine()
+    engine = open_ledger()
     if history:
         runs, actions = report.history(engine), report.actions(engine)
         events = happened.read(engine)
@@ -116,14 +128,14 @@ def status(run: str | None, watch: bool, history: bool) -> Any:
 @click.option(
     "--values", is_flag=True, help="Show target keys, expected and found values: row data."
 )
-@click.option("--csv", "as_csv", is_flag=True, help="As CSV on stdout.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print them as CSV on stdout.")
 def differences(run: str | None, values: bool, as_csv: bool) -> Any:
     """List what verification and reconciliation found, and the commands that fix it."""
     from producer import connect
     from producer.reports import differing
     from producer.reports import terminal as output
 
-    engine = open_engine()
+    engine = open_ledger()
     found = differing.read(engine, run)
     fixes = differing.fixes(found)
     shown = found
@@ -141,7 +153,7 @@ def differences(run: str | None, values: bool, as_csv: bool) -> Any:
 @RUN
 @WAIT
 def retry(run: str | None, wait: bool) -> Any:
-    """Retry the failed batches and the quarantined rows, and only those."""
+    """Retry the failed batches, and the rows that are quarantined or differ; nothing else."""
     from producer import connect
     from producer.runs import control
 
@@ -194,7 +206,7 @@ def pause(run: str | None) -> Any:
     """Pause a run: no further batch starts, and running ones end."""
     from producer.runs import control
 
-    return end(control.pause(open_engine(), run), False)
+    return end(control.pause(open_ledger(), run), False)
 
 
 @command(cli, "resume")
@@ -216,7 +228,7 @@ def cancel(run: str | None, yes: bool) -> Any:
     from producer.runs import control
 
     require_terminal("Cancel the run?", yes)
-    engine = open_engine()
+    engine = open_ledger()
     found = report.read(engine, run)
     control.require_move(found, "cancelled")
     confirm(
@@ -229,7 +241,7 @@ def cancel(run: str | None, yes: bool) -> Any:
 
 @command(cli, "tune", blank={"run_id": None, "batch_size": None, "throttle": None, "window": None})
 @RUN
-@click.option("--batch-size", metavar="N", help="Rows a batch, or auto.")
+@click.option("--batch-size", metavar="N", help="Rows in a batch, or auto.")
 @click.option(
     "--throttle", metavar="LIMITS", help="As MIGRATION_THROTTLE, or: default (each worker's own)."
 )
@@ -242,7 +254,7 @@ def tune(run: str | None, batch_size: str | None, throttle: str | None, window: 
     """Change batch size, throttle and window of an open run, or show what it has."""
     from producer.runs import tune as tuning
 
-    found = tuning.tune(open_engine(), run, batch_size=batch_size, throttle=throttle, window=window)
+    found = tuning.tune(open_ledger(), run, batch_size=batch_size, throttle=throttle, window=window)
     for name in ("batch_size", "throttle", "window"):
         value = found[name]
         said = "as each worker's settings say" if value is None else value or "always"
@@ -253,10 +265,11 @@ def tune(run: str | None, batch_size: str | None, throttle: str | None, window: 
 @command(cli, "rollback", blank="run:RollbackReport")
 @RUN
 @WAIT
-@click.option("--force", is_flag=True, help="Undo what was changed since, too.")
+@click.option("--force", is_flag=True, help="Also undo what somebody changed since.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
     """Undo what the runs wrote, newest first, or only RUN; keep what was changed since."""
+    from models.reports.words import number
     from producer import connect, outage
     from producer.reports import status as report
     from producer.reports import terminal as output
@@ -265,7 +278,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
     keep_trying = outage.Patience(console.print).until_done if wait else call
     engine, settings = open_ready(), connect.settings().base
     chosen = undo.targets(engine, run, force=force)
-    named = ", ".join(f"run {each.id} ({each.rows:,} rows)" for each in chosen)
+    named = ", ".join(f"run {each.id} ({number(each.rows, 'row')})" for each in chosen)
     confirm(f"Roll back {named}{', also what was changed since' if force else ''}?", yes)
     undone: list[str] = []
     status, has_kept = 0, False
@@ -279,7 +292,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
         if kept:
             has_kept = True
             output.rows(results, kept, "")
-            results.print("changed: by somebody since. held: such a row, or a new one, needs it.")
+            results.print("changed: somebody changed it. held: a changed or new row refers to it.")
             results.print("All of them are in the table migration.conflicts.")
             if any(row["kind"] != "irreversible" for row in kept):
                 results.print(f"To undo them, too: producer rollback {run_id} --force --wait")
@@ -289,7 +302,7 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
         undone.append(run_id)
     left = keep_trying(partial(undo.left, engine))
     for each in left:
-        results.print(f"Run {each.id} ({each.rows:,} rows) is not rolled back.")
+        results.print(f"Run {each.id} ({number(each.rows, 'row')}) is not rolled back.")
     if left:
         results.print(f"Next: {undo.next_command(left[0], force)}")
     answer = found.model_dump() | {"rolled_back": undone, "standing": [each.id for each in left]}
@@ -301,26 +314,33 @@ def rollback(run: str | None, wait: bool, force: bool, yes: bool) -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def forget(run: str, yes: bool) -> Any:
     """Drop a finished run's before-images; it cannot be rolled back after that."""
+    from models.reports.words import number
     from producer.reports import status as report
     from producer.runs import rollback as undo
 
-    engine = open_engine()
+    engine = open_ledger()
     run_id = report.read(engine, run).run_id
     confirm(f"Drop the before-images of run {run_id}? It cannot be rolled back then.", yes)
     run_id, dropped = undo.forget(engine, run_id)
-    results.print(f"{dropped:,} before-images of run {run_id} dropped")
+    results.print(f"{number(dropped, 'before-image')} of run {run_id} dropped")
     return {"run_id": run_id, "dropped": dropped, "error": None}
 
 
 @command(cli, "quarantine", blank={"rows": [], "queries": {}, "accepted": 0, "unaccepted": 0})
 @RUN
-@click.option("--accept", "accepts", multiple=True, metavar="KEY", help="This row stays out.")
+@click.option(
+    "--accept",
+    "accepts",
+    multiple=True,
+    metavar="KEY",
+    help="Accept that this row is not migrated.",
+)
 @click.option("--unaccept", "opens", multiple=True, metavar="KEY", help="Take an --accept back.")
 @click.option("--reason", metavar="R", help="Only rows with this reason.")
 @click.option("--entity", metavar="E", help="Only rows of this entity.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N rows a reason.")
-@click.option("--preview", is_flag=True, help="Rows that a run would quarantine.")
-@click.option("--csv", "as_csv", is_flag=True, help="All rows as CSV on stdout.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="At most N rows of each reason.")
+@click.option("--preview", is_flag=True, help="List the rows that a run would quarantine.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print all rows as CSV on stdout.")
 @click.argument("more", nargs=-1, metavar="[KEY]...")
 def quarantine(
     run: str | None,
@@ -333,7 +353,7 @@ def quarantine(
     as_csv: bool,
     more: tuple[str, ...],
 ) -> Any:
-    """List the quarantined rows by reason; accept those that stay out."""
+    """List the quarantined rows by reason; accept those that are not to be migrated."""
     from models.reports.words import number
     from producer import connect
     from producer.checks import forecast
@@ -343,7 +363,7 @@ def quarantine(
 
     if sum(map(bool, (accepts, opens, preview))) > 1:
         raise click.UsageError("--accept, --unaccept and --preview exclude each other.")
-    engine = open_engine()
+    engine = open_ledger()
     changed = 0
     queries: dict[str, str] = {}
     if keys := accepts or opens:
@@ -369,6 +389,8 @@ def quarantine(
         output.csv(results, rows, report.QUARANTINE_COLUMNS)
     elif not keys:
         output.quarantine(results, rows, queries)
+        if limit:
+            results.print(f"At most {number(limit, 'row')} of each reason: --limit.")
     return {
         "rows": rows,
         "queries": queries,

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from producer.cli.asking import confirm, open_engine
+from producer.cli.asking import confirm, open_engine, open_ledger
 from producer.cli.command import command, results, schema
 
 
@@ -28,17 +28,20 @@ def upgrade() -> Any:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def downgrade(yes: bool) -> Any:
     """Drop what upgrade and runs added, after a rollback; say first what would be lost."""
+    from models.reports.words import number
     from producer import connect
     from producer.reports import terminal as output
     from producer.schema import downgrade as dropping
 
-    engine, settings = open_engine(), connect.settings().base
+    engine, settings = open_ledger(), connect.settings().base
     lost = dropping.would_lose(engine, settings)
     full = [{"would be lost": name, "rows": count} for name, count in lost.items() if count]
     output.rows(results, full, "Nothing would be lost.")
     confirm("Drop the target schema and the ledger, with what is listed above?", yes)
     dropped = dropping.downgrade(engine, settings)
-    results.print(f"{len(dropped)} objects dropped" if dropped else "There was nothing to drop.")
+    results.print(
+        f"{number(len(dropped), 'object')} dropped" if dropped else "There was nothing to drop."
+    )
     return {
         "dropped": [{"kind": k, "table": t, "name": n} for k, t, n in dropped],
         "lost": lost,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from producer.cli.asking import RUN, open_engine
+from producer.cli.asking import RUN, open_ledger
 from producer.cli.command import cli, command, console, results, say_database, servers
 from producer.demo.shapes import SCRIPTS
 
@@ -18,7 +18,7 @@ from producer.demo.shapes import SCRIPTS
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Where to write it; below MIGRATION_HOME by default.",
+    help="Where to write it; by default below MIGRATION_HOME.",
 )
 def write_report(run: str | None, output: Path | None) -> Any:
     """Write a run as one HTML file: outcome, plots, quarantined rows, history."""
@@ -26,7 +26,7 @@ def write_report(run: str | None, output: Path | None) -> Any:
     from producer.reports import html
     from producer.reports import status as report
 
-    engine = open_engine()
+    engine = open_ledger()
     run_id = report.read(engine, run).run_id
     file = html.write(engine, connect.settings().base, run_id, output)
     results.print(f"The report of run {run_id} is in {file}", soft_wrap=True, markup=False)
@@ -41,13 +41,18 @@ def serve(host: str, port: int) -> Any:
     from producer import connect
     from producer.console import server as serving
 
-    open_engine()
+    open_ledger()
     serving.run(connect.settings().base, host, port, console)
     return {"error": None}
 
 
 @command(cli, "metrics", blank={"address": None})
-@click.option("--host", default="127.0.0.1", show_default=True, help="0.0.0.0 for everywhere.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on; 0.0.0.0 for all.",
+)
 @click.option("--port", type=click.IntRange(1, 65535), default=9464, show_default=True)
 def metrics(host: str, port: int) -> Any:
     """Serve the newest run's figures to Prometheus until stopped."""
@@ -61,7 +66,13 @@ def metrics(host: str, port: int) -> Any:
 
 
 @command(cli, "demo", says_database=False)
-@click.option("--users", type=click.IntRange(1), default=5_000, show_default=True)
+@click.option(
+    "--users",
+    type=click.IntRange(1),
+    default=5_000,
+    show_default=True,
+    help="How many to generate.",
+)
 @click.option(
     "--shape",
     type=click.Choice(list(SCRIPTS)),

@@ -30,7 +30,7 @@ T = TypeVar("T")
 routes = Blueprint("actions", __name__)
 log = Log("migration.console")
 
-_NEXT_IS_RETRY = "Retry, on the page of the run, brings the run in line."
+_NEXT_IS_RETRY = "Next: press Retry on the page of the run."
 _DONE = {
     "pause": "Paused: no further batch starts, and running ones end.",
     "resume": "Resumed: workers continue, and try failed batches again.",

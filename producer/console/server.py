@@ -40,8 +40,8 @@ def run(settings: Settings, host: str, port: int, terminal: Console) -> None:
     terminal.print(f"The console is at http://{shown}:{listener.getsockname()[1]}", soft_wrap=True)
     if not given:
         terminal.print(
-            f"MIGRATION_CONSOLE_PASSWORD is not set. The password until it stops:"
-            f" {passwords.operator}",
+            "MIGRATION_CONSOLE_PASSWORD is not set. The password until the console stops:\n"
+            f"  {passwords.operator}",
             markup=False,
             soft_wrap=True,
         )

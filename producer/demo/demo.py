@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 import shutil
@@ -18,7 +19,7 @@ import redis
 from rich.console import Console
 from sqlalchemy import text
 
-from models.errors import MigrationError
+from models.errors import MigrationError, Misconfigured
 from models.postgres import database
 from models.reports.run import RunReport
 from models.settings import load
@@ -51,6 +52,28 @@ def run(users: int, shape: str | None, console: Console, results: Console) -> Ru
     os.environ["MIGRATION_HOME"] = str(home)
     if shape:
         os.environ["MIGRATION_MAPPING"] = shape
+    with _alone(home):
+        return _run(users, shape, home, console, results)
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Hold the folder: a second demonstration would drop the database of the first."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "demo.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Misconfigured(
+                f"Another demonstration is running in {home}",
+                hint="Wait for its end, or set MIGRATION_HOME to another folder.",
+            ) from None
+        yield
+
+
+def _run(
+    users: int, shape: str | None, home: Path, console: Console, results: Console
+) -> RunReport:
     started = time.monotonic()
     try:
         servers = _fresh_servers(home, console)
@@ -136,7 +159,7 @@ def _migrate(home: Path, console: Console, results: Console) -> tuple[RunReport,
         starting = f"Starting two workers, and Flower until the end: http://127.0.0.1:{port}"
         with _saying(console, starting):
             schema_step.upgrade(engine, settings)
-            _wait_for_worker(is_there)
+            _wait_for_worker(is_there, console)
             run_id, _ = advance.open_run(engine, settings)
             advance.begin(engine, settings, run_id)
         # A terminal has the live view.
@@ -153,10 +176,13 @@ def _migrate(home: Path, console: Console, results: Console) -> tuple[RunReport,
     return found, report
 
 
-def _wait_for_worker(is_there: Path) -> None:
+def _wait_for_worker(is_there: Path, console: Console) -> None:
     """Wait until a worker is there, but not for ever: the waiting command says what is missing."""
     end = time.monotonic() + _START_SECONDS
-    while not is_there.exists() and time.monotonic() < end:
+    while not is_there.exists():
+        if time.monotonic() > end:
+            console.print(f"  No worker in {_START_SECONDS} s")
+            return
         time.sleep(0.1)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.reports.diagnosis import Blocker, Finding, Fixed
+from models.reports.words import number
 from producer.broker import namespace
 from producer.broker.snapshot import Broker
 from producer.checks import slots
@@ -40,8 +41,8 @@ def of(seen: Seen) -> list[Finding]:
         found += [*_workers(seen), *_expired(seen), *_unpublished(seen), *_errors(seen)]
     if all(finding.kind in NOTES for finding in found):
         live, waiting = seen.before.of("running"), seen.before.of("pending")
-        message = f"Nothing is wrong: {len(live)} batches are being worked on"
-        found.append(Finding(kind="working", message=f"{message}, {len(waiting)} wait their turn"))
+        said = f"{number(len(live), 'batch')} running, {len(waiting):,} waiting"
+        found.append(Finding(kind="working", message=f"Nothing is wrong: {said}"))
     return found
 
 
@@ -57,7 +58,7 @@ def _servers(seen: Seen) -> Iterator[Finding]:
         yield Finding(
             kind="redis_refuses_writes",
             message=f"Redis keeps refusing writes: {seen.redis.refuses}",
-            hint="Give it memory (maxmemory) or disk, or empty what else it holds; then look again:"
+            hint="Give it memory (maxmemory) or disk, or delete other keys; then look again:"
             " producer doctor",
         )
     if seen.trouble:
@@ -86,14 +87,14 @@ def _strangers(seen: Seen) -> Iterator[Finding]:
                 kind="no_ledger",
                 message=f"Workers on this Redis take no messages, since their database holds no"
                 f" ledger: {workers or 'gone since'}",
-                hint="Where they are to work on this run: check their DATABASE_URL.",
+                hint="If they should work on this run, check their DATABASE_URL.",
             )
         else:
             yield Finding(
                 kind="strangers",
                 message=f"Another ledger uses this Redis too, under {stranger.prefix}:"
-                f" {stranger.messages} messages, workers: {workers or 'none'}. Neither touches the"
-                " other's",
+                f" {number(stranger.messages, 'message')}, workers: {workers or 'none'}."
+                " Neither touches the other's",
             )
 
 
@@ -115,6 +116,7 @@ def _run(seen: Seen) -> Iterator[Finding]:
             "See them: producer quarantine",
         ),
         "rolling_back": ("is being rolled back", "Watch it: producer status --watch"),
+        "rolled_back": ("is rolled back: it waits for nothing", ""),
     }
     if run.state in said:
         message, hint = said[run.state]
@@ -169,8 +171,9 @@ def _workers(seen: Seen) -> Iterator[Finding]:
             if not state.workers and (state.batches or state.messages):
                 yield Finding(
                     kind="unserved_queue",
-                    message=f"No worker serves the queue {name}, where {state.batches} batches and"
-                    f" {state.messages} messages wait",
+                    message=f"No worker consumes the queue {name}:"
+                    f" {number(state.batches, 'batch')} and"
+                    f" {number(state.messages or 0, 'message')} wait there",
                     hint=f"Start a worker for it: celery -A worker worker --queues {name}",
                 )
 
@@ -189,12 +192,12 @@ def _expired(seen: Seen) -> Iterator[Finding]:
         known = _is_known(seen, batch.worker)
         yield Finding(
             kind="lease_expired",
-            message=f"Batch {batch.id}'s lease ran out {-batch.lease:.0f} s ago, its worker"
-            f" {batch.worker} {'stands still' if known else 'is gone'}: {_fate(seen, batch)}",
+            message=f"The lease of batch {batch.id} expired {-batch.lease:.0f} s ago, its worker"
+            f" {batch.worker} {'does not move' if known else 'is gone'}: {_fate(seen, batch)}",
             hint="" if _is_settled(seen, batch) else AGAIN,
         )
     if len(expired) > MOST_NAMED:
-        message = f"{len(expired) - MOST_NAMED} more leases ran out"
+        message = f"{number(len(expired) - MOST_NAMED, 'more lease')} expired"
         yield Finding(kind="lease_expired", message=message)
 
 
@@ -208,7 +211,7 @@ def _fate(seen: Seen, batch: Any) -> str:
     if now is None:
         return "done meanwhile"
     if now.state == "failed":
-        return "given up, it took its workers down too often"
+        return "failed, since it took its workers down too often"
     return "not reopened yet" if now.expired else "reopened"
 
 
@@ -259,4 +262,4 @@ def _batches(ids: Sequence[int]) -> str:
         return f"batch {ids[0]}"
     if len(ids) <= MOST_NAMED:
         return f"batches {', '.join(map(str, ids))}"
-    return f"{len(ids)} batches"
+    return number(len(ids), "batch")

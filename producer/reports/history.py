@@ -9,6 +9,7 @@ import platform
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,7 +20,16 @@ from models.engine.checks.answers import Summary
 from models.engine.schema import target as target_tables
 from models.errors import MigrationError
 from models.ledger.relations import labels
-from models.ledger.tables import LISTED, audit, batches, quarantine, recoveries, runs, stages
+from models.ledger.tables import (
+    LISTED,
+    WORKED_ON,
+    audit,
+    batches,
+    quarantine,
+    recoveries,
+    runs,
+    stages,
+)
 from models.ledger.tables import events as happenings
 from models.postgres import database
 from models.postgres.database import transaction
@@ -35,7 +45,7 @@ _PACKAGES = ("dashboard-migration", "celery", "redis", "sqlalchemy", "psycopg2-b
 # It may read whole tables.
 _SUMMARY_TIMEOUT_MS = 600_000
 _HAPPENED = {
-    "expired": "leases ran out, since a worker died or froze: other workers claimed the batches",
+    "expired": "leases expired, since a worker died or froze: other workers claimed the batches",
     "lost": "messages were lost: the batches were published again",
     "split": "batches took their workers down again and again: split into smaller ones",
 }
@@ -43,7 +53,7 @@ _HAPPENED = {
 
 @dataclass(frozen=True)
 class Pace:
-    """Rows a second by stage, in `width` seconds each, from the run's start on."""
+    """Rows a second by stage, in `width` seconds of work each, from the run's start on."""
 
     width: float
     rates: dict[str, list[float]]
@@ -133,7 +143,10 @@ def pace(connection: Connection, run: Any) -> Pace:
     """The run's pace over time, in at most MOST_BUCKETS parts."""
     is_done = (batches.c.state == "done", batches.c.window > 0)
     mine = (batches.c.run_id == run.id, *is_done, is_of_counted_step())
-    since = sa.extract("epoch", batches.c.finished_at - run.started_at)
+    past = sa.extract("epoch", batches.c.finished_at - run.started_at)
+    since: sa.ColumnElement[Any] = past
+    for begin, end in _idle(connection, run):
+        since -= sa.func.least(sa.func.greatest(past - begin, 0), end - begin)
     last = connection.scalar(sa.select(sa.func.max(since)).where(*mine))
     if not last or float(last) <= 0:
         return Pace(1.0, {})
@@ -152,6 +165,25 @@ def pace(connection: Connection, run: Any) -> Pace:
     ):
         rates.setdefault(row.stage, [0.0] * count)[min(row.bucket, count - 1)] = row.rows / width
     return Pace(width, rates)
+
+
+def _idle(connection: Connection, run: Any) -> list[tuple[float, float]]:
+    """When nobody worked on the run, in seconds from its start.
+
+    These are pauses, and the times between an end and a retry.
+    """
+    at = sa.extract("epoch", happenings.c.at - run.started_at)
+    moves = connection.execute(
+        sa.select(happenings.c.state, at)
+        .where(happenings.c.run_id == run.id, happenings.c.kind == "run")
+        .order_by(happenings.c.at, happenings.c.id)
+        .limit(MOST_EVENTS)
+    ).all()
+    return [
+        (float(begin), float(end))
+        for (state, begin), (_, end) in pairwise(moves)
+        if state not in WORKED_ON
+    ]
 
 
 def durations(connection: Connection, run_id: str) -> list[Durations]:

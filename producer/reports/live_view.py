@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.reports.run import Recovery, RunReport, Stage, TimeLeft, WorkerProcess
+from models.reports.words import number
 
 BAR_WIDTH, MOST_HANDS, MOST_REASONS = 10, 8, 6
 _LABEL_WIDTH = 14
@@ -90,7 +91,7 @@ def failures(console: Console, found: RunReport, before: RunReport | None) -> No
     for cause, count in found.failures.items():
         more = count - known.get(cause, 0)
         if more > 0:
-            which = "1 batch" if more == 1 else f"{more:,} batches"
+            which = number(more, "batch")
             so_far = "" if more == count else f" ({count:,} so far)"
             console.print(Text(f"Failed: {which}{so_far}, {cause}", "red"), soft_wrap=True)
 
@@ -131,8 +132,8 @@ def _facts(found: RunReport) -> Iterator[tuple[str, str]]:
         more = sum(count for _, count in reasons[MOST_REASONS:])
         parts = [f"{count:,} {reason}" for reason, count in reasons[:MOST_REASONS]]
         yield "quarantined", ", ".join([*parts, *([f"{more:,} more"] if more else [])])
-    for number, hand in enumerate(found.live.hands[:MOST_HANDS]):
-        yield "" if number else "workers", doing(hand)
+    for place, hand in enumerate(found.live.hands[:MOST_HANDS]):
+        yield "" if place else "workers", doing(hand)
     if len(found.live.hands) > MOST_HANDS:
         yield "", f"and {len(found.live.hands) - MOST_HANDS} more"
     if found.throttled_by:
@@ -157,13 +158,13 @@ def doing(hand: WorkerProcess) -> str:
         again = f", attempt {hand.attempt}" if hand.attempt > 1 else ""
         does = f"{hand.stage}, batch {hand.batch_id}{again}, {hand.seconds:.0f} s"
         if hand.lease_seconds is not None and hand.lease_seconds < 0:
-            does += ", its lease ran out"
+            does += ", its lease expired"
     return f"{hand.worker} {does}; {hand.batches:,} done"
 
 
 def recovered(recovery: Recovery) -> str:
     """What the reconciler did last."""
-    batches = "1 batch" if recovery.batches == 1 else f"{recovery.batches:,} batches"
+    batches = number(recovery.batches, "batch")
     return f"{_RECOVERIES[recovery.kind].format(batches)}, {recovery.seconds_ago:.0f} s ago"
 
 

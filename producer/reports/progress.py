@@ -262,4 +262,9 @@ def undone(
     if earlier is None:
         return {name: Standing(total=found.total) for name, found in standings.items()}
     counts, last = counts_of(connection, earlier.id), last_count(connection, earlier.id)
-    return {name: standing_of(connection, earlier, counts, name, last) for name in standings}
+    left = {name: standing_of(connection, earlier, counts, name, last) for name in standings}
+    # The run before it may be a canary, which counted its own rows only.
+    return {
+        name: found.model_copy(update={"total": max(found.total, standings[name].total)})
+        for name, found in left.items()
+    }

@@ -49,7 +49,8 @@ def find_run(connection: Connection, run_id: str | None) -> Any:
     if len(found) == 1 or (found and found[0].id == run_id):
         return found[0]
     raise UnknownRun(
-        f"{'Several runs begin' if found else 'No run begins'} with {run_id}", hint=hint
+        f"{'Several runs have' if found else 'No run has'} an id that begins with {run_id}",
+        hint=hint,
     )
 
 

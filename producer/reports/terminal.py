@@ -112,7 +112,7 @@ def counted(console: Console, found: RunReport) -> None:
     for title, groups in (
         ("Quarantined", found.quarantine),
         ("Differences", found.differences),
-        ("Kept, since somebody changed or uses it", found.conflicts),
+        ("Not rolled back, since somebody changed or uses it", found.conflicts),
     ):
         if groups:
             parts = ", ".join(f"{count:,} {name}" for name, count in sorted(groups.items()))
@@ -133,7 +133,7 @@ def stages(console: Console, found: RunReport) -> None:
         )
     console.print(table)
     if found.time_left:
-        console.print(f"{found.progress:.0%} done, {live_view.span(found.time_left)} left")
+        console.print(f"{100 * found.progress:.0f} % done, {live_view.span(found.time_left)} left")
 
 
 def rows(console: Console, found: Sequence[dict[str, Any]], empty: str) -> None:
@@ -274,7 +274,7 @@ def speeds(console: Console, found: Sequence[Speed]) -> None:
     console.print(table)
     for speed in found:
         if speed.plan:
-            console.print(f"[bold]{speed.name}[/] is planned so:")
+            console.print(f"[bold]{speed.name}[/] has this plan:")
             console.print("\n".join(speed.plan), markup=False)
 
 
@@ -291,12 +291,12 @@ def plan(console: Console, found: Plan) -> None:
     )
     console.print(table)
     console.print(
-        f"In all between {_duration(found.seconds_at_least)}, where the server has a core for each"
-        f" worker, and {_duration(found.seconds_at_most)}, where it has one.\n"
+        f"In all {_duration(found.seconds_at_least)}, if the server has a core for each worker, to"
+        f" {_duration(found.seconds_at_most)}, if it has one.\n"
         f"WAL {found.wal_bytes / 1e9:,.2f} GB, disk {found.disk_bytes / 1e9:,.2f} GB, Redis"
         f" {found.redis_bytes / 1e6:,.1f} MB, {found.batches:,} batches, {found.statements:,}"
         f" statements, {found.connections:,} of {found.max_connections:,} connections.\n"
-        f"What gives first: {found.gives_first}."
+        f"Its first limit: {found.gives_first}."
     )
 
 
@@ -316,7 +316,7 @@ def diagnosis(console: Console, found: Diagnosis) -> None:
             "unpublished": stage.unpublished,
             "released": stage.handed_back,
             "running": stage.running,
-            "lease ran out": stage.expired,
+            "lease expired": stage.expired,
             "failed": stage.failed,
             "oldest": f"{stage.oldest_waiting_seconds or 0:.0f} s",
         }

@@ -36,7 +36,8 @@ def progress(found: list[Stage], first: int, state: str) -> float:
     costs = [(stage, _cost(stage, first)) for stage in found]
     total = sum(cost for _, cost in costs)
     done = sum(
-        cost if stage.state == "done" else _weight(stage) * stage.rows for stage, cost in costs
+        cost if stage.state == "done" else cost * stage.rows / (stage.rows_total or 1)
+        for stage, cost in costs
     )
     return round(min(0.999, done / total), 4) if total else 0.0
 
@@ -87,10 +88,10 @@ def _is_at_work(hand: WorkerProcess) -> bool:
 
 
 def _cost(stage: Stage, first: int) -> float:
-    """Microseconds that a whole stage takes, by the weights of its steps."""
+    """Microseconds that a whole stage takes: what each takes, and its rows by their weights."""
     if stage.name == FINISH:
         return 1e6 * _FINISH_SECONDS + _FINISH_A_ROW * first
-    return _weight(stage) * max(1, stage.rows_total)
+    return 1e6 * _STAGE_SECONDS + _weight(stage) * stage.rows_total
 
 
 def _weight(stage: Stage) -> float:

@@ -31,6 +31,7 @@ from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance, budget
 from producer.runs import retry as retried
+from producer.runs.standing import LET_IT_END
 
 # Keys a batch when rows are tried again: they are few, and scattered over the table.
 RETRY_KEYS = 500
@@ -230,12 +231,13 @@ def _reopen(
     ):
         raise NotAllowed(
             f"Run {run.id} is {run.state}, its rollback has begun: there is no {what} of it",
-            hint="End that: producer rollback --wait. Migrate again: producer enqueue-all --wait",
+            hint="Finish the rollback: producer rollback --wait. Migrate again: producer"
+            " enqueue-all --wait",
         )
     if run.state not in tables.FINISHED_STATES or run.state == "cancelled":
         raise NotAllowed(
             f"Run {run.id} is {run.state}: {what} is for a run that has ended",
-            hint="Wait for its end, or resume it, and try again: producer status --watch",
+            hint="Resume it, or wait for its end (producer status --watch). Then try again.",
         )
     _require_no_other(connection, run)
     _leave_out_idle(connection, run)
@@ -251,7 +253,7 @@ def _require_no_other(connection: Connection, run: Any) -> None:
         )
     )
     if other:
-        raise NotAllowed(f"Run {other} is open", hint="Wait for its end: producer status --watch")
+        raise NotAllowed(f"Run {other} is open", hint=LET_IT_END)
     later = sa.select(runs.c.id).where(
         runs.c.id > run.id, runs.c.selection.is_(None), runs.c.state != "rolled_back"
     )

@@ -18,6 +18,9 @@ from models.ledger.tables import (
     runs,
 )
 
+LET_IT_END = (
+    "Wait for its end: producer status --watch. If it is paused: producer resume, or cancel."
+)
 # What a run created is counted by its batches; what it changed has an image from before.
 _CREATED = """EXISTS (
   SELECT FROM migration.batches b, jsonb_each_text(b.counts -> 'rows') AS c
@@ -80,9 +83,7 @@ def require_none(connection: Connection) -> None:
     """Raise NotAllowed while a run is open, or the rows of one are still in the database."""
     for run in read(connection):
         if run.state in (*OPEN_STATES, "rolling_back"):
-            raise NotAllowed(
-                f"Run {run.id} is {run.state}", hint="Wait for its end: producer status --watch"
-            )
+            raise NotAllowed(f"Run {run.id} is {run.state}", hint=LET_IT_END)
         if run.has_rows:
             raise NotAllowed(
                 f"Run {run.id} is not rolled back: its rows would be lost",

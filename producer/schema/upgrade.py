@@ -6,7 +6,6 @@ from importlib import resources
 
 from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
 from models.engine import current
@@ -14,7 +13,7 @@ from models.engine.live import capture
 from models.engine.schema import target
 from models.engine.schema.indexes import record_all
 from models.engine.source import Sources
-from models.ledger import audit, identity, relations
+from models.ledger import audit, identity, relations, revision
 from models.ledger.functions import TRY_JSONB
 from models.ledger.tables import SCHEMA, VERIFICATION, WORKED_ON
 from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, transaction
@@ -102,11 +101,8 @@ def is_current(connection: Connection, tables: Sources) -> bool:
     if not connection.scalar(text("SELECT to_regclass('migration.alembic_version') IS NOT NULL")):
         return False
     # A role of the workers may not read the revision; it works on what is there.
-    if connection.scalar(text("SELECT has_table_privilege('migration.alembic_version', 'SELECT')")):
-        head = ScriptDirectory.from_config(_alembic()).get_current_head()
-        revision = connection.scalar(text("SELECT version_num FROM migration.alembic_version"))
-        if revision != head:
-            return False
+    if revision.is_older(connection):
+        return False
     return not target.missing(
         current.migration().schema,
         target.read(connection, current.migration().schema, tables),

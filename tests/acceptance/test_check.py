@@ -62,7 +62,7 @@ def test_a_sound_database_passes_and_nothing_is_written(school: Product) -> None
     before = state(school)
     found = verdicts(school)
     assert {name for name, check in found.items() if check["verdict"] == "failed"} == set()
-    assert found["target tables"]["found"] == "8 are created"
+    assert found["target tables"]["found"] == "8 will be created"
     assert found["postgresql"]["verdict"] == found["redis"]["verdict"] == "ok"
     assert found["clock"]["verdict"] == found["locks"]["verdict"] == "ok"
     assert state(school) == before

@@ -134,7 +134,7 @@ def test_a_lease_that_ran_out_is_reopened_and_its_worker_named(opened: Product) 
     change(opened, lapsed)
     found = examined(opened)
     message = said(found, "lease_expired")
-    assert re.search(r"ran out 4\d s ago", message)
+    assert re.search(r"expired 4\d s ago", message)
     assert "elsewhere/123 is gone: reopened" in message
     (work,) = (work for stage in found["stages"] for work in stage["work"])
     assert (work["worker"], work["attempt"]) == ("elsewhere/123", 1)

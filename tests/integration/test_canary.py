@@ -198,12 +198,15 @@ def test_a_full_run_after_a_canary_is_rolled_back_before_it(
     engine: Engine, settings: Settings
 ) -> None:
     before = snapshot(engine)
-    canary(engine, settings, Choice(percent=25))
+    some = canary(engine, settings, Choice(percent=25)).entities["users"]
     between = snapshot(engine)
-    whole_run(engine, settings)
-    for expected in (between, before):
+    total = whole_run(engine, settings).entities["users"].total
+    assert total > some.total
+    left = [(total, some.migrated, some.quarantined), (some.total, 0, 0)]
+    for expected, standing in zip((between, before), left, strict=True):
         undone = go_on(engine, settings, rollback.start(engine, settings, None, force=False))
         assert (undone.state, undone.conflicts) == ("rolled_back", {})
+        assert tuple(undone.entities["users"].model_dump().values()) == standing
         assert snapshot(engine) == expected
 
 

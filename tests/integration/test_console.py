@@ -384,8 +384,8 @@ def test_a_balance_that_differs_is_repaired_and_the_run_brought_in_line(
         return ada.post("/repairs/credits", data=data).text
 
     for _ in range(2):
-        assert "<strong>1</strong> changes would be made" in repair("look")
-    assert "<strong>1</strong> changes made" in repair("repair")
+        assert "<strong>1</strong> change would be made" in repair("look")
+    assert "<strong>1</strong> change made" in repair("repair")
     assert "<strong>0</strong> changes would be made" in repair("look")
     (noted,) = [row for row in status.actions(engine) if row["action"] == "repair credits"]
     assert noted["actor"] == "Ada (console)"

@@ -10,12 +10,15 @@ from pathlib import Path
 import psycopg2
 import pytest
 from alembic import command
+from click.testing import CliRunner
 from sqlalchemy import Engine, text
 
 from models.errors import Misconfigured
 from models.postgres import database as databases
 from models.settings import Settings, load
-from producer import embedded
+from producer import connect, embedded
+from producer.checks import check as checks
+from producer.cli import cli
 from producer.reports import status
 from producer.runs import rollback
 from producer.schema import upgrade
@@ -67,7 +70,19 @@ def test_a_run_of_version_0_1_ends_right_after_the_upgrade(
         assert oracle.compare_now(connection, before, dict(settings.credit_grants)) == []
 
 
-def test_who_forgot_the_upgrade_is_told_what_to_type(engine: Engine) -> None:
+def test_who_forgot_the_upgrade_is_told_what_to_type(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "engine", lambda: engine)
+    for command_of in (("status",), ("doctor",), ("serve", "--port", "0"), ("rollback", "--yes")):
+        ended = CliRunner().invoke(cli, command_of)
+        assert ended.exit_code == 2
+        assert "The ledger is of an older version of this product" in ended.stderr
+        assert ended.stderr.splitlines()[-1] == "Run: producer schema upgrade"
+    found = {each.name: each for each in checks.examine(engine, settings)}["ledger"]
+    assert (found.verdict, found.found) == ("warning", "of an older version of this product")
+    assert "producer schema upgrade" in found.hint
+    # A role that may not read the revision learns it from the statement that fails.
     with pytest.raises(Misconfigured) as refused, databases.as_ours():
         status.read(engine, None)
     assert "does not exist" in refused.value.message

@@ -50,7 +50,7 @@ def test_it_tells_everything_that_the_ledger_knows(
         assert reason.keys and all(key in said for key in reason.keys)
         assert f"{reason.name.replace('_', ' ')}: {reason.rows}" in said
     assert {event.what for event in found.events if event.kind == "action"} >= {"pause", "resume"}
-    assert any("leases ran out" in event.what for event in found.events)
+    assert any("leases expired" in event.what for event in found.events)
     assert [event.at for event in found.events] == sorted(event.at for event in found.events)
     done = [stage.name for stage in found.report.stages]
     assert [row.stage for row in found.durations] == done
@@ -65,6 +65,24 @@ def test_the_sums_of_the_plot_are_the_rows_of_the_stages(
     by_stage = {stage.name: stage.rows for stage in found.report.stages if stage.rows}
     drawn = {name: round(sum(r) * found.pace.width) for name, r in found.pace.rates.items()}
     assert drawn == by_stage
+
+
+def test_the_plot_leaves_out_the_hour_of_a_pause(
+    engine: Engine, settings: Settings, run_id: str
+) -> None:
+    paused = "(SELECT at FROM migration.events WHERE state = 'paused')"
+    later = "+ interval '1 hour'"
+    change(
+        engine,
+        # Without the trigger that lets events only be added.
+        "SET LOCAL session_replication_role = replica",
+        f"UPDATE migration.batches SET finished_at = finished_at {later}"
+        f" WHERE finished_at > {paused}",
+        f"UPDATE migration.runs SET finished_at = finished_at {later}",
+        f"UPDATE migration.events SET at = at {later} WHERE at > {paused}",
+    )
+    pace = history.read(engine, settings, run_id).pace
+    assert pace.width * max(map(len, pace.rates.values())) < 3600
 
 
 def test_credits_are_told_by_type_of_user_and_a_wrong_balance_shows(

@@ -63,7 +63,7 @@ def test_the_view_holds_everything_in_eighty_columns_without_colour() -> None:
         "124 done, 2 running, 12 waiting, 1 failed",
         "9 reason_number_9",
         "6 more",
-        "users, batch 133, attempt 2, 3 s, its lease ran out; 70 done",
+        "users, batch 133, attempt 2, 3 s, its lease expired; 70 done",
         "worker-2.example/99 waits for work",
         "and 14 more",
         "archive: 70 segments wait",
@@ -137,13 +137,24 @@ def test_a_stage_that_works_and_has_no_rows_is_no_matter_of_pace() -> None:
 
 def test_a_stage_has_the_weight_of_the_steps_that_page_through_rows() -> None:
     def share(done: str, left: str) -> float:
-        stages = [Stage(name=done, state="done", rows_total=100), Stage(name=left, rows_total=100)]
+        # So many that only the rows count.
+        rows = 10**9
+        stages = [
+            Stage(name=done, state="done", rows_total=rows),
+            Stage(name=left, rows_total=rows),
+        ]
         return time_left.progress(stages, 0, "running")
 
     # Two steps page through the users, whose rows count once.
     assert share("users", "projects") == round(48 / (48 + 30), 4)
     assert share("switch", "verification") == round(17 / (17 + 10), 4)
     assert share("reconciliation", "undo_users") == round(10 / (10 + 25), 4)
+
+
+def test_a_small_run_that_has_only_its_last_stage_left_is_half_done() -> None:
+    names = ("organization", "users", "projects", "switch", "verification", "reconciliation")
+    stages = [Stage(name=name, state="done", rows=10, rows_total=10) for name in names]
+    assert time_left.progress([*stages, Stage(name="finish")], 10, "running") > 0.5
 
 
 def test_progress_is_whole_when_the_run_is_complete_and_only_then() -> None:

@@ -16,6 +16,7 @@ from models.reports import words
         (1, "discrepancy", "1 discrepancy"),
         (2, "discrepancy", "2 discrepancies"),
         (2, "key", "2 keys"),
+        (2, "batch", "2 batches"),
     ],
 )
 def test_a_count_has_its_noun(count: int, noun: str, said: str) -> None:

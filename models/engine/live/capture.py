@@ -130,7 +130,7 @@ def require_triggers(context: Context) -> None:
         if not _has_triggers(context.connection, table):
             raise Misconfigured(
                 f"Somebody took a trigger of the migration from {table.label}, or disabled it",
-                hint="Whatever was written since is found by: producer retry --wait",
+                hint="Migrate what was written since: producer retry --wait",
             )
 
 
