@@ -170,7 +170,7 @@ def test_all_databases_of_a_redis_are_a_choice_and_each_is_listed(school: Produc
     put(school, 3, "later", "x")
     put(school, 6, "later", "x")
     asked = school.run("restore", "safe", "--all-redis-databases", "--json")
-    for words in ("2 keys of Redis", "database 3", "1 keys of Redis", "database 6"):
+    for words in ("2 keys of Redis", "database 3", "1 key of Redis", "database 6"):
         assert words in asked.json["error"]["message"]
     some = school.run("restore", "safe", "--yes")
     assert some.status == 0 and "Left out" in some.err and "database 3" in some.err
