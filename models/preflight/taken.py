@@ -13,7 +13,7 @@ from models.postgres.catalog import Table
 
 # The ledger has had these from its first revision on.
 _OF_A_LEDGER = {"alembic_version", "batches", "runs", "schema_objects"}
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 KINDS = {
     "v": "a view",
     "m": "a materialized view",
