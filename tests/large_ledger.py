@@ -219,6 +219,17 @@ def _cpu(server_first: list[psutil.Process]) -> float:
     return helpers + sum(times.user + times.system for times in found)
 
 
+def _go_back(engine: Engine) -> None:
+    """As when the last minute's batches were the newest: those are not summed up yet."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "UPDATE migration.stages SET summed_to = summed_to - 6000 WHERE name = 'users';"
+            " UPDATE migration.batches b SET finished_at = now() - interval '5 seconds'"
+            " FROM migration.stages s WHERE s.name = b.stage AND b.id > s.summed_to"
+            " AND b.state = 'done' AND s.state = 'running'"
+        )
+
+
 def main(number: int) -> None:
     """Print the times of ten calls each, on an open run with so many batches."""
     with open_site() as site:
@@ -241,6 +252,7 @@ def main(number: int) -> None:
 
         summing = partial(_sum_up, engine)
         _measure("summing up", [summing] * (number // sums.AT_ONCE + 1), processes)
+        _go_back(engine)
         for name, call in _calls(engine, settings).items():
             call()
             _measure(name, [call] * 10, processes)

@@ -190,7 +190,8 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     relations.require(run, settings, here)
     if budget.enforce(connection, settings, run_id):
         return []
-    sums.fold(connection, run_id)
+    if run.state != "preparing":
+        sums.fold(connection, run_id)
     namespace.note(here.ledger_id)
     read = functools.cache(lambda: Context.read(connection, settings, run))
     opened: list[list[Message]] = []
