@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, text
 
 from models.engine import current
 from models.engine.step import Context
+from models.ledger import sums
 from models.ledger.claims import MAX_LEASE_EXPIRIES, scope_of
 from models.ledger.tables import BATCH_TRANSITIONS, RECONCILIATION, RUN_TRANSITIONS, VERIFICATION
 from models.settings import Settings
@@ -99,6 +100,36 @@ CREATE TRIGGER observed AFTER UPDATE ON migration.runs FOR EACH ROW
 WHEN (OLD.state <> NEW.state) EXECUTE FUNCTION observed.note_run();
 """
 
+# All that a scan of the batches adds up, and the sums with what is behind them: row by row, and by
+# each number that was counted.
+_SAME = """
+WITH RECURSIVE scan AS (
+  SELECT b.stage, b.step, b.state, b.window = 0 AS is_again, 1 AS batches, b.rows,
+    extract(epoch FROM b.finished_at - b.started_at)::float AS seconds, b.attempt AS attempts,
+    b.expiries, b.republished, NULL::jsonb AS durations, b.counts
+  FROM migration.batches b WHERE b.run_id = :of_run
+), both_ways AS (
+  SELECT 1 AS way, * FROM scan UNION ALL
+  SELECT -1, stage, step, state, is_again, batches, rows, seconds, attempts, expiries, republished,
+    durations, counts FROM ({tally}) AS t
+), numbers AS (
+  SELECT way, stage, step, state, is_again, e.key AS name, e.value
+  FROM both_ways, jsonb_each(counts) AS e
+  UNION ALL
+  SELECT way, stage, step, state, is_again, n.name || '.' || e.key, e.value
+  FROM numbers n, jsonb_each(CASE jsonb_typeof(n.value) WHEN 'object' THEN n.value END) AS e
+)
+SELECT concat_ws(' ', stage, step, state, is_again, 'batches') FROM both_ways
+GROUP BY stage, step, state, is_again
+HAVING (sum(way * batches), sum(way * rows), sum(way * attempts), sum(way * expiries),
+  sum(way * republished), round(sum(way * coalesce(seconds, 0))::numeric, 3),
+  sum(way * coalesce((durations ->> '0.25')::int, (seconds <= 0.25)::int, 0)))
+  <> (0, 0, 0, 0, 0, 0, 0)
+UNION ALL
+SELECT concat_ws(' ', stage, step, state, is_again, name) FROM numbers
+WHERE jsonb_typeof(value) IN ('number', 'string')
+GROUP BY stage, step, state, is_again, name HAVING sum(way * (value #>> '{{}}')::numeric) <> 0
+"""
 _TAKE = """
 DELETE FROM observed.moves RETURNING kind, subject, before, after, attempts_fell, hindrance
 """
@@ -129,6 +160,13 @@ def digest(engine: Engine) -> str:
         return str(connection.scalar(text("SELECT observed.digest()")))
 
 
+def wrong_sums(connection: Connection) -> list[str]:
+    """What the sums of the stages, with the batches behind them, count otherwise than a scan."""
+    same = text(_SAME.format(tally=sums.TALLY))
+    found = connection.scalars(text("SELECT id FROM migration.runs")).all()
+    return [f"{run} {row}" for run in found for row in connection.scalars(same, {"of_run": run})]
+
+
 class Watch:
     """Holds the ledger against what must be so, as often as it is asked."""
 
@@ -152,6 +190,7 @@ class Watch:
                     assert (move.before, move.after) in allowed, move
                     self.seen[move.kind, move.before, move.after] += 1
             assert connection.scalars(text(_WRONG)).all() == []
+            assert wrong_sums(connection) == []
             before, self._batches = self._batches, _batches(connection)
             if not is_retry:
                 self._check_splits(connection, before)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from models.ledger import claims, identity
+from models.ledger import claims, identity, sums
 from models.ledger.claims import Claim
 from models.ledger.tables import OPEN_STATES, batches, quarantine, runs
 from models.postgres import database as databases
@@ -54,6 +54,8 @@ class Place:
         self._exits = exits
         exits.callback(self.engine.dispose)
         patch = exits.enter_context(pytest.MonkeyPatch.context())
+        # So that nearly all is summed up: an example ends within a minute.
+        patch.setattr(sums, "RECENT_SECONDS", 0)
         patch.setattr(enqueue, "publish_window", self.messages.extend)
         patch.setattr(reconciler, "publish_again", self.messages.extend)
         patch.setattr(reconciler, "queue_lengths", self._queue_lengths)

@@ -76,13 +76,8 @@ def _now(name: str, *, null: bool = False) -> sa.Column[object]:
 ledger = sa.Table(
     "ledger",
     metadata,
-    sa.Column(
-        "is_only",
-        sa.Boolean,
-        sa.CheckConstraint("is_only"),
-        primary_key=True,
-        server_default=sa.true(),
-    ),
+    sa.Column("is_only", sa.Boolean, primary_key=True, server_default=sa.true()),
+    sa.CheckConstraint("is_only"),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("database", sa.Text, nullable=False),
     _now("created_at"),
@@ -150,6 +145,10 @@ stages = sa.Table(
     # How many windows of that step were cut, and how many rows.
     sa.Column("step_windows", sa.Integer, nullable=False, server_default="0"),
     sa.Column("step_rows", sa.BigInteger, nullable=False, server_default="0"),
+    # What its settled batches come to, up to the one with that id, and when the last one ended.
+    sa.Column("sums", pg.JSONB, nullable=False, server_default=sa.text("'{}'")),
+    sa.Column("summed_to", sa.BigInteger, nullable=False, server_default="0"),
+    _now("summed_until", null=True),
     _now("started_at", null=True),
     _now("finished_at", null=True),
 )
@@ -189,7 +188,7 @@ batches = sa.Table(
     sa.ForeignKeyConstraint(
         ["run_id", "stage"], [stages.c.run_id, stages.c.name], name="batches_stage"
     ),
-    sa.Index("batches_by_stage", "run_id", "stage", "state"),
+    sa.Index("batches_in_order", "run_id", "stage", "id"),
     sa.Index("open_batches", "run_id", postgresql_where=sa.text("state IN ('pending', 'running')")),
     sa.Index("failed_batches", "run_id", "id", postgresql_where=sa.text("state = 'failed'")),
 )

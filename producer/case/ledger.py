@@ -23,7 +23,8 @@ _COLUMNS = {
         "paused_by",
     ),
     tables.stages: (
-        "run_id name direction position state step window started_at finished_at",
+        "run_id name direction position state step window sums summed_to summed_until started_at"
+        " finished_at",
         "last_key",
     ),
     tables.batches: (

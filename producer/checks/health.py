@@ -7,7 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from models.ledger.tables import SCHEMA, WORKED_ON, batches, runs, throttled_by
+from models.ledger import sums
+from models.ledger.tables import SCHEMA, WORKED_ON, runs, throttled_by
 from models.postgres.database import check_reachable, transaction
 from models.reports.checks import Check
 from models.reports.words import number
@@ -89,16 +90,15 @@ def _queues(engine: Engine) -> Check:
     waiting = sum(queue_lengths().values())
     if run is None:
         return ok(f"{number(waiting, 'message')}; no run is under way")
+    of, now = sums.tally().c, sa.func.clock_timestamp()
+    published = sa.func.min(of.published_at).filter(of.state == "pending")
     with transaction(engine) as connection:
         oldest, done = connection.execute(
             sa.select(
-                sa.extract(
-                    "epoch",
-                    sa.func.clock_timestamp()
-                    - sa.func.min(batches.c.published_at).filter(batches.c.state == "pending"),
-                ),
-                sa.extract("epoch", sa.func.clock_timestamp() - sa.func.max(batches.c.finished_at)),
-            ).where(batches.c.run_id == run.id)
+                sa.extract("epoch", now - published),
+                sa.extract("epoch", now - sa.func.max(of.finished_at)),
+            ),
+            {"of_run": run.id},
         ).one()
     found = f"{number(waiting, 'message')}; the oldest batch waits {oldest or 0:,.0f} s"
     if run.throttled_by:

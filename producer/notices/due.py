@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
+from models.ledger import sums
 from models.postgres.database import classify
 from models.settings import Settings
 from models.window import NEXT_BATCH
@@ -38,7 +39,8 @@ CROSS JOIN LATERAL (
     CASE WHEN r.throttled_by IS NULL OR r.throttled_by LIKE '%{NEXT_BATCH}%'
       THEN r.throttled_at END,
     (SELECT max(greatest(b.started_at, b.finished_at, b.lease_until))
-     FROM migration.batches b WHERE b.run_id = r.id),
+     FROM {sums.BEHIND} WHERE s.run_id = r.id),
+    (SELECT max(s.summed_until) FROM migration.stages s WHERE s.run_id = r.id),
     (SELECT max(e.at) FROM migration.events e WHERE e.run_id = r.id AND e.kind <> 'stuck')
   ) AS since) AS last
 WHERE r.{_IS_WORKED_ON}

@@ -142,7 +142,7 @@ def read(engine: Engine, settings: Settings, run_id: str | None) -> Record:
 def pace(connection: Connection, run: Any) -> Pace:
     """The run's pace over time, in at most MOST_BUCKETS parts."""
     is_done = (batches.c.state == "done", batches.c.window > 0)
-    mine = (batches.c.run_id == run.id, *is_done, is_of_counted_step())
+    mine = (batches.c.run_id == run.id, *is_done, is_of_counted_step(batches.c.step))
     past = sa.extract("epoch", batches.c.finished_at - run.started_at)
     since: sa.ColumnElement[Any] = past
     for begin, end in _idle(connection, run):

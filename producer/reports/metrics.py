@@ -1,7 +1,7 @@
 """The newest run as Prometheus reads it: the figures of `producer status`, and of its batches.
 
 All of it comes from the ledger at the moment of the scrape, so it is right after any restart, and
-also after Redis was flushed. Its cost grows with the batches of one run, never with the rows.
+also after Redis was flushed. Its cost grows neither with the rows nor with the batches.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from models.errors import Misconfigured, UnknownRun
-from models.ledger.claims import is_expired
-from models.ledger.tables import BATCH_TRANSITIONS, RECONCILIATION, VERIFICATION, batches
+from models.ledger import sums
+from models.ledger.tables import BATCH_TRANSITIONS, RECONCILIATION, VERIFICATION
 from models.postgres.database import classify, transaction
 from models.reports.run import RunReport
 from producer.broker.messages import QUEUES, Message
@@ -35,9 +35,7 @@ from producer.reports.progress import is_of_counted_step
 
 # A scrape that takes longer is given up: Prometheus waits for ten seconds.
 TIMEOUT_MS = 8_000
-# A batch is cut to take about two seconds, and killed after half an hour.
-DURATIONS = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 300, 1800)
-RATE_SECONDS = 60
+RATE_SECONDS = sums.RECENT_SECONDS
 EXPIRED = "expired"
 log = Log("migration.metrics")
 
@@ -140,38 +138,39 @@ def _of_report(found: RunReport) -> Iterator[Metric]:
 
 
 def _groups(engine: Engine, found: RunReport) -> Sequence[Any]:
-    """The run's batches by stage, step and state. Counts on the index `batches_by_stage`."""
-    columns, now = batches.c, sa.func.clock_timestamp()
-    seconds = sa.extract("epoch", columns.finished_at - columns.started_at)
-    recent = columns.finished_at > now - sa.text(f"interval '{RATE_SECONDS} seconds'")
+    """The run's batches by stage, step and state."""
+    columns, now = sums.tally().c, sa.func.clock_timestamp()
+    is_one = columns.durations.is_(None)
+    recent = is_one & (columns.finished_at > now - sa.text(f"interval '{RATE_SECONDS} seconds'"))
     is_done = columns.state == "done"
     # No worker holds a batch whose lease expired.
-    state = sa.case((is_expired(), EXPIRED), else_=columns.state).label("state")
+    is_expired = (columns.state == "running") & (columns.lease_until < now)
+    state = sa.case((is_expired, EXPIRED), else_=columns.state).label("state")
 
     def total(value: Any, *of: Any) -> Any:
         return sa.func.coalesce(sa.func.sum(value).filter(*(of or [sa.true()])), 0)
 
-    query = (
-        sa.select(
-            columns.stage,
-            columns.step,
-            state,
-            sa.func.count().label("batches"),
-            sa.func.count(columns.published_at).label("published"),
-            sa.extract("epoch", now - sa.func.min(columns.published_at)).label("oldest"),
-            sa.extract("epoch", now - sa.func.max(columns.finished_at)).label("newest"),
-            total(columns.attempt).label("attempts"),
-            total(columns.expiries).label("expiries"),
-            total(columns.republished).label("republished"),
-            total(seconds, is_done).label("seconds"),
-            total(columns.rows, is_done, recent, is_of_counted_step()).label("recent_rows"),
-            *(sa.func.count().filter(seconds <= end).label(f"le_{end}") for end in DURATIONS),
-        )
-        .where(columns.run_id == found.run_id)
-        .group_by(columns.stage, columns.step, state)
-    )
+    def up_to(end: float) -> Any:
+        known = sa.cast(columns.durations[str(end)].astext, sa.BigInteger)
+        return sa.func.coalesce(known, sa.cast(columns.seconds <= end, sa.Integer))
+
+    query = sa.select(
+        columns.stage,
+        columns.step,
+        state,
+        total(columns.batches).label("batches"),
+        sa.func.count(columns.published_at).label("published"),
+        sa.extract("epoch", now - sa.func.min(columns.published_at)).label("oldest"),
+        sa.extract("epoch", now - sa.func.max(columns.finished_at)).label("newest"),
+        total(columns.attempts).label("attempts"),
+        total(columns.expiries).label("expiries"),
+        total(columns.republished).label("republished"),
+        total(columns.seconds, is_done).label("seconds"),
+        total(columns.rows, is_done, recent, is_of_counted_step(columns.step)).label("recent_rows"),
+        *(total(up_to(end)).label(f"le_{end}") for end in sums.DURATIONS),
+    ).group_by(columns.stage, columns.step, state)
     with transaction(engine, statement_timeout_ms=TIMEOUT_MS) as connection:
-        return connection.execute(query).all()
+        return connection.execute(query, {"of_run": found.run_id}).all()
 
 
 def _of_batches(groups: Sequence[Any]) -> Iterator[Metric]:
@@ -228,7 +227,7 @@ def _durations(by_stage: dict[str, list[Any]]) -> Metric:
         done = [group for group in of if group.state == "done"]
         ends = [
             (str(float(end)), sum(group._mapping[f"le_{end}"] for group in done))
-            for end in DURATIONS
+            for end in sums.DURATIONS
         ]
         ends.append(("+Inf", sum(group.batches for group in done)))
         histogram.add_metric([stage], ends, float(sum(group.seconds for group in done)))

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from models.engine import current
 from models.engine.step import Step
+from models.ledger import sums
 from models.ledger.tables import (
     COMPLETED_STATES,
     FINISH,
@@ -18,7 +19,6 @@ from models.ledger.tables import (
     RECONCILIATION,
     VERIFICATION,
     WORKED_ON,
-    batches,
     differences,
     quarantine,
     runs,
@@ -37,23 +37,22 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
     stopped = run.paused_at if run.state == "paused" else run.finished_at
     end = sa.func.coalesce(stages.c.finished_at, stopped, sa.func.clock_timestamp())
     seconds = sa.extract("epoch", end - stages.c.started_at)
-    is_counted = is_of_counted_step()
-    busy = sa.extract("epoch", batches.c.finished_at - batches.c.started_at)
+    of = sums.tally().c
+    is_first, is_counted = ~of.is_again, is_of_counted_step(of.step)
+    # Not yet summed up.
+    is_one = of.durations.is_(None)
     lately = sa.func.clock_timestamp() - sa.text(f"interval '{RECENT_SECONDS} seconds'")
     grouped: dict[str, dict[str, Any]] = {}
     for row in connection.execute(
         sa.select(
-            batches.c.stage,
-            batches.c.state,
-            sa.func.count().label("total"),
-            _sum(batches.c.rows, batches.c.window > 0, is_counted).label("rows"),
-            _sum(
-                batches.c.rows, batches.c.window > 0, is_counted, batches.c.finished_at > lately
-            ).label("rows_lately"),
-            _sum(busy, batches.c.window > 0).label("busy"),
-        )
-        .where(batches.c.run_id == run.id)
-        .group_by(batches.c.stage, batches.c.state)
+            of.stage,
+            of.state,
+            sa.func.sum(of.batches).label("total"),
+            _sum(of.rows, is_first, is_counted).label("rows"),
+            _sum(of.rows, is_first, is_counted, is_one, of.finished_at > lately).label("lately"),
+            _sum(of.seconds, is_first).label("busy"),
+        ).group_by(of.stage, of.state),
+        {"of_run": run.id},
     ):
         grouped.setdefault(row.stage, {})[row.state] = row
     result = []
@@ -85,9 +84,9 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
     return result
 
 
-def is_of_counted_step() -> sa.ColumnElement[bool]:
-    """Condition on `batches`: its rows count, and are not those of another step once more."""
-    return batches.c.step.not_in(current.migration().counted_twice)
+def is_of_counted_step(step: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Condition on a batch's step: its rows count, and are not those of another one once more."""
+    return step.not_in(current.migration().counted_twice)
 
 
 def rows_of(run: Any, step: Step) -> int:
@@ -103,11 +102,11 @@ def _pace(finished: Any, stage: Any) -> float:
     """Rows a second of a stage under way, over the last seconds."""
     if stage.state != "running" or not finished or not stage.seconds:
         return 0.0
-    return round(float(finished.rows_lately) / min(RECENT_SECONDS, float(stage.seconds)), 1)
+    return round(float(finished.lately) / min(RECENT_SECONDS, float(stage.seconds)), 1)
 
 
 def counts_of(connection: Connection, run_id: str) -> Mapping[tuple[str, str], Any]:
-    """Sums of what the batches counted, in one pass over the run's batches."""
+    """Sums of what the batches counted."""
     migration = current.migration()
     names = tuple(map(migration.plural, migration.counted))
     statement = _counting(names, migration.reported, tuple(migration.amounts), migration.checked)
@@ -125,9 +124,11 @@ def _counting(
     entities: tuple[str, ...], written: tuple[str, ...], amounts: tuple[str, ...], reconciled: str
 ) -> sa.Select[Any]:
     """The sums of the run :of_run. Built once a process."""
+    of = sums.tally().c
+    counts = of.counts
 
     def total(path: str, *of: sa.ColumnElement[bool]) -> sa.ColumnElement[Any]:
-        value = sa.func.sum(sa.cast(batches.c.counts.op("#>>")(path), sa.Numeric))
+        value = sa.func.sum(sa.cast(counts.op("#>>")(path), sa.Numeric))
         return sa.func.coalesce(value.filter(*of), 0)
 
     paths = {("written", name): f"{{rows,{name}}}" for name in written}
@@ -144,28 +145,28 @@ def _counting(
         for name in entities
         for what in ("total", "quarantined")
     }
-    is_check, is_last = batches.c.stage == VERIFICATION, batches.c.stage == FINISH
+    is_check, is_last = of.stage == VERIFICATION, of.stage == FINISH
     paths[VERIFICATION, "waiting"] = "{quarantine,waiting}"
     columns = [
         total(path, sa.true()).label(f"{group}/{name}")
         for (group, name), path in {**paths, **checked}.items()
     ] + [
         # A retry passes rows again: its batches, which belong to no window, do not count here.
-        total(path, is_check if group == VERIFICATION else ~is_check, batches.c.window > 0).label(
+        total(path, is_check if group == VERIFICATION else ~is_check, ~of.is_again).label(
             f"{group}/{name}"
         )
         for (group, name), path in standing.items()
     ]
     # Null where version 0.1 counted: it did not account for the rows.
     columns += [
-        sa.func.sum(sa.cast(batches.c.counts.op("#>>")(f"{{{by},{name},{what}}}"), sa.Numeric))
-        .filter(of)
+        sa.func.sum(sa.cast(counts.op("#>>")(f"{{{by},{name},{what}}}"), sa.Numeric))
+        .filter(which)
         .label(f"{by}/{name}.{what}")
-        for by, of in ((ACCOUNTED, is_check), (FINAL, is_last))
+        for by, which in ((ACCOUNTED, is_check), (FINAL, is_last))
         for name in entities
         for what in ("total", "migrated", "quarantined")
     ]
-    return sa.select(*columns).where(batches.c.run_id == sa.bindparam("of_run"))
+    return sa.select(*columns)
 
 
 def last_count(connection: Connection, run_id: str) -> str | None:

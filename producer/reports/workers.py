@@ -6,16 +6,17 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 from sqlalchemy.dialects.postgresql import distinct_on
 
+from models.ledger import sums
 from models.ledger.tables import batches, recoveries
 from models.reports.run import Live, Recovery, WorkerProcess
 
 # A worker without a batch for so long has ended, or has nothing to do here.
-GONE_SECONDS = 60
+GONE_SECONDS = sums.RECENT_SECONDS
 MOST_HANDS = 50
 
 
 def read(connection: Connection, run_id: str) -> Live:
-    """Look at a run's batches, by the index on its id."""
+    """Look at a run's batches."""
     return Live(
         hands=_hands(connection, run_id),
         recovery=_last_recovery(connection, run_id),
@@ -25,7 +26,6 @@ def read(connection: Connection, run_id: str) -> Live:
 def _hands(connection: Connection, run_id: str) -> list[WorkerProcess]:
     """The worker processes that hold a batch, or held one a moment ago, by name."""
     now = sa.func.clock_timestamp()
-    is_held = batches.c.state == "running"
     # A process holds one batch; one that it lost and that nobody has claimed yet is the older one.
     held = (
         sa.select(
@@ -33,27 +33,25 @@ def _hands(connection: Connection, run_id: str) -> list[WorkerProcess]:
             sa.extract("epoch", now - batches.c.started_at).label("seconds"),
             sa.extract("epoch", batches.c.lease_until - now).label("lease"),
         )
-        .where(batches.c.run_id == run_id, is_held)
+        .where(batches.c.run_id == run_id, batches.c.state == "running")
         .ext(distinct_on(batches.c.worker))
         .order_by(batches.c.worker, batches.c.started_at.desc())
         .subquery()
     )
-    last = sa.func.max(batches.c.finished_at)
+    of = sums.by_worker()
+    last = sa.func.max(of.c.finished_at)
     worked = (
         sa.select(
-            batches.c.worker,
-            sa.func.count().filter(batches.c.state == "done").label("batches"),
-            sa.func.coalesce(
-                sa.func.sum(batches.c.rows).filter(batches.c.state == "done"), 0
-            ).label("rows"),
+            of.c.worker,
+            sa.func.sum(of.c.batches).label("batches"),
+            sa.func.sum(of.c.rows).label("rows"),
             sa.extract("epoch", now - last).label("idle"),
         )
-        .where(batches.c.run_id == run_id, batches.c.worker.is_not(None))
-        .group_by(batches.c.worker)
+        .group_by(of.c.worker)
         .having(
             sa.or_(
                 last > now - sa.text(f"interval '{GONE_SECONDS} seconds'"),
-                sa.func.bool_or(is_held),
+                sa.func.bool_or(of.c.is_held),
             )
         )
         .subquery()
@@ -62,7 +60,8 @@ def _hands(connection: Connection, run_id: str) -> list[WorkerProcess]:
         sa.select(worked, held.c.id, held.c.stage, held.c.attempt, held.c.seconds, held.c.lease)
         .outerjoin(held, held.c.worker == worked.c.worker)
         .order_by(held.c.id.is_(None), worked.c.worker)
-        .limit(MOST_HANDS)
+        .limit(MOST_HANDS),
+        {"of_run": run_id},
     )
     return [
         WorkerProcess(

@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import insert
 from models.engine import current
 from models.engine.step import Context
 from models.errors import Misconfigured, NotAllowed
-from models.ledger import audit, relations, selection
+from models.ledger import audit, relations, selection, sums
 from models.ledger import tables as ledger
 from models.ledger.selection import Choice
 from models.ledger.tables import (
@@ -190,6 +190,8 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     relations.require(run, settings, here)
     if budget.enforce(connection, settings, run_id):
         return []
+    if run.state != "preparing":
+        sums.fold(connection, run_id)
     namespace.note(here.ledger_id)
     read = functools.cache(lambda: Context.read(connection, settings, run))
     opened: list[list[Message]] = []

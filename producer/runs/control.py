@@ -12,7 +12,7 @@ from models.engine import current
 from models.engine.retry import Keys
 from models.engine.step import Context, Counts, add, only_written
 from models.errors import NotAllowed
-from models.ledger import audit, relations, tables
+from models.ledger import audit, relations, sums, tables
 from models.ledger.claims import MAX_LEASE_EXPIRIES
 from models.ledger.tables import (
     FINISH,
@@ -308,6 +308,7 @@ def _restart(connection: Connection, run_id: str, names: tuple[str, ...]) -> Non
                 run_id=run_id, stage=names[0], step=step, window=0, state="done", counts=written
             )
         )
+    sums.forget(connection, run_id, (*names, FINISH))
     connection.execute(
         sa.delete(differences).where(differences.c.run_id == run_id, differences.c.stage.in_(names))
     )

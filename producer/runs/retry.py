@@ -11,7 +11,8 @@ from models.engine.checks.accounting import account
 from models.engine.live.capture import Capture
 from models.engine.retry import Keys
 from models.engine.step import Context, Scope
-from models.ledger import selection
+from models.ledger import selection, sums
+from models.ledger.tables import RECONCILIATION, VERIFICATION
 
 _ANY_LOST = text(
     "SELECT EXISTS (SELECT FROM migration.differences d"
@@ -78,3 +79,4 @@ def take_up_differences(context: Context) -> None:
         context.connection.execute(text(note), scope.parameters)
     values = {"run_id": context.run_id, "entities": list(context.sources)}
     context.connection.execute(text(_FORGET), values)
+    sums.forget(context.connection, context.run_id, (VERIFICATION, RECONCILIATION))

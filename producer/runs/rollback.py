@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine
 from models.engine import current
 from models.engine.rollback import forget_findings
 from models.errors import NotAllowed
-from models.ledger import audit, relations, tables
+from models.ledger import audit, relations, sums, tables
 from models.ledger.tables import (
     batches,
     before_images,
@@ -205,6 +205,7 @@ def _open(connection: Connection, run: Any, force: bool) -> None:
         connection.execute(
             sa.update(batches).where(batches.c.run_id == run.id, of_undo).values(window=0)
         )
+        sums.forget(connection, run.id, current.migration().undo_stages)
         anew = {"step": None, "last_key": None, "started_at": None, "finished_at": None}
         connection.execute(sa.update(stages).where(*mine).values(state="pending", **anew))
     for step in current.migration().steps:

@@ -21,8 +21,8 @@ from producer.runs import partition
 
 # A stage's `step` once the last of its steps has been cut.
 CUT = ""
-# Batches whose times decide the size of the next ones.
-RECENT = 8
+# Batches whose times decide the size of the next ones, and how many are looked through for them.
+RECENT, NEWEST = 8, 1_000
 
 
 def open_next(
@@ -99,13 +99,13 @@ def _cut_so_far(stage: Any, step: Step) -> tuple[int, int]:
 
 def _size(connection: Connection, run: Any, stage: Any, step: Step) -> partition.Size:
     """How large the step's next window is, from what its last batches took."""
-    of_run = (batches.c.run_id == run.id) & batches.c.key_list.is_(None)
-    of_step = of_run & (batches.c.stage == stage.name) & (batches.c.step == step.name)
+    of_run = batches.c.run_id == run.id
     windows, cut = _cut_so_far(stage, step)
     if run.batch_size != "auto":
         return partition.Size(int(run.batch_size), partition.window_pages(windows))
     # A step begins at the pace of the one before it.
-    recent = _recent(connection, of_step) or _recent(connection, of_run)
+    of_stage = of_run & (batches.c.stage == stage.name)
+    recent = _recent(connection, of_stage, step.name) or _recent(connection, of_run)
     if recent is None:
         return partition.Size(partition.FIRST_ROWS, partition.window_pages(windows))
     rows, seconds, workers = recent
@@ -119,13 +119,18 @@ def _size(connection: Connection, run: Any, stage: Any, step: Step) -> partition
     return partition.Size(min(partition.next_rows(rows, seconds), most), pages)
 
 
-def _recent(connection: Connection, which: sa.ColumnElement[bool]) -> tuple[int, float, int] | None:
+def _recent(
+    connection: Connection, which: sa.ColumnElement[bool], step: str | None = None
+) -> tuple[int, float, int] | None:
     """Mean rows and seconds of the last batches that are done, and how many workers did them."""
-    seconds = sa.extract("epoch", batches.c.finished_at - batches.c.started_at)
+    newest = sa.select(batches).where(which).order_by(batches.c.id.desc()).limit(NEWEST).subquery()
+    of = newest.c
     recent = (
-        sa.select(batches.c.rows, seconds.label("seconds"), batches.c.worker)
-        .where(which, batches.c.state == "done")
-        .order_by(batches.c.id.desc())
+        sa.select(
+            of.rows, sa.extract("epoch", of.finished_at - of.started_at).label("seconds"), of.worker
+        )
+        .where(of.state == "done", of.key_list.is_(None), of.step == (step or of.step))
+        .order_by(of.id.desc())
         .limit(RECENT)
         .subquery()
     )

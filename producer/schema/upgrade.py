@@ -13,7 +13,7 @@ from models.engine.live import capture
 from models.engine.schema import target
 from models.engine.schema.indexes import record_all
 from models.engine.source import Sources
-from models.ledger import audit, identity, relations, revision
+from models.ledger import audit, identity, relations, revision, sums
 from models.ledger.functions import TRY_JSONB
 from models.ledger.tables import SCHEMA, VERIFICATION, WORKED_ON
 from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks, transaction
@@ -71,6 +71,7 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     )
     identity.settle(connection)
     _define_backlog(connection)
+    sums.catch_up(connection)
     # Outside Alembic's list of revisions: what the application dropped, or what another
     # legacy table lacks, is missing whatever revision the database says it is at.
     added = target.expand(connection, current.migration().schema, tables)
