@@ -15,7 +15,7 @@ from models.reports.run import RunReport
 from models.settings import Settings, load
 from producer import embedded
 from producer.reports import status
-from tests import shapes, variants
+from tests import oracle, shapes, variants
 from tests.conftest import fresh_database
 from tests.driving import whole_run
 
@@ -23,7 +23,9 @@ from tests.driving import whole_run
 class Sample(Protocol):
     """See `samples`."""
 
-    def __call__(self, users: int, settings: Settings | None = None) -> str: ...
+    def __call__(
+        self, users: int, settings: Settings | None = None, shape: variants.Variant = ...
+    ) -> str: ...
 
 
 @pytest.fixture
@@ -36,17 +38,19 @@ def settings(servers: object, request: pytest.FixtureRequest) -> Settings:
 
 @pytest.fixture(scope="session")
 def samples(servers: embedded.Servers) -> Iterator[Sample]:
-    """Makes a database with the plain sample of so many users, once a session: its name.
+    """Makes a database with a sample of so many users, once a session: its name.
 
     With settings, a run with these has ended in it: two seconds of work for each test otherwise.
     """
-    made: dict[tuple[int, str], str] = {}
+    made: dict[tuple[int, str, str], str] = {}
     with ExitStack() as databases_made:
 
-        def sample(users: int, settings: Settings | None = None) -> str:
-            key = users, settings.model_dump_json() if settings else ""
+        def sample(
+            users: int, settings: Settings | None = None, shape: variants.Variant = variants.PLAIN
+        ) -> str:
+            key = users, settings.model_dump_json() if settings else "", shape.name
             if key not in made:
-                template = sample(users) if settings else "template1"
+                template = sample(users, shape=shape) if settings else "template1"
                 url = databases_made.enter_context(
                     fresh_database(servers.database_url, template=template)
                 )
@@ -55,7 +59,7 @@ def samples(servers: embedded.Servers) -> Iterator[Sample]:
                     whole_run(engine, settings)
                 else:
                     with engine.begin() as connection:
-                        variants.PLAIN.build(connection, users)
+                        shape.build(connection, users)
                 engine.dispose()
                 made[key] = str(engine.url.database)
             return made[key]
@@ -73,12 +77,14 @@ def is_sampled() -> bool:
 def database(
     servers: embedded.Servers, samples: Sample, request: pytest.FixtureRequest
 ) -> Iterator[str]:
-    """The address of a database of the test's own: empty, or where it uses `engine` a sample."""
-    template = "template1"
-    if "finished" in request.fixturenames:
-        template = samples(request.module.USERS, request.getfixturevalue("settings"))
-    elif "is_sampled" in request.fixturenames:
-        template = samples(request.module.USERS)
+    """The address of a database of the test's own: empty, or with `engine` or `today` a sample."""
+    template, asked = "template1", request.fixturenames
+    shape = shapes.TODAY if "today" in asked else variants.PLAIN
+    if "finished" in asked:
+        settings = request.getfixturevalue("mapped" if "today" in asked else "settings")
+        template = samples(request.module.USERS, settings, shape)
+    elif "today" in asked or "is_sampled" in asked:
+        template = samples(request.module.USERS, shape=shape)
     with fresh_database(servers.database_url, template=template) as url:
         yield url
 
@@ -92,20 +98,41 @@ def engine(database: str, is_sampled: bool) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def finished(engine: Engine) -> RunReport:
+def finished(database: str) -> RunReport:
     """A run with the test's settings has ended in its database before it begins: the report."""
+    engine = databases.create(database)
     with engine.begin() as connection:
         # The copy of a database is another ledger.
         identity.settle(connection)
-    return status.read(engine, None)
+    report = status.read(engine, None)
+    engine.dispose()
+    return report
 
 
 @pytest.fixture
-def today(database: str, request: pytest.FixtureRequest) -> Iterator[Engine]:
+def sampled(
+    database: str, servers: embedded.Servers, samples: Sample, request: pytest.FixtureRequest
+) -> Iterator[Engine]:
+    """The sample that the test's database is a copy of, as it was before any run: to be read."""
+    # The copy comes first: nobody may be connected to what is copied.
+    shape = shapes.TODAY if "today" in request.fixturenames else variants.PLAIN
+    name = samples(request.module.USERS, shape=shape)
+    engine = databases.create(servers.database_url.replace("/dashboard?", f"/{name}?"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def before(sampled: Engine) -> oracle.Snapshot:
+    """What the plain sample held before any run."""
+    with sampled.connect() as connection:
+        return oracle.snapshot(connection, oracle.Names())
+
+
+@pytest.fixture
+def today(database: str) -> Iterator[Engine]:
     """The public dashboard of today, with the USERS of the test's module."""
     engine = databases.create(database)
-    with engine.begin() as connection:
-        shapes.TODAY.build(connection, request.module.USERS)
     yield engine
     engine.dispose()
 

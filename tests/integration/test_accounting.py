@@ -132,11 +132,10 @@ def test_more_rows_than_are_listed_are_all_retried(
 
 
 def test_pages_tell_what_counting_each_row_tells_until_one_row_is_in_none(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    run_id = str(whole_run(engine, settings).run_id)
     with engine.connect() as connection:
-        run = connection.execute(sa.select(runs).where(runs.c.id == run_id)).one()
+        run = connection.execute(sa.select(runs).where(runs.c.id == finished.run_id)).one()
         context = Context.read(connection, settings, run)
         by_pages, lost = account(context, by_pages=True)
         assert (by_pages, lost) == account(context)
@@ -159,9 +158,9 @@ def test_pages_tell_what_counting_each_row_tells_until_one_row_is_in_none(
 
 
 def test_a_project_that_stands_while_its_owner_is_quarantined_is_a_difference(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    run_id = str(whole_run(engine, settings).run_id)
+    run_id = str(finished.run_id)
     project = scalar(
         engine,
         "SELECT min(legacy_key) FROM migration.quarantine"
@@ -178,13 +177,12 @@ def test_a_project_that_stands_while_its_owner_is_quarantined_is_a_difference(
 
 
 def test_a_second_run_accounts_for_what_the_first_one_migrated(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    first = whole_run(engine, settings)
     second = whole_run(engine, settings)
-    for ended in (first, second):
+    for ended in (finished, second):
         assert (ended.exit_status, ended.differences) == (3, {})
-    assert second.entities == first.entities
+    assert second.entities == finished.entities
 
 
 def test_rows_that_a_faulty_worker_quarantined_are_a_difference_and_a_retry_migrates_them(
@@ -224,13 +222,18 @@ BY_HAND = (
     ],
 )
 def test_good_rows_that_were_quarantined_by_hand_are_a_difference(
-    engine: Engine, settings: Settings, entity: str, table: str, reason: str
+    engine: Engine,
+    settings: Settings,
+    before: oracle.Snapshot,
+    finished: RunReport,
+    entity: str,
+    table: str,
+    reason: str,
 ) -> None:
-    before = snapshot(engine)
-    first = whole_run(engine, settings)
-    change(engine, BY_HAND.format(entity=entity, table=table, reason=reason, run_id=first.run_id))
-    control.check_again(engine, settings, first.run_id, "verification")
-    ended = go_on(engine, settings, str(first.run_id))
+    run_id = str(finished.run_id)
+    change(engine, BY_HAND.format(entity=entity, table=table, reason=reason, run_id=run_id))
+    control.check_again(engine, settings, run_id, "verification")
+    ended = go_on(engine, settings, run_id)
     assert (ended.state, ended.exit_status) == ("failed", 4)
     assert len(keys_of(engine, "wrongly_quarantined", entity)) == 3
     found = retried(engine, settings, ended)
@@ -239,10 +242,8 @@ def test_good_rows_that_were_quarantined_by_hand_are_a_difference(
 
 
 def test_rows_that_were_fixed_since_wait_for_a_retry_and_are_no_difference(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, before: oracle.Snapshot, finished: RunReport
 ) -> None:
-    before = snapshot(engine)
-    first = whole_run(engine, settings)
     change(
         engine,
         "UPDATE users SET email = id || '@example.org' WHERE btrim(coalesce(email, '')) = ''",
@@ -252,7 +253,7 @@ def test_rows_that_were_fixed_since_wait_for_a_retry_and_are_no_difference(
         " FROM gpt_subscriptions s WHERE s.user_id IS NOT NULL"
         " AND NOT EXISTS (SELECT FROM users u WHERE u.id = s.user_id)",
     )
-    run_id = str(first.run_id)
+    run_id = str(finished.run_id)
     # The new users are no part of what was migrated: they differ until the retry.
     control.check_again(engine, settings, run_id, "verification")
     checked = go_on(engine, settings, run_id)
@@ -269,9 +270,10 @@ def test_rows_that_were_fixed_since_wait_for_a_retry_and_are_no_difference(
     assert wrong_rows(engine, before) == []
 
 
-def test_rows_that_an_operator_accepted_are_not_judged(engine: Engine, settings: Settings) -> None:
-    first = whole_run(engine, settings)
-    run_id = str(first.run_id)
+def test_rows_that_an_operator_accepted_are_not_judged(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    run_id = str(finished.run_id)
     change(engine, BY_HAND.format(entity="user", table="users", reason="email_blank",
                                   run_id=run_id))  # fmt: skip
     change(engine, "UPDATE migration.quarantine SET state = 'accepted' WHERE message = 'by hand'")
@@ -296,8 +298,10 @@ def test_rows_that_the_database_refused_are_listed_as_that(
     assert counted == 1
 
 
-def test_a_page_that_a_rollback_loses_is_a_conflict(engine: Engine, settings: Settings) -> None:
-    run_id = str(whole_run(engine, settings).run_id)
+def test_a_page_that_a_rollback_loses_is_a_conflict(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    run_id = str(finished.run_id)
     with losing_pages():
         rollback.start(engine, settings, run_id, force=False)
         undone = go_on(engine, settings, run_id)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,9 +9,8 @@ from sqlalchemy import Engine
 
 from models.errors import Misconfigured, NotAllowed
 from models.ledger.selection import Choice
-from models.postgres import database as databases
 from models.reports.run import RunReport
-from models.settings import DEFAULT_GRANTS, Settings, load, parse_grants
+from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer.runs import advance, control, rollback
 from producer.schema import upgrade
 from tests import oracle, variants
@@ -21,7 +19,7 @@ from tests.driving import change, go_on, in_shape, scalar, whole_run
 from tests.short import short
 from tests.variants import Variant
 
-USERS = 120
+USERS, BATCH_SIZE = 60, 10
 NAMES = oracle.Names()
 GRANTS = parse_grants(DEFAULT_GRANTS)
 SELECTED = "(SELECT key FROM migration.selection)"
@@ -54,18 +52,9 @@ FOUND = "SELECT (SELECT count(*) FROM ai_suites), (SELECT count(*) FROM ai_tools
 
 
 @pytest.fixture
-def settings(servers: object) -> Settings:
-    return load().model_copy(update={"batch_size": 10})
-
-
-@pytest.fixture
-def engine(database: str, settings: Settings) -> Iterator[Engine]:
-    engine = databases.create(database)
-    with engine.begin() as connection:
-        variants.PLAIN.build(connection, USERS)
+def engine(engine: Engine, settings: Settings) -> Engine:
     upgrade.upgrade(engine, settings)
-    yield engine
-    engine.dispose()
+    return engine
 
 
 def snapshot(engine: Engine) -> oracle.Snapshot:

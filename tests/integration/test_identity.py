@@ -132,10 +132,10 @@ def test_a_worker_with_another_search_path_leaves_the_run_alone(
 
 
 def test_a_second_set_of_tables_is_refused_by_name(
-    engine: Engine, settings: Settings, database: str
+    engine: Engine, settings: Settings, database: str, finished: RunReport
 ) -> None:
     other_schema(engine)
-    run_id = whole_run(engine, settings).run_id
+    run_id = finished.run_id
     rows = "SELECT count(*) FROM migration.quarantine WHERE state = 'open'"
     before = scalar(engine, rows)
     stray = astray(database)

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models.errors import MigrationError
+from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
 from producer import repair
 from producer.checks import plan
@@ -28,10 +29,11 @@ def hashes(engine: Engine) -> list[str]:
     return [scalar(engine, query.format(name)) for name in tables]
 
 
-def test_again_changes_nothing_and_no_sequence_moved(today: Engine, mapped: Settings) -> None:
+def test_again_changes_nothing_and_no_sequence_moved(
+    today: Engine, mapped: Settings, sampled: Engine, finished: RunReport
+) -> None:
     sequences = "SELECT string_agg(sequencename || last_value, ',' ORDER BY 1) FROM pg_sequences"
-    before = scalar(today, sequences + " WHERE schemaname = 'public'")
-    whole_run(today, mapped)
+    before = scalar(sampled, sequences + " WHERE schemaname = 'public'")
     written = hashes(today)
     again = whole_run(today, mapped)
     assert (again.verification.differences, hashes(today)) == (0, written)
@@ -62,8 +64,10 @@ def test_what_the_application_changes_meanwhile_is_taken_up(
         assert oracle.compare_now(connection, before, GRANTS) == []
 
 
-def test_a_lost_tool_is_found_and_repaired(today: Engine, mapped: Settings) -> None:
-    run_id = whole_run(today, mapped).run_id
+def test_a_lost_tool_is_found_and_repaired(
+    today: Engine, mapped: Settings, finished: RunReport
+) -> None:
+    run_id = finished.run_id
     written = hashes(today)[:1]
     for column in ("name <> 'x'", "configuration::jsonb ? 'project_id'"):
         lost = f"(SELECT min(id) FROM ai_tools WHERE tool_type = 'gpt' AND {column})"
@@ -81,8 +85,10 @@ def test_a_lost_tool_is_found_and_repaired(today: Engine, mapped: Settings) -> N
     assert hashes(today)[:1] == written
 
 
-def test_a_damaged_name_of_a_tool_is_one_difference(today: Engine, mapped: Settings) -> None:
-    run_id = whole_run(today, mapped).run_id
+def test_a_damaged_name_of_a_tool_is_one_difference(
+    today: Engine, mapped: Settings, finished: RunReport
+) -> None:
+    run_id = finished.run_id
     one = "(SELECT min(id) FROM ai_tools WHERE configuration::jsonb ? 'project_id')"
     change(today, f"UPDATE ai_tools SET name = 'wrong' WHERE id = {one}")
     control.check_again(today, mapped, run_id, "verification")

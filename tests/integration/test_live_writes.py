@@ -107,10 +107,9 @@ def test_writes_before_the_last_lock_need_no_second_run(engine: Engine, settings
 
 
 def test_what_is_written_after_the_end_comes_with_the_next_run(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, before: oracle.Snapshot, finished: RunReport
 ) -> None:
-    before = snapshot(engine)
-    assert whole_run(engine, settings).exit_status == 3
+    assert finished.exit_status == 3
     application = Application(engine, seed=5)
     application.spare()
     for _ in range(300):
@@ -240,18 +239,16 @@ def test_the_last_lock_yields_to_a_long_transaction_and_comes_back(
 
 
 def test_a_retry_of_a_complete_run_takes_up_what_was_written_since(
-    engine: Engine, settings: Settings
+    engine: Engine, settings: Settings, before: oracle.Snapshot, finished: RunReport
 ) -> None:
-    before = snapshot(engine)
-    first = whole_run(engine, settings)
-    assert first.exit_status == 3 and first.run_id
+    assert finished.exit_status == 3 and finished.run_id
     application = Application(engine, seed=7)
     application.spare()
     for _ in range(100):
         application.write()
     change(engine, "UPDATE users SET email = id || '@fixed.example' WHERE btrim(email) = ''")
-    control.retry(engine, settings, first.run_id)
-    ended = go_on(engine, settings, first.run_id)
+    control.retry(engine, settings, finished.run_id)
+    ended = go_on(engine, settings, finished.run_id)
     assert (ended.state.split("_")[0], ended.differences) == ("completed", {}), ended.error
     assert ended.verification.differences == 0
     assert wrong_rows(engine, before) == []

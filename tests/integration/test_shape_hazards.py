@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 
 from models.dashboard.mapping import file
 from models.errors import MigrationError
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.runs import control, rollback
 from producer.schema import downgrade
@@ -45,8 +46,9 @@ def tool_of(engine: Engine, project: int) -> tuple[str, str]:
     return tuple(found)
 
 
-def test_ids_stay_where_their_columns_become_bigint(today: Engine, mapped: Settings) -> None:
-    whole_run(today, mapped)
+def test_ids_stay_where_their_columns_become_bigint(
+    today: Engine, mapped: Settings, finished: RunReport
+) -> None:
     tools = scalar(today, TOOLS)
     pointing = ("tool_assignments", "dashboard_tool_usage_logs", "dashboard_marketplace_listings")
     change(
@@ -58,25 +60,32 @@ def test_ids_stay_where_their_columns_become_bigint(today: Engine, mapped: Setti
     assert (again.verification.differences, scalar(today, TOOLS)) == (0, tools)
 
 
-@pytest.mark.parametrize("when", ["between two runs", "in a run"])
-def test_the_tool_of_a_project_keeps_its_gpt_when_the_subscription_goes(
-    today: Engine, mapped: Settings, when: str
+GONE = "DELETE FROM dashboard_gpt_subscriptions WHERE id = {}"
+
+
+def test_the_tool_of_a_project_keeps_its_gpt_when_the_subscription_goes_in_a_run(
+    today: Engine, mapped: Settings
 ) -> None:
     found = row(today, PROJECT.format(0))
-    gone = f"DELETE FROM dashboard_gpt_subscriptions WHERE id = {found.subscription}"
-    if when == "in a run":
-        begun: list[str] = []
+    begun: list[str] = []
 
-        def write(stage: str) -> None:
-            if stage == "verification" and not begun:
-                begun.append(stage)
-                change(today, gone)
+    def write(stage: str) -> None:
+        if stage == "verification" and not begun:
+            begun.append(stage)
+            change(today, GONE.format(found.subscription))
 
-        run = go_on(today, mapped, start(today, mapped), before=write)
-    else:
-        whole_run(today, mapped)
-        change(today, gone)
-        run = whole_run(today, mapped)
+    run = whole_run(today, mapped, before=write)
+    assert run.verification.differences == 0
+    assert tool_of(today, found.id) == (found.gpt, found.gpt)
+
+
+def test_so_it_does_when_the_subscription_goes_between_two_runs(
+    today: Engine, mapped: Settings, sampled: Engine, finished: RunReport
+) -> None:
+    # The run has put a tool in the place of the subscription.
+    found = row(sampled, PROJECT.format(0))
+    change(today, GONE.format(found.subscription))
+    run = whole_run(today, mapped)
     assert run.verification.differences == 0
     assert tool_of(today, found.id) == (found.gpt, found.gpt)
 
@@ -120,9 +129,9 @@ def test_a_row_whose_key_has_no_id_is_quarantined_and_nothing_else(
 
 
 def test_a_retry_leaves_tools_of_the_application_beyond_the_first_id(
-    today: Engine, mapped: Settings
+    today: Engine, mapped: Settings, finished: RunReport
 ) -> None:
-    run_id = whole_run(today, mapped).run_id
+    run_id = finished.run_id
     suite = row(today, "SELECT id, user_id FROM ai_suites WHERE id > 1e9 ORDER BY 1 LIMIT 1")
     change(
         today,
@@ -139,9 +148,8 @@ def test_a_retry_leaves_tools_of_the_application_beyond_the_first_id(
 
 
 def test_after_a_run_the_mapping_may_give_other_defaults_and_nothing_else(
-    today: Engine, mapped: Settings, tmp_path: Path
+    today: Engine, mapped: Settings, finished: RunReport, tmp_path: Path
 ) -> None:
-    whole_run(today, mapped)
     change(
         today,
         "ALTER TABLE organizations ADD region text NOT NULL DEFAULT 'x'",
@@ -156,9 +164,9 @@ def test_after_a_run_the_mapping_may_give_other_defaults_and_nothing_else(
 
 
 def test_a_downgrade_takes_the_mapping_of_the_run(
-    today: Engine, mapped: Settings, tmp_path: Path
+    today: Engine, mapped: Settings, finished: RunReport, tmp_path: Path
 ) -> None:
-    run_id = str(whole_run(today, mapped).run_id)
+    run_id = str(finished.run_id)
     rollback.start(today, mapped, run_id, force=False)
     assert go_on(today, mapped, run_id).state == "rolled_back"
     lines = [line for line in file.known()["today"].splitlines() if "usage_logs =" not in line]
