@@ -9,7 +9,8 @@ import platform
 import re
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,15 @@ from producer.runs import budget
 _HIDDEN = (*SECRETS, "MIGRATION_NOTIFY_COMMAND", "OTEL_EXPORTER_OTLP_ENDPOINT")
 # What a check says of keys: the smallest and largest that there are.
 _QUOTED_KEYS = re.compile(r"holds [^,:]*")
+# How a line of this product's log begins, unless it is JSON.
+_LOGFMT = re.compile(r"timestamp=\S+ level=\w+ event=")
+_LOG_BYTES = 1_000_000
 Part = Callable[[], Any]
 
 
-def make(engine: Engine, settings: Settings, file: Path) -> dict[str, str]:
+def make(
+    engine: Engine, settings: Settings, file: Path, log_files: Sequence[Path] = ()
+) -> dict[str, str]:
     """Write the archive, readable for its owner only; returns the parts that lack, and why.
 
     Raises NotAllowed where the file is there already.
@@ -53,6 +59,9 @@ def make(engine: Engine, settings: Settings, file: Path) -> dict[str, str]:
             mode="json"
         ),
         "check": lambda: _check(engine, settings),
+    } | {
+        f"logs/{number}-{each.name}": partial(_log, each)
+        for number, each in enumerate(log_files, start=1)
     }
     made: dict[str, Any] = {}
     missing: dict[str, str] = {}
@@ -124,6 +133,31 @@ def _check(engine: Engine, settings: Settings) -> list[dict[str, Any]]:
         }
         for row in check.examine(engine, settings)
     ]
+
+
+def _log(file: Path) -> dict[str, Any]:
+    """The end of a log: the lines of this product, and how many others were left out.
+
+    What other programs write to the same place may quote anything.
+    """
+    with file.open("rb") as lines:
+        lines.seek(max(0, file.stat().st_size - _LOG_BYTES))
+        found = lines.read().decode(errors="replace").splitlines()
+    ours = [line for line in found if _is_ours(line)]
+    return {"lines": ours, "left_out": len(found) - len(ours)}
+
+
+def _is_ours(line: str) -> bool:
+    # The console's lines name addresses of people.
+    if "origin" in line:
+        return False
+    if _LOGFMT.match(line):
+        return True
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(fields, dict) and {"timestamp", "level", "event"} <= fields.keys()
 
 
 def _ledger(engine: Engine) -> dict[str, list[dict[str, Any]]]:

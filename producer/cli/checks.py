@@ -95,12 +95,20 @@ def performance() -> Any:
 
 @command(cli, "case", blank={"file": None, "missing": {}})
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-def case(file: Path) -> Any:
+@click.option(
+    "--log",
+    "log_files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="LOG",
+    help="Add the end of a worker's log; may be repeated.",
+)
+def case(file: Path, log_files: tuple[Path, ...]) -> Any:
     """Collect status, check, settings and ledger in one archive, without secrets and row data."""
     from producer import connect
     from producer.case import make
 
-    missing = make.make(connect.engine(), connect.settings().base, file)
+    missing = make.make(connect.engine(), connect.settings().base, file, log_files)
     for part, why in missing.items():
         console.print(f"Without {part}: {why}", markup=False)
     results.print(f"The case is in {file}. Keys of rows are hashed.", soft_wrap=True, markup=False)

@@ -100,6 +100,29 @@ def test_a_case_tells_how_a_run_stands_without_secrets_and_rows(
         make.make(engine, secret, file)
 
 
+def test_of_a_log_only_the_lines_of_the_product_go_in(
+    engine: Engine, secret: Settings, tmp_path: Path
+) -> None:
+    line = 'timestamp=2026-11-28T19:38:49Z level=info event="batch done" batch=12'
+    structured = '{"event": "batch done", "level": "info", "timestamp": "2026-11-28T19:38:49Z"}'
+    lines = [
+        f"cut off {SECRET}",
+        line,
+        structured,
+        f'{{"event": "{SECRET}"}}',
+        f"DETAIL:  Key (email)=({SECRET}) is there already.",
+        f"timestamp=2026-11-28T19:38:49Z level=info event=login origin={SECRET}",
+    ]
+    log, file = tmp_path / "worker.log", tmp_path / "night.tar.gz"
+    log.write_text("\n".join(lines))
+    start(engine, secret)
+    assert make.make(engine, secret, file, [log, log]) == {}
+    found = read(file)
+    assert found["logs/1-worker.log.json"] == {"lines": [line, structured], "left_out": 4}
+    assert found["logs/2-worker.log.json"] == found["logs/1-worker.log.json"]
+    assert SECRET not in json.dumps(found)
+
+
 def test_a_case_changes_nothing_and_is_made_where_nothing_answers(
     engine: Engine, secret: Settings, tmp_path: Path
 ) -> None:
