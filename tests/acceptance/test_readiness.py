@@ -137,6 +137,6 @@ def test_a_queue_that_nobody_consumes_is_named_once(product: Product) -> None:
         with product.worker():
             _, err = waiting.communicate(timeout=200)
     assert waiting.returncode == 3, err
-    found = re.search(r"No worker consumes the queue (\S+) \(\d+ batches waiting\)", line)
+    found = re.search(r"No worker consumes the queue (\S+) \(\d+ batch(es)? waiting\)", line)
     assert found and f"celery -A worker worker -Q {found[1]}" in line
     assert f"the queue {found[1]} " not in err
