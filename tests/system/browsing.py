@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -93,8 +94,12 @@ class Browser:
 
     @property
     def text(self) -> str:
-        """What can be read on the page."""
-        return str(self.driver.find_element(By.TAG_NAME, "body").text)
+        """What can be read on the page; read again where another page came meanwhile."""
+        return str(
+            WebDriverWait(
+                self.driver, 60, ignored_exceptions=[StaleElementReferenceException]
+            ).until(lambda driver: driver.find_element(By.TAG_NAME, "body").text)
+        )
 
     def complaints(self) -> list[str]:
         """What the browser itself had to say: errors, and what the policy forbade."""
