@@ -23,6 +23,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from models.errors import MigrationError, NotAllowed
+from models.ledger import revision
 from models.postgres import database
 from models.postgres.database import transaction
 from models.settings import SECRETS, Settings
@@ -106,10 +107,8 @@ def _versions(engine: Engine) -> dict[str, Any]:
     }
     with transaction(engine) as connection:
         found["postgresql"] = connection.scalar(sa.text("SHOW server_version"))
-        revision = "SELECT to_regclass('migration.alembic_version') IS NOT NULL"
-        if connection.scalar(sa.text(revision)):
-            version = sa.text("SELECT version_num FROM migration.alembic_version")
-            found["ledger"] = connection.scalar(version)
+        if ledger_revision := revision.read(connection):
+            found["ledger"] = ledger_revision
     return found
 
 
