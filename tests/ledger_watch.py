@@ -111,7 +111,7 @@ WITH RECURSIVE scan AS (
 ), both_ways AS (
   SELECT 1 AS way, * FROM scan UNION ALL
   SELECT -1, stage, step, state, is_again, batches, rows, seconds, attempts, expiries, republished,
-    durations, counts FROM ({tally}) AS t
+    durations, counts FROM ({totals}) AS t
 ), numbers AS (
   SELECT way, stage, step, state, is_again, e.key AS name, e.value
   FROM both_ways, jsonb_each(counts) AS e
@@ -162,7 +162,7 @@ def digest(engine: Engine) -> str:
 
 def wrong_sums(connection: Connection) -> list[str]:
     """What the sums of the stages, with the batches behind them, count otherwise than a scan."""
-    same = text(_SAME.format(tally=sums.TALLY))
+    same = text(_SAME.format(totals=sums.BATCH_TOTALS))
     found = connection.scalars(text("SELECT id FROM migration.runs")).all()
     return [f"{run} {row}" for run in found for row in connection.scalars(same, {"of_run": run})]
 

@@ -62,7 +62,7 @@ migration.stages s CROSS JOIN LATERAL (
     AND (b.run_id, b.stage) <= (s.run_id, s.name) OFFSET 0) AS b
 """
 # One statement, and so one snapshot: no batch is in both halves, or in none.
-TALLY = f"""
+BATCH_TOTALS = f"""
 SELECT s.name AS stage, step.key AS step, state.key AS state, kind.key = 'again' AS is_again,
   t.batches, t.rows, t.seconds, t.attempts, t.expiries, t.republished, t.durations, t.counts,
   NULL::timestamptz AS published_at, NULL::timestamptz AS lease_until,
@@ -94,14 +94,14 @@ WHERE s.run_id = :of_run AND b.worker IS NOT NULL
 """
 
 
-def tally() -> sa.Subquery:
+def batch_totals() -> sa.Subquery:
     """All batches of the run :of_run, as rows with one of them each, or the sum of many.
 
     `durations` counts, of a sum, the batches that took up to each of DURATIONS; else it is null.
     """
     typed = {"counts": pg.JSONB, "durations": pg.JSONB}
     columns = [sa.column(name, typed.get(name)) for name in _COLUMNS.split()]
-    return text(TALLY).columns(*columns).subquery("tally")
+    return text(BATCH_TOTALS).columns(*columns).subquery("batch_totals")
 
 
 def by_worker() -> sa.Subquery:

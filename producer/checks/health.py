@@ -90,7 +90,7 @@ def _queues(engine: Engine) -> Check:
     waiting = sum(queue_lengths().values())
     if run is None:
         return ok(f"{number(waiting, 'message')}; no run is under way")
-    of, now = sums.tally().c, sa.func.clock_timestamp()
+    of, now = sums.batch_totals().c, sa.func.clock_timestamp()
     published = sa.func.min(of.published_at).filter(of.state == "pending")
     with transaction(engine) as connection:
         oldest, done = connection.execute(

@@ -139,7 +139,7 @@ def _of_report(found: RunReport) -> Iterator[Metric]:
 
 def _groups(engine: Engine, found: RunReport) -> Sequence[Any]:
     """The run's batches by stage, step and state."""
-    columns, now = sums.tally().c, sa.func.clock_timestamp()
+    columns, now = sums.batch_totals().c, sa.func.clock_timestamp()
     is_one = columns.durations.is_(None)
     recent = is_one & (columns.finished_at > now - sa.text(f"interval '{RATE_SECONDS} seconds'"))
     is_done = columns.state == "done"

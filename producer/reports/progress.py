@@ -37,7 +37,7 @@ def stages_of(connection: Connection, run: Any) -> list[Stage]:
     stopped = run.paused_at if run.state == "paused" else run.finished_at
     end = sa.func.coalesce(stages.c.finished_at, stopped, sa.func.clock_timestamp())
     seconds = sa.extract("epoch", end - stages.c.started_at)
-    of = sums.tally().c
+    of = sums.batch_totals().c
     is_first, is_counted = ~of.is_again, is_of_counted_step(of.step)
     # Not yet summed up.
     is_one = of.durations.is_(None)
@@ -124,7 +124,7 @@ def _counting(
     entities: tuple[str, ...], written: tuple[str, ...], amounts: tuple[str, ...], reconciled: str
 ) -> sa.Select[Any]:
     """The sums of the run :of_run. Built once a process."""
-    of = sums.tally().c
+    of = sums.batch_totals().c
     counts = of.counts
 
     def total(path: str, *of: sa.ColumnElement[bool]) -> sa.ColumnElement[Any]:
