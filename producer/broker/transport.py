@@ -129,7 +129,11 @@ class Channel(redis.Channel):
         if not self.is_consuming and self.global_keyprefix != namespace.known():
             self.global_keyprefix = namespace.known()
             # Kombu keeps a client for what it consumes.
-            self.__dict__.pop("client", None)
+            client = self.__dict__.pop("client", None)
+            if client is not None and client.connection is not None:
+                # It may still wait for an answer, which nobody reads any more.
+                client.connection.disconnect()
+                client.close()
 
 
 class Poller(redis.MultiChannelPoller):

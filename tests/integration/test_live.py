@@ -78,8 +78,12 @@ def test_the_reconciler_leaves_a_word_on_what_it_set_right_and_none_on_calm_roun
     )
     from producer.broker.queue import app
 
-    with app.connection_or_acquire() as connection:
-        connection.default_channel.client.flushdb()
+    # The channel's own client may still wait for an answer.
+    with (
+        app.connection_or_acquire() as connection,
+        connection.default_channel.conn_or_acquire() as client,
+    ):
+        client.flushdb()
     reconciler.tick(engine, settings)
     found = look(engine).live.recovery  # type: ignore[union-attr]
     assert found and found.kind == "lost"
