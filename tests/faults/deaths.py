@@ -61,6 +61,16 @@ def killed(point: str, whom: str, moments: int = BATCHES) -> Play:
     return play
 
 
+def killed_with_canary(site: Site) -> float:
+    """SIGKILL to a child in a canary of half of the users, or in the full run after it."""
+    site.runs = 2
+    site.work(**site.arm("before-commit", "child", skip=moment(site)))
+    site.enqueue("--percent", "50")
+    site.until(site.is_over, "the end of the canary")
+    site.enqueue()
+    return site.struck()
+
+
 def poisonous(site: Site) -> float:
     """One batch takes three workers with it, one after the other; its leases are set back."""
     skip = BEFORE_USERS + site.repetition % PAGES

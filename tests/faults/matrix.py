@@ -87,6 +87,13 @@ ROWS = (
     Row("no fault", "An undisturbed run, to compare with.", deaths.nothing),
     *_deaths(),
     Row(
+        "child killed in a canary or after it",
+        "SIGKILL to a child process of a worker mid-transaction: in a canary of half of the users,"
+        " or in the full run that follows.",
+        deaths.killed_with_canary,
+        is_quick=True,
+    ),
+    Row(
         "main process killed alone",
         "SIGKILL to the main process once a child has committed a claim; the kernel ends the"
         " children with it.",

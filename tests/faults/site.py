@@ -50,13 +50,17 @@ class Worker:
 
 @dataclass
 class Site:
-    """A fresh legacy database, an empty Redis, and the product at work on them."""
+    """A fresh legacy database, an empty Redis, and the product at work on them.
+
+    `runs` is how many are to be there at the end.
+    """
 
     lane: Lane
     folder: Path
     repetition: int
     is_short: bool = False
     restarts: int = 0
+    runs: int = 1
     workers: list[Worker] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     proofs: list[tuple[str, Callable[[], object]]] = field(default_factory=list)
@@ -169,9 +173,9 @@ class Site:
             [*command, f"--hostname={worker.name}@%h"], worker.name, worker.options
         )
 
-    def enqueue(self, *, wait: bool = True, **environment: str) -> int:
+    def enqueue(self, *options: str, wait: bool = True, **environment: str) -> int:
         """`producer enqueue-all`, to its end unless told otherwise; the number of its process."""
-        pid = self._launch(["producer", "enqueue-all", "--json"], "producer", environment)
+        pid = self._launch(["producer", "enqueue-all", "--json", *options], "producer", environment)
         if wait:
             self.until(lambda: not psutil.pid_exists(pid), "the end of producer enqueue-all")
         return pid
