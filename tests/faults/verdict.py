@@ -143,7 +143,7 @@ def _reported(site: Site, right: dict[str, Any]) -> list[str]:
         ids = list(connection.scalars(sa.select(runs.c.id).order_by(runs.c.id)))
     reports = [status.read(site.engine, run_id).model_dump(mode="json") for run_id in ids]
     last = reports[-1]
-    found: dict[str, dict[str, int]] = {name: last[name] for name in _ENTITIES}
+    found = {name: last[name] for name in _ENTITIES}
     found["rows"] = {
         table: sum(report["rows"][table] for report in reports) for table in last["rows"]
     }
@@ -153,8 +153,8 @@ def _reported(site: Site, right: dict[str, Any]) -> list[str]:
         for figure, value in figures.items()
         if value != right[name][figure]
     ]
-    granted = sum(Decimal(report["credits_granted"]) for report in reports)
-    if granted != Decimal(right["credits_granted"]):
+    granted = str(sum(Decimal(report["credits_granted"]) for report in reports))
+    if granted != right["credits_granted"]:
         differences.append(f"reported credits: {granted}, expected {right['credits_granted']}")
     return differences
 
