@@ -23,6 +23,7 @@ from tests.oracle import History, Names
 # Types with names in capitals; the first one knows no plain user.
 ENUMS = ("userrole", "subscription_status")
 GPTS = ("math_tutor", "essay_coach", "lab_partner", "new_gpt")
+INTEGERS = ("smallint", "integer", "bigint")
 FOREIGN_KEY_VIOLATION = "23503"
 # No tool of the application's own has a higher number.
 TOOLS = 100
@@ -51,6 +52,7 @@ class Application:
         self._columns: dict[str, dict[str, str]] = {}
         self._landmarks: dict[str, list[str]] = {}
         self._made: dict[str, list[str]] = {}
+        self._tops: dict[str, int] = {}
         self._writes: list[tuple[int, Callable[[Connection], object]]] = [
             (4, self.add_user),
             (3, self.add_subscription),
@@ -236,9 +238,15 @@ class Application:
         kind = self._types(connection, table)["id"]
         if kind == "uuid":
             return str(UUID(int=self.random.getrandbits(128)))
-        if kind in ("smallint", "integer", "bigint"):
-            return str(connection.scalar(text(f"SELECT max(id) + 1 FROM {table}")))
+        if kind in INTEGERS:
+            return str(self._highest(connection, table) + 1)
         return f"{self._prefix}{self._count:06d}"
+
+    def _highest(self, connection: Connection, table: str) -> int:
+        """The highest key that the table ever had: as a sequence, none is given twice."""
+        now = connection.scalar(text(f"SELECT coalesce(max(id), 0) FROM {table}")) or 0
+        self._tops[table] = max(now, self._tops.get(table, 0))
+        return self._tops[table]
 
     def _role(self) -> str:
         return self.random.choice(("student", "teacher", "admin", "user"))
@@ -339,6 +347,8 @@ class Application:
     def _delete(self, connection: Connection, table: str, key: str | None = None) -> None:
         if not self._types(connection, table):
             return
+        if self._types(connection, table)["id"] in INTEGERS:
+            self._highest(connection, table)
         connection.execute(
             text(f"DELETE FROM {table} WHERE id = {self._key(connection, table)}"),
             {"id": key or self._any(connection, table)},
