@@ -99,7 +99,8 @@ def spent(engine: Engine) -> Iterator[Spent]:
     found = Spent()
 
     def count(_: Any, cursor: Any, *__: Any) -> None:
-        found.statements += 1
+        # A savepoint goes with the next one.
+        found.statements += cursor.statusmessage is not None
         found.rows += cursor.rowcount if cursor.description else 0
 
     event.listen(engine, "after_cursor_execute", count)

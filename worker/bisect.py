@@ -12,6 +12,7 @@ from dataclasses import replace
 from models.engine.step import Context, Counts, Scope, Step, add
 from models.errors import BadRow, MigrationError, Misconfigured, TooBig
 from models.ledger.quarantine import OWNER_IS_QUARANTINED, OWNER_QUARANTINED, are_rejected
+from models.postgres import sessions
 from models.postgres.catalog import name_triggers
 from models.postgres.database import STATEMENT_TIMEOUT_MS, as_ours
 from models.postgres.deferred import CHECK_NOW, DEFER_AGAIN
@@ -90,7 +91,7 @@ class _Trial:
         # Sent because the batch failed as a whole.
         self.statements = 0
         # Deferred: where a transaction has several trials, the one before has checked at once.
-        context.connection.exec_driver_sql(f"{DEFER_AGAIN}; SAVEPOINT passed")
+        sessions.precede(context.connection, f"{DEFER_AGAIN}; SAVEPOINT passed")
 
     def run(self, scope: Scope, rows: int = 0) -> Counts:
         """One attempt; an attempt that fails is undone before the next one begins."""

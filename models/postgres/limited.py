@@ -35,6 +35,8 @@ SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_activity WHERE pid = %s
   AND (coalesce(state, 'disabled') = 'disabled' OR state = 'active'
     AND clock_timestamp() - query_start > %s * interval '1 second'))
 """
+# They answer nothing.
+_MARKS = ("SAVEPOINT ", "RELEASE SAVEPOINT ")
 # So often in a row there must be no answer: a pooler may have no server for the question now.
 MISSES = 2
 
@@ -84,10 +86,14 @@ class Connection(connection):
                 super().rollback()
 
     def _ends(self, word: str) -> bool:
-        """End what `begin` began; False where that is the driver's to do, or it is closed."""
+        """End what `begin` began; False where that is the driver's to do, or it is closed.
+
+        What was not sent yet, the end makes needless.
+        """
+        self._unsent = []
         if not self._is_begun or self.closed:
             return False
-        self._is_begun, self._unsent = False, []
+        self._is_begun = False
         try:
             if self.info.transaction_status != TRANSACTION_STATUS_IDLE:
                 with self.cursor() as last:
@@ -102,7 +108,13 @@ class Cursor(cursor):
     """The cursor of such a connection."""
 
     def execute(self, query: Any, vars: Any = None) -> None:
-        """Run a statement, watched; the first one of a transaction begins it."""
+        """Run a statement, watched; the first one of a transaction begins it.
+
+        A savepoint is set, and let go, together with the next statement.
+        """
+        if isinstance(query, str) and query.startswith(_MARKS):
+            self._connection.precede(query)
+            return
         if opening := self._opening():
             query = f"{opening if vars is None else opening.replace('%', '%%')}; {query}"
         with _watched(self.connection):
@@ -119,8 +131,12 @@ class Cursor(cursor):
         self._begin()
         super().copy_expert(*arguments, **options)
 
+    @property
+    def _connection(self) -> Connection:
+        return cast(Connection, self.connection)
+
     def _opening(self) -> str:
-        return cast(Connection, self.connection).unsent()
+        return self._connection.unsent()
 
     def _begin(self) -> None:
         if opening := self._opening():

@@ -102,6 +102,11 @@ def begin(
     _driver(connection).begin(f"BEGIN; SET TRANSACTION {mode}; {limits}; {also}")
 
 
+def precede(connection: Connection, statements: str) -> None:
+    """Send these statements, which answer nothing, together with the next one."""
+    _driver(connection).precede(statements)
+
+
 @contextmanager
 def outside(connection: Connection) -> Iterator[None]:
     """The same, without limits, for a connection in autocommit; it is closed after the block.

@@ -285,6 +285,24 @@ def test_a_transaction_begins_with_its_first_statement(engine: Engine, asked: li
     assert len(asked) == 3 and asked[-1] == "COMMIT"
 
 
+def test_a_savepoint_goes_with_the_next_statement(engine: Engine) -> None:
+    # Not this word itself.
+    sent = "SELECT current_query() LIKE '%SAVE' || 'POINT%'"
+    with transaction(engine) as connection:
+        with connection.begin_nested():
+            assert scalar_of(connection, sent)
+        with pytest.raises(DBAPIError), connection.begin_nested():
+            connection.execute(text("SELECT 1 / 0"))
+        with pytest.raises(ZeroDivisionError), connection.begin_nested():
+            raise ZeroDivisionError
+        assert not scalar_of(connection, sent)
+        # Neither its beginning nor its end is left for the next transaction.
+        with connection.begin_nested():
+            pass
+    with transaction(engine) as connection:
+        assert not scalar_of(connection, sent)
+
+
 @pytest.mark.parametrize("first", ["COPY", "many", "savepoint", "refused"])
 def test_whatever_comes_first_is_part_of_the_transaction(engine: Engine, first: str) -> None:
     with engine.begin() as connection:
