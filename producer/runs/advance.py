@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import distinct_on, insert
 
 from models.engine import current
 from models.engine.step import Context
@@ -188,7 +188,9 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
         return []
     run, here = found
     relations.require(run, settings, here)
-    if budget.enforce(connection, settings, run_id):
+    in_turn = read_stages(connection, run)
+    is_any_failed = any(stage.error for stage in in_turn)
+    if is_any_failed and budget.enforce(connection, settings, run_id):
         return []
     if run.state != "preparing":
         sums.fold(connection, run_id)
@@ -196,7 +198,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     read = functools.cache(lambda: Context.read(connection, settings, run))
     opened: list[list[Message]] = []
     turn: int | None = None
-    for stage in read_stages(connection, run):
+    for stage in in_turn:
         if turn not in (None, stage.position):
             break
         if stage.state == "done":
@@ -218,8 +220,43 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
 
 
 def read_stages(connection: Connection, run: Any) -> Sequence[Any]:
-    """The stages that the run works on, in order; raises Misconfigured for another migration."""
-    found = connection.execute(ledger.stages_in_turn(run)).all()
+    """The stages that the run works on, in order; raises Misconfigured for another migration.
+
+    Each with its number of `open_windows`, of which a batch is open; with whether a batch is
+    `unpublished`: it never was published, or a retry put it there; and with the `error` of a
+    failed one.
+    """
+    b = batches.c
+    is_open = (b.run_id == run.id) & b.state.in_(("pending", "running"))
+    is_unpublished = (b.state == "pending") & b.published_at.is_(None)
+    open_ = (
+        sa.select(
+            b.stage,
+            sa.func.count(b.window.distinct()).label("windows"),
+            sa.func.bool_or(is_unpublished).label("unpublished"),
+        )
+        .where(is_open)
+        .group_by(b.stage)
+        .subquery()
+    )
+    failed = (
+        sa.select(b.stage, sa.func.coalesce(b.error, "unknown").label("error"))
+        .where(b.run_id == run.id, b.state == "failed")
+        .ext(distinct_on(b.stage))
+        .order_by(b.stage, b.id)
+        .subquery()
+    )
+    query = (
+        ledger.stages_in_turn(run)
+        .add_columns(
+            sa.func.coalesce(open_.c.windows, 0).label("open_windows"),
+            sa.func.coalesce(open_.c.unpublished, False).label("unpublished"),
+            failed.c.error,
+        )
+        .outerjoin_from(stages, open_, open_.c.stage == stages.c.name)
+        .outerjoin(failed, failed.c.stage == stages.c.name)
+    )
+    found = connection.execute(query).all()
     migration = current.migration()
     declared = migration.undo_stages if run.state == "rolling_back" else migration.stages
     if others := declared.keys() ^ {stage.name for stage in found}:
@@ -243,11 +280,11 @@ def _advance_stage(
             retry.take_up_differences(read())
         if _fail_on_differences(connection, run.id):
             return "failed", []
-    is_open = _open_windows(connection, run.id, stage.name)
-    waiting = [_publish_waiting(connection, run.id, stage.name)] if is_open else []
+    is_open = stage.open_windows
+    waiting = [_publish_waiting(connection, run.id, stage.name)] if stage.unpublished else []
     if is_open >= WINDOWS:
         return "running", waiting
-    error = _failed_batch(connection, run.id, stage.name)
+    error = stage.error
     if error is not None and is_open:
         return "running", waiting
     if error is not None:
@@ -257,7 +294,7 @@ def _advance_stage(
     if stage.started_at is None:
         # New tables fill within minutes; taken for empty, they are looped over row by row.
         connection.exec_driver_sql(_ANALYZE)
-    cut = _open_windows_of(connection, read(), run, stage.name, is_open)
+    cut = _open_windows(connection, read(), run, stage)
     if is_open or cut:
         return "running", waiting + cut
     coverage.note_gaps(read(), stage.name)
@@ -265,27 +302,17 @@ def _advance_stage(
     return "done", []
 
 
-def _open_windows(connection: Connection, run_id: str, stage: str) -> int:
-    """Windows of the stage of which a batch is open."""
-    return int(
-        connection.scalar(
-            sa.select(sa.func.count(batches.c.window.distinct()))
-            .where(batches.c.run_id == run_id, batches.c.stage == stage)
-            .where(batches.c.state.in_(("pending", "running")))
-        )
-        or 0
-    )
-
-
-def _open_windows_of(
-    connection: Connection, context: Context, run: Any, name: str, is_open: int
+def _open_windows(
+    connection: Connection, context: Context, run: Any, stage: Any
 ) -> list[list[Message]]:
     """Cut windows until as many are open as may be, or none can be cut now."""
     opened: list[list[Message]] = []
+    is_open = stage.open_windows
     while is_open + len(opened) < WINDOWS:
-        stage = connection.execute(
-            sa.select(stages).where(stages.c.run_id == run.id, stages.c.name == name)
-        ).one()
+        if opened:
+            stage = connection.execute(
+                sa.select(stages).where(stages.c.run_id == run.id, stages.c.name == stage.name)
+            ).one()
         busy = is_open + len(opened) > 0
         window = windows.open_next(connection, context, run, stage, is_busy=busy)
         if not window:
@@ -323,17 +350,6 @@ def _publish_waiting(connection: Connection, run_id: str, stage: str) -> list[Me
         .returning(batches.c.run_id, batches.c.id, batches.c.stage, batches.c.step)
     )
     return [Message(*row) for row in taken]
-
-
-def _failed_batch(connection: Connection, run_id: str, stage: str) -> str | None:
-    """The error of a failed batch of the stage, or None."""
-    error: str | None = connection.scalar(
-        sa.select(sa.func.coalesce(batches.c.error, "unknown"))
-        .where(batches.c.run_id == run_id, batches.c.stage == stage, batches.c.state == "failed")
-        .order_by(batches.c.id)
-        .limit(1)
-    )
-    return error
 
 
 def _fail_on_differences(connection: Connection, run_id: str) -> bool:
