@@ -11,8 +11,8 @@ from sqlalchemy import Engine
 from models.ledger.tables import batches
 from models.postgres.database import transaction
 from models.reports.words import number
+from producer.broker import snapshot
 from producer.broker.messages import Message
-from producer.broker.queue import app
 
 SILENT_SECONDS = 4.0
 _ANSWER_SECONDS = 1.0
@@ -79,7 +79,8 @@ class Attendance:
 
 def _served() -> set[str] | None:
     """The queues that workers consume; None where no worker answers."""
-    answers = app.control.inspect(timeout=_ANSWER_SECONDS).active_queues()
+    asking = snapshot.ask(_ANSWER_SECONDS)
+    answers = asking.active_queues() if asking else None
     if not answers:
         return None
     return {queue["name"] for queues in answers.values() for queue in queues or ()}

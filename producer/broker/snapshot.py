@@ -115,13 +115,25 @@ def _chords() -> list[Chord]:
     return found
 
 
+def ask(seconds: float) -> Any | None:
+    """A Celery inspection that waits for the workers that listen, and no more; None for none.
+
+    One that listens may be frozen: its answer is waited for so long.
+    """
+    control: Any = app.control
+    with app.connection_for_read() as connection:
+        channel: Any = connection.default_channel
+        number = channel.listeners(control.mailbox.exchange.name)
+    return None if number == 0 else control.inspect(timeout=seconds, limit=number)
+
+
 def _workers() -> list[Worker]:
-    stats = app.control.inspect(timeout=PING_SECONDS).stats() or {}
-    serve = (
-        app.control.inspect(timeout=PING_SECONDS, limit=len(stats)).active_queues()
-        if stats
-        else None
-    ) or {}
+    asking = ask(PING_SECONDS)
+    stats = asking.stats() if asking else None
+    if not asking or not stats:
+        return []
+    asking.limit = len(stats)
+    serve = asking.active_queues() or {}
     return [
         Worker(
             name=name,

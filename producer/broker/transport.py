@@ -13,7 +13,7 @@ from celery.app import amqp
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.utils.url import maybe_sanitize_url
 from redis import connection
-from redis.exceptions import ConnectionError, ReadOnlyError
+from redis.exceptions import ConnectionError, ReadOnlyError, ResponseError
 
 from producer.broker import namespace
 
@@ -112,6 +112,15 @@ class Channel(redis.Channel):
         """Consume under the prefix of the moment."""
         self._follow()
         return super().basic_consume(*arguments, **options)
+
+    def listeners(self, exchange: str) -> int | None:
+        """How many consumers hear a message to this fanout exchange; None where Redis hides it."""
+        topic = self.global_keyprefix + self._get_publish_topic(exchange, "")  # type: ignore[attr-defined]
+        with self.conn_or_acquire() as client:
+            try:
+                return int(client.pubsub_numsub(topic)[0][1])
+            except ResponseError:
+                return None
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         # The first batches of a new ledger wait for no consumer that still waits elsewhere.
