@@ -31,7 +31,7 @@ run the product's own code. A process that dies is started again at once. No com
 Each repetition ends with the same assertions ([verdict.py](../tests/faults/verdict.py)):
 
 - Each legacy row is accounted for exactly once, according to an independent implementation of the
-  rules ([oracle.py](../tests/oracle.py)). Every balance equals its log to the cent.
+  rules ([tests/oracle](../tests/oracle)). Every balance equals its log to the cent.
 - The report's figures are those of the tables. No batch is open, and no message is left.
 - The run ends within {LIMIT_SECONDS:.0f} seconds of the fault, in the state in which a run without
   a fault ends.

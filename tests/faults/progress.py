@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.faults.verdict import Verdict
 
-PRODUCT = ("celeryconfig.py", "models", "producer", "worker", "tests/faults", "tests/oracle.py")
+PRODUCT = ("celeryconfig.py", "models", "producer", "worker", "tests/faults", "tests/oracle")
 
 
 class Progress:
