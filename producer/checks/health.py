@@ -13,8 +13,7 @@ from models.postgres.database import check_reachable, transaction
 from models.reports.checks import Check
 from models.reports.words import number
 from models.settings import DEFAULT_FLOWER_URL, Settings
-from producer.broker import readiness
-from producer.broker.queue import app
+from producer.broker import readiness, snapshot
 from producer.checks import integrity
 from producer.checks.http import ask_all
 from producer.checks.verdicts import failed, look, ok
@@ -62,8 +61,8 @@ def _redis() -> Check:
 
 def _workers(engine: Engine) -> Check:
     """Without a run under way, no worker is no fault."""
-    names = [name for answer in app.control.ping(timeout=1.0) or () for name in answer]
-    if names:
+    asking = snapshot.ask(snapshot.PING_SECONDS)
+    if names := (asking.ping() if asking else None) or {}:
         return ok(f"{number(len(names), 'worker')}: {', '.join(sorted(names))}")
     is_needed = _open_run(engine) is not None
     return Check(
