@@ -232,6 +232,43 @@ def test_a_subscription_that_moves_between_two_batches_keeps_its_tool(
         assert scalar(engine, f"SELECT user_id FROM {table} WHERE tool_id = 't-{found}'") == new
 
 
+def test_a_replay_waits_for_who_deletes_a_project_before_it_locks_the_user(
+    engine: Engine, settings: Settings
+) -> None:
+    """Else whoever deletes the user next would wait for the replay, and it for them."""
+    import sqlalchemy as sa
+
+    from models.dashboard.projects.replay import ChangedProjects
+    from models.engine.step import Context, Scope
+    from models.ledger.tables import runs
+
+    assert whole_run(engine, settings).exit_status == 3
+    without = (
+        "FROM projects p WHERE btrim(coalesce(active_gpt_id, '')) = ''"
+        " AND user_id IN (SELECT user_id FROM ai_suites)"
+    )
+    key = scalar(engine, f"SELECT min(id) {without}")
+    owner = scalar(engine, f"SELECT user_id FROM projects WHERE id = '{key}'")
+    change(engine, f"UPDATE projects SET active_gpt_id = 'new_gpt' WHERE id = '{key}'")
+
+    def replay() -> None:
+        with databases.transaction(engine) as connection:
+            run = connection.execute(sa.select(runs)).one()
+            step, scope = ChangedProjects(), Scope(keys=(key,), again=True)
+            context = Context.read(connection, settings, run)
+            step.prepare(context, scope)
+            step.apply(context, scope)
+
+    second = threading.Thread(target=replay)
+    with engine.begin() as application:
+        application.exec_driver_sql(f"DELETE FROM projects WHERE id = '{key}'")
+        second.start()
+        wait_for_lock(engine)
+        application.exec_driver_sql(f"SELECT FROM users WHERE id = '{owner}' FOR UPDATE NOWAIT")
+    second.join()
+    assert not scalar(engine, f"SELECT count(*) FROM ai_tools WHERE id = 'p-{key}'")
+
+
 @pytest.mark.parametrize(
     ("what", "stage"),
     short(

@@ -9,6 +9,7 @@ from models.dashboard.projects.apply import Projects
 from models.dashboard.projects.switch import Switch
 from models.engine.checks import judgement
 from models.engine.live.replay import Replay
+from models.engine.rollback import lock_rows
 from models.engine.step import Context, Counts, Scope, add, only_written
 from models.postgres.keys import key_cast
 
@@ -36,6 +37,9 @@ class ChangedProjects(Replay, Projects):
 
     def prepare(self, context: Context, scope: Scope) -> Counts:
         context.execute(_FORGET_PROJECTS, scope)
+        # Before a tool locks its user by a foreign key: who deletes a user with all projects has
+        # locked those first, and would wait for the user while the switch here waits for them.
+        lock_rows(context, context.sources.projects, scope)
         return super().prepare(context, scope)
 
     def apply(self, context: Context, scope: Scope) -> Counts:
