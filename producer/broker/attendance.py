@@ -79,8 +79,7 @@ class Attendance:
 
 def _served() -> set[str] | None:
     """The queues that workers consume; None where no worker answers."""
-    asking = snapshot.ask(_ANSWER_SECONDS)
-    answers = asking.active_queues() if asking else None
+    answers = snapshot.answers("active_queues", _ANSWER_SECONDS)
     if not answers:
         return None
     return {queue["name"] for queues in answers.values() for queue in queues or ()}

@@ -115,25 +115,25 @@ def _chords() -> list[Chord]:
     return found
 
 
-def ask(seconds: float) -> Any | None:
-    """A Celery inspection that waits for the workers that listen, and no more; None for none.
+def answers(question: str, seconds: float, most: int | None = None) -> dict[str, Any]:
+    """What workers answer to a question of Celery's inspection, by worker.
 
-    One that listens may be frozen: its answer is waited for so long.
+    The last answer ends the wait: of `most`, or of the workers that listen. One of these may be
+    frozen, and is waited for so many seconds.
     """
     control: Any = app.control
-    with app.connection_for_read() as connection:
-        channel: Any = connection.default_channel
-        number = channel.listeners(control.mailbox.exchange.name)
-    return None if number == 0 else control.inspect(timeout=seconds, limit=number)
+    if most is None:
+        with app.connection_for_read() as connection:
+            channel: Any = connection.default_channel
+            most = channel.listeners(control.mailbox.exchange.name)
+    if most == 0:
+        return {}
+    return getattr(control.inspect(timeout=seconds, limit=most), question)() or {}
 
 
 def _workers() -> list[Worker]:
-    asking = ask(PING_SECONDS)
-    stats = asking.stats() if asking else None
-    if not asking or not stats:
-        return []
-    asking.limit = len(stats)
-    serve = asking.active_queues() or {}
+    stats = answers("stats", PING_SECONDS)
+    serve = answers("active_queues", PING_SECONDS, most=len(stats))
     return [
         Worker(
             name=name,

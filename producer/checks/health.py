@@ -61,8 +61,7 @@ def _redis() -> Check:
 
 def _workers(engine: Engine) -> Check:
     """Without a run under way, no worker is no fault."""
-    asking = snapshot.ask(snapshot.PING_SECONDS)
-    if names := (asking.ping() if asking else None) or {}:
+    if names := snapshot.answers("ping", snapshot.PING_SECONDS):
         return ok(f"{number(len(names), 'worker')}: {', '.join(sorted(names))}")
     is_needed = _open_run(engine) is not None
     return Check(

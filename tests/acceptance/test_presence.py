@@ -1,4 +1,4 @@
-"""Who asks the workers waits for those that listen, and for nobody else."""
+"""A question to the workers waits for those that listen, and for nobody else."""
 
 from __future__ import annotations
 
