@@ -189,7 +189,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
     run, here = found
     relations.require(run, settings, here)
     in_turn = read_stages(connection, run)
-    is_any_failed = any(stage.error for stage in in_turn)
+    is_any_failed = any(stage.error is not None for stage in in_turn)
     if is_any_failed and budget.enforce(connection, settings, run_id):
         return []
     if run.state != "preparing":
