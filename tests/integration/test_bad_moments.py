@@ -12,9 +12,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine, event
 
+from models.dashboard.projects.replay import ChangedProjects
+from models.dashboard.users.apply import Users
 from models.engine.live.cutover import HELD_MS
+from models.engine.step import Context, Scope, Step
+from models.ledger.tables import runs
 from models.postgres import database as databases
 from models.settings import Settings
 from producer.runs import control
@@ -185,17 +190,19 @@ def test_an_owner_that_the_users_key_cannot_hold_is_no_owner(
                   " AND state = 'open'")  # fmt: skip
 
 
+def take_up(connection: Connection, settings: Settings, step: Step, key: str) -> None:
+    """Apply a step to one key of the only run, as its replay does."""
+    run = connection.execute(sa.select(runs)).one()
+    context, scope = Context.read(connection, settings, run), Scope(keys=(key,), again=True)
+    step.prepare(context, scope)
+    step.apply(context, scope)
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_subscription_that_moves_between_two_batches_keeps_its_tool(
     engine: Engine, settings: Settings, first: int
 ) -> None:
     """Two workers at once: the old owner's batch takes the tool away, the new owner's moves it."""
-    import sqlalchemy as sa
-
-    from models.dashboard.users.apply import Users
-    from models.engine.step import Context, Scope
-    from models.ledger.tables import runs
-
     ended = whole_run(engine, settings)
     assert ended.exit_status == 3
     found = scalar(engine, "SELECT min(id) FROM gpt_subscriptions WHERE 't-' || id IN"
@@ -205,21 +212,13 @@ def test_a_subscription_that_moves_between_two_batches_keeps_its_tool(
     change(engine, f"UPDATE gpt_subscriptions SET user_id = '{new}' WHERE id = '{found}'")
     owners = [old, new][:: 1 if first == 0 else -1]
 
-    def work(connection: Any, owner: str) -> None:
-        run = connection.execute(sa.select(runs)).one()
-        step, scope = Users(), Scope(keys=(owner,), again=True)
-        context = Context.read(connection, settings, run)
-        step.prepare(context, scope)
-        step.apply(context, scope)
-
-    second = threading.Thread(target=lambda: other(owners[1]))
-
-    def other(owner: str) -> None:
+    def other() -> None:
         with databases.transaction(engine) as connection:
-            work(connection, owner)
+            take_up(connection, settings, Users(), owners[1])
 
+    second = threading.Thread(target=other)
     with databases.transaction(engine) as connection:
-        work(connection, owners[0])
+        take_up(connection, settings, Users(), owners[0])
         second.start()
         wait_for_lock(engine)
     second.join()
@@ -235,13 +234,7 @@ def test_a_subscription_that_moves_between_two_batches_keeps_its_tool(
 def test_a_replay_waits_for_who_deletes_a_project_before_it_locks_the_user(
     engine: Engine, settings: Settings
 ) -> None:
-    """Else whoever deletes the user next would wait for the replay, and it for them."""
-    import sqlalchemy as sa
-
-    from models.dashboard.projects.replay import ChangedProjects
-    from models.engine.step import Context, Scope
-    from models.ledger.tables import runs
-
+    """Otherwise a session that deletes the user next would wait for it, and it for the session."""
     assert whole_run(engine, settings).exit_status == 3
     without = (
         "FROM projects p WHERE btrim(coalesce(active_gpt_id, '')) = ''"
@@ -253,11 +246,7 @@ def test_a_replay_waits_for_who_deletes_a_project_before_it_locks_the_user(
 
     def replay() -> None:
         with databases.transaction(engine) as connection:
-            run = connection.execute(sa.select(runs)).one()
-            step, scope = ChangedProjects(), Scope(keys=(key,), again=True)
-            context = Context.read(connection, settings, run)
-            step.prepare(context, scope)
-            step.apply(context, scope)
+            take_up(connection, settings, ChangedProjects(), key)
 
     second = threading.Thread(target=replay)
     with engine.begin() as application:

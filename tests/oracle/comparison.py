@@ -131,7 +131,7 @@ class _Comparison:
                     "billing_tier": wanted.billing_tier,
                     "organization_id": self._actual(wanted.organization, "organization_id"),
                     "department_id": self._actual(wanted.department, "department_id"),
-                    "is_active": boolean(wanted.is_active),
+                    "is_active": _boolean(wanted.is_active),
                 }
             if old.get("preferences") is None:
                 del values["preferences"]
@@ -174,7 +174,7 @@ class _Comparison:
         wanted = Counter[str]()
         for tool in self.result.tools:
             described = [tool.owner, tool.name, tool.tool_type, tool.version, tool.configuration]
-            described += [tool.pricing_tier, tool.credits_cost, boolean(tool.is_active)]
+            described += [tool.pricing_tier, tool.credits_cost, _boolean(tool.is_active)]
             wanted[canonical(described)] += 1
         self.expect_same("ai_tools", actual, wanted)
 
@@ -205,7 +205,7 @@ class _Comparison:
         with_tool = {tool.key: tool for tool in self.result.tools if tool.kind == "project"}
         for key, old, new in self.unchanged("projects", {"active_gpt_id", "is_template"}):
             is_template = self.result.is_template.get(key)
-            wanted = old.get("is_template") if is_template is None else boolean(is_template)
+            wanted = old.get("is_template") if is_template is None else _boolean(is_template)
             self.expect(f"projects {key} is_template", new.get("is_template"), wanted)
             actual = new["active_gpt_id"]
             if tool := with_tool.get(key):
@@ -247,7 +247,7 @@ class _Comparison:
                 self.expect(f"sum of the credit_logs of user {key}", sums[key], balance)
 
 
-def boolean(value: bool) -> str:
+def _boolean(value: bool) -> str:
     return "true" if value else "false"
 
 
