@@ -63,10 +63,10 @@ class Connection(connection):
         self.autocommit = self._is_begun = True
         self._unsent = [opening]
 
-    def precede(self, settings: str) -> None:
+    def precede(self, statements: str) -> None:
         """Send these statements with the next one, unless the transaction has failed."""
         if self.info.transaction_status != TRANSACTION_STATUS_INERROR:
-            self._unsent.append(settings)
+            self._unsent.append(statements)
 
     def unsent(self) -> str:
         """What has to be sent before the next statement."""
