@@ -267,7 +267,8 @@ class Migration:
         shape = self.shape(settings)
         shape = shape.of_copies() if settings.copies else shape
         names = current.table_names(settings)
-        found, errors = source_tables.examine(connection, self.sources, names, shape)
+        beside = target.names(self.schema, shape)
+        found, errors = source_tables.examine(connection, self.sources, names, shape, beside)
         if found is None:
             return None, errors
         found = target.with_ids(connection, self.schema, found)

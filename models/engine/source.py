@@ -142,16 +142,23 @@ class Sources(Mapping[str, SourceTable]):
     source that is `none`, so that a statement may read it.
     """
 
-    def __init__(self, declared: Mapping[str, SourceTable], shape: Shape | None = None) -> None:
+    def __init__(
+        self,
+        declared: Mapping[str, SourceTable],
+        shape: Shape | None = None,
+        beside: Mapping[str, Table] | None = None,
+    ) -> None:
         # How this database differs from what the migration declares.
         self.shape = shape or Shape()
         # Also those that are `none`, by entity.
         self.declared = dict(declared)
+        # What was read with them, of the first one's schema, by name: the target tables.
+        self.beside = dict(beside or {})
         self._tables = {entity: each for entity, each in declared.items() if not each.nothing}
 
     def with_shape(self, shape: Shape) -> Sources:
         """The same tables in another shape."""
-        return Sources(self.declared, shape)
+        return Sources(self.declared, shape, self.beside)
 
     def __getitem__(self, entity: str) -> SourceTable:
         return self.declared[entity]

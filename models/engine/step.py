@@ -124,7 +124,7 @@ class Context:
         """The context of a run (a row of the ledger), with the tables as they stand now."""
         migration = current.migration()
         sources = migration.read(connection, settings)
-        target = target_tables.read(connection, migration.schema, sources)
+        target = target_tables.of(migration.schema, sources)
         is_repeat = connection.scalar(
             text("SELECT EXISTS (SELECT FROM migration.runs WHERE id <> :run_id)"),
             {"run_id": run.id},

@@ -17,7 +17,8 @@ TEXT_TYPES = {"character varying", "text", "character"}
 DEFAULT_COLLATION = 100
 
 _TABLES = text("""
-SELECT wanted.name AS wanted, c.oid, n.nspname AS schema, c.relname AS name, c.relkind AS kind,
+SELECT wanted.name AS wanted, wanted.is_beside, c.oid, n.nspname AS schema, c.relname AS name,
+  c.relkind AS kind,
   pg_catalog.pg_get_userbyid(c.relowner) AS owner,
   (SELECT json_agg(json_build_object(
         'name', a.attname,
@@ -59,8 +60,17 @@ SELECT wanted.name AS wanted, c.oid, n.nspname AS schema, c.relname AS name, c.r
                     JOIN pg_attribute a
                       ON a.attrelid = f.conrelid AND a.attnum = k.attnum)))
    FROM pg_constraint f WHERE f.conrelid = c.oid AND f.contype = 'f') AS keys
-FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS wanted(name, position)
-JOIN pg_class c ON c.oid = to_regclass(wanted.name)
+FROM (
+  SELECT name, name AS sql, position, false AS is_beside
+  FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS w(name, position)
+  UNION ALL
+  SELECT name, home.sql || '.' || name, position, true
+  FROM unnest(CAST(:beside AS text[])) WITH ORDINALITY AS w(name, position), (
+    SELECT quote_ident(n.nspname) AS sql
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE c.oid = to_regclass(CAST(:first AS text))) AS home
+) AS wanted
+JOIN pg_class c ON c.oid = to_regclass(wanted.sql)
 JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY wanted.position
 """)
@@ -167,9 +177,18 @@ def quote_name(name: str) -> str:
 
 def read_tables(connection: Connection, names: list[str]) -> dict[str, Table]:
     """The tables that exist among `names` (each quoted for SQL), by that name."""
-    return {
-        row.wanted: _table(row._mapping) for row in connection.execute(_TABLES, {"names": names})
-    }
+    return read_both(connection, names, [])[0]
+
+
+def read_both(
+    connection: Connection, names: list[str], beside: list[str]
+) -> tuple[dict[str, Table], dict[str, Table]]:
+    """The same; and the tables among `beside` that are in the schema of the first of `names`."""
+    values = {"names": names, "beside": beside, "first": names[0] if names else None}
+    found: tuple[dict[str, Table], dict[str, Table]] = {}, {}
+    for row in connection.execute(_TABLES, values):
+        found[row.is_beside][row.wanted] = _table(row._mapping)
+    return found
 
 
 def _table(row: Any) -> Table:

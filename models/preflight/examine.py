@@ -60,7 +60,7 @@ def examine(connection: Connection, settings: Settings, *, reads_values: bool = 
     if tables is None:
         return Preflight(None, None, found)
     schema = migration.schema
-    there = target.read(connection, schema, tables)
+    there = target.of(schema, tables)
     rest = [*_create(connection, tables), *obstacles.find(connection, schema, tables, there)]
     has_keys = all(
         {each.source.key, each.source.parent_column} - {""} <= each.columns.keys()

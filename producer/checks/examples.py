@@ -66,7 +66,7 @@ def _prepare(connection: Connection, settings: Settings) -> Context:
     """Empty copies of all tables, which take rows of a few columns; and a run over them."""
     migration = current.migration()
     sources = migration.read(connection, settings)
-    target = target_tables.read(connection, migration.schema, sources)
+    target = target_tables.of(migration.schema, sources)
     copies = rehearsal.make_copies(connection, sources, settings)
     for name in migration.written:
         if name in target.tables:

@@ -172,7 +172,7 @@ def _copy(connection: Connection, sources: Sources, settings: Settings, rows_: i
     """Copy a sample of rows without a parent, and their children; the settings of the copies."""
     copies = make_copies(connection, sources, settings)
     schema = current.migration().schema
-    target = target_tables.read(connection, schema, sources)
+    target = target_tables.of(schema, sources)
     # What is made follows the types of ids that are there.
     is_shaped = sources.shape.kept or sources.shape.integer_ids
     for name in current.migration().written if is_shaped else schema.adopted:

@@ -129,10 +129,10 @@ def run(engine: Engine, settings: Settings, picked: Sample | None = None) -> Tri
 def _try(connection: Connection, settings: Settings, found: Trial) -> None:
     migration = current.migration()
     sources = migration.read(connection, settings)
-    target = target_tables.read(connection, current.migration().schema, sources)
+    target = target_tables.of(migration.schema, sources)
     is_current = upgrade.is_current(connection, sources)
     found.is_real = not target_tables.missing(
-        current.migration().schema, target, sources, of_there=True
+        migration.schema, target, sources, of_there=True
     ) and all(
         table.has_index_on(table.source.parent_column or table.source.key)
         or estimate(connection, table) < SMALL_TABLE

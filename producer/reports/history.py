@@ -294,7 +294,7 @@ def _summary(engine: Engine, settings: Settings, run_id: str) -> Summary | None:
     try:
         with transaction(engine, statement_timeout_ms=_SUMMARY_TIMEOUT_MS) as connection:
             sources = migration.read(connection, settings)
-            target = target_tables.read(connection, migration.schema, sources)
+            target = target_tables.of(migration.schema, sources)
             return migration.summary(connection, sources, target, run_id)
     except MigrationError as missing:
         return Summary("Summary", missing=missing.message)

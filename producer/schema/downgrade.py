@@ -41,9 +41,8 @@ def would_lose(engine: Engine, settings: Settings) -> dict[str, int]:
             return {}
         standing.require_none(connection)
         relations.require_mapping(connection, settings)
-        tables = target.read(
-            connection, current.migration().schema, current.migration().read(connection, settings)
-        ).tables
+        migration = current.migration()
+        tables = target.of(migration.schema, migration.read(connection, settings)).tables
         found: dict[str, int] = {}
         for kind, table, name in _ours(connection):
             if kind == "table" and table in tables:
@@ -84,9 +83,8 @@ def _downgrade(engine: Engine, settings: Settings) -> list[tuple[str, str, str]]
             return []
         standing.require_none(connection)
         relations.require_mapping(connection, settings)
-        found = target.read(
-            connection, current.migration().schema, current.migration().read(connection, settings)
-        )
+        migration = current.migration()
+        found = target.of(migration.schema, migration.read(connection, settings))
         ours = _ours(connection)
         altered = dict.fromkeys(table for _, table, _ in ours if table in found.tables)
         lock_tables(connection, [found.tables[name].sql for name in altered])

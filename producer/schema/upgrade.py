@@ -59,7 +59,8 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
     found = examine.examine(connection, settings, reads_values=False)
     examine.refuse(connection, found.fatal)
-    tables = current.migration().read(connection, settings)
+    tables = found.sources
+    assert tables is not None
     taken.require_own_schema(connection)
     capture.require_free_names(connection, tables)
     config = _alembic()
@@ -104,11 +105,8 @@ def is_current(connection: Connection, tables: Sources) -> bool:
     # A role of the workers may not read the revision; it works on what is there.
     if revision.is_older(connection):
         return False
-    return not target.missing(
-        current.migration().schema,
-        target.read(connection, current.migration().schema, tables),
-        tables,
-    )
+    schema = current.migration().schema
+    return not target.missing(schema, target.of(schema, tables), tables)
 
 
 def _alembic() -> Config:

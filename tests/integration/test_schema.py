@@ -82,8 +82,10 @@ def test_every_declared_column_exists_with_a_type_that_fits(
     upgrade.upgrade(engine, settings)
     with engine.connect() as connection:
         tables = current.migration().read(connection, settings)
-        found = target.check(connection, current.migration().schema, tables)
-        for declared in current.migration().schema.declare(tables).tables.values():
+        schema = current.migration().schema
+        found = target.of(schema, tables)
+        assert list(target.examine(connection, schema, tables, found)) == []
+        for declared in schema.declare(tables).tables.values():
             missing = set(declared.columns.keys()) - set(found.table(declared.name).columns)
             assert not missing, (declared.name, missing)
 

@@ -120,11 +120,12 @@ def _columns(each: Source, table: Table) -> list[str]:
 def _defaults(connection: Connection, mapping: str) -> list[str]:
     shape = file.parse("the draft", mapping)
     names = [shape.sources[each.plural] for each in SOURCES]
-    sources, _ = source_tables.examine(connection, SOURCES, names, shape)
+    beside = target.names(SCHEMA, shape)
+    sources, _ = source_tables.examine(connection, SOURCES, names, shape, beside)
     if sources is None or any(each.source.key not in each.columns for each in sources.values()):
         return []
     sources = target.with_ids(connection, SCHEMA, sources)
-    found = target.read(connection, SCHEMA, sources)
+    found = target.of(SCHEMA, sources)
     lines = []
     for declared in declare(sources).tables.values():
         table = found.tables.get(declared.name)

@@ -16,6 +16,7 @@ from models.postgres.catalog import (
     Column,
     Table,
     quote_name,
+    read_both,
     read_tables,
     tables_with,
 )
@@ -27,13 +28,15 @@ def examine(
     sources: Sequence[Source],
     names: Sequence[str],
     shape: Shape | None = None,
+    beside: Iterable[str] = (),
 ) -> tuple[Sources | None, list[MigrationError]]:
     """The tables under these names, where all are there, and all that the engine cannot work with.
 
-    Misconfigured for a table that is not there, Incompatible for a table or a column.
+    Misconfigured for a table that is not there, Incompatible for a table or a column. `beside` are
+    quoted names of tables to read with them, in the schema of the first (`Sources.beside`).
     """
     shape = shape or Shape()
-    found = read_tables(connection, [quote_name(name) for name in names])
+    found, others = read_both(connection, [quote_name(name) for name in names], list(beside))
     tables: dict[str, SourceTable] = {}
     errors: list[MigrationError] = []
     for source, name in zip(sources, names, strict=True):
@@ -64,7 +67,7 @@ def examine(
         errors += _check(connection, tables[source.entity], refused, mappable)
     if len(tables) < len(sources):
         return None, errors
-    there = Sources(tables, shape)
+    there = Sources(tables, shape, others)
     for child in there.values():
         errors += _check_parent(there, child)
     return there, errors

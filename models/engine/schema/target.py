@@ -21,17 +21,10 @@ from models.engine.schema.declaration import RawType, Schema
 from models.engine.schema.shape import Shape
 from models.engine.source import Sources
 from models.errors import Incompatible, MigrationError
-from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote, read_tables
+from models.postgres.catalog import INTEGER_TYPES, TEXT_TYPES, Column, Table, quote
 from models.postgres.database import lock_tables
 from models.postgres.keys import key_family
 from models.preflight import taken
-
-_IDS = sa.text(
-    "SELECT wanted.name, format_type(a.atttypid, NULL) AS type"
-    " FROM unnest(CAST(:names AS text[])) AS wanted(name)"
-    " JOIN pg_attribute a ON a.attrelid = to_regclass(wanted.name) AND a.attname = 'id'"
-    " AND NOT a.attisdropped"
-)
 
 
 @dataclass(frozen=True)
@@ -52,20 +45,19 @@ class Target:
             ) from None
 
 
-def read(connection: Connection, schema: Schema, sources: Sources) -> Target:
-    """The target tables as they stand, in the schema of the first source."""
-    home = sources.first.schema
-    names = _names(schema, sources)
-    found = read_tables(connection, list(names))
-    tables = {names[qualified]: table for qualified, table in found.items()}
-    return Target(home, {**tables, **sources.by_plural})
+def of(schema: Schema, sources: Sources) -> Target:
+    """The target tables as they were when the sources were read, in the schema of the first."""
+    return Target(sources.first.schema, _found(schema, sources) | sources.by_plural)
 
 
-def _names(schema: Schema, sources: Sources) -> dict[str, str]:
-    """The declared names of the target tables by their names here, quoted."""
-    home = quote(sources.first.schema)
-    wanted = (*schema.tables, *schema.adopted)
-    return {f"{home}.{quote(sources.shape.target(name))}": name for name in wanted}
+def names(schema: Schema, shape: Shape) -> dict[str, str]:
+    """The declared names of the target tables by their names here, quoted, without the schema."""
+    return {quote(shape.target(name)): name for name in (*schema.tables, *schema.adopted)}
+
+
+def _found(schema: Schema, sources: Sources) -> dict[str, Table]:
+    declared = names(schema, sources.shape)
+    return {declared[name]: table for name, table in sources.beside.items()}
 
 
 # As JSON: a ledger of an older version may have no such column.
@@ -77,8 +69,8 @@ WHERE to_jsonb(r) -> 'relations' ? 'ids' ORDER BY r.id DESC LIMIT 1
 
 def with_ids(connection: Connection, schema: Schema, sources: Sources) -> Sources:
     """The sources with the shape that knows which target tables have integer ids."""
-    names = _names(schema, sources)
-    found = {names[row.name]: row.type for row in connection.execute(_IDS, {"names": list(names)})}
+    tables = _found(schema, sources).items()
+    found = {name: table.columns["id"].base for name, table in tables if "id" in table.columns}
     integers = {name: kind for name, kind in found.items() if kind in ("integer", "bigint")}
     return sources.with_shape(
         replace(
@@ -95,14 +87,6 @@ def _first_types(connection: Connection) -> dict[str, str]:
     if connection.scalar(sa.text("SELECT to_regclass('migration.runs')")) is None:
         return {}
     return dict(connection.scalar(_KEPT_TYPES) or {})
-
-
-def check(connection: Connection, schema: Schema, sources: Sources) -> Target:
-    """Check all that exists already; raises Incompatible naming the first column that differs."""
-    target = read(connection, schema, sources)
-    for error in examine(connection, schema, sources, target):
-        raise error
-    return target
 
 
 def examine(
@@ -165,11 +149,11 @@ def missing(
 def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tuple[str, str, str]]:
     """Create what is missing, in the caller's transaction; returns (kind, table, name) of each.
 
-    Safe to repeat. The tables that are there come last, in one statement each: their locks are held
-    from there to the commit only, and adding columns with a constant default or none rewrites
-    nothing.
+    The sources were read and examined (`examine`) in it. Safe to repeat. The tables that are there
+    come last, in one statement each: their locks are held from there to the commit only, and adding
+    columns with a constant default or none rewrites nothing.
     """
-    target = check(connection, schema, sources)
+    target = of(schema, sources)
     metadata = schema.declare(sources)
     added: list[tuple[str, str, str]] = []
     enums = _enums(connection, schema, target.schema)
