@@ -95,18 +95,20 @@ class _Trial:
 
     def run(self, scope: Scope, rows: int = 0) -> Counts:
         """One attempt; an attempt that fails is undone before the next one begins."""
+        context, before = self._context, None
         if self.keys:
-            share = PARTS_TIMEOUT_MS * rows // len(self.keys)
-            self._go_on(f"SET LOCAL statement_timeout = {max(SHORTEST_TIMEOUT_MS, share)}")
-        before = refusals.writes(self._context) if self.keys else None
+            share = max(SHORTEST_TIMEOUT_MS, PARTS_TIMEOUT_MS * rows // len(self.keys))
+            going_on = self._going_on(f"SET LOCAL statement_timeout = {share}")
+            before = refusals.writes(context, going_on)
         self._has_failed = True
         self.statements += 1
         with as_ours():
-            counts = self._step.apply(self._context, scope)
-            self._context.connection.exec_driver_sql(CHECK_NOW)
+            counts = self._step.apply(context, scope)
+            if before is None:
+                context.connection.exec_driver_sql(CHECK_NOW)
+            else:
+                self._note(refusals.writes(context, CHECK_NOW) - before)
         self._has_failed = False
-        if before is not None:
-            self._note(refusals.writes(self._context) - before)
         return counts
 
     def _note(self, written: Counter[str]) -> None:
@@ -117,14 +119,15 @@ class _Trial:
 
     def undo(self) -> None:
         """Undo a failed attempt, so that the transaction can be used."""
-        self._go_on("")
+        self._context.connection.exec_driver_sql(self._going_on(""))
 
-    def _go_on(self, then: str) -> None:
+    def _going_on(self, then: str) -> str:
+        """What keeps or undoes the last attempt, to be sent at once."""
         passed = f"RELEASE SAVEPOINT passed; {DEFER_AGAIN}; SAVEPOINT passed"
         mark = "ROLLBACK TO SAVEPOINT passed" if self._has_failed else passed
-        self._context.connection.exec_driver_sql(f"{mark}; {then}")
         self._has_failed = False
         self.statements += 1
+        return f"{mark}; {then}"
 
     def halve(self, scope: Scope, keys: Sequence[str], error: MigrationError) -> Counts:
         """The rows of a scope that failed as a whole."""
@@ -258,8 +261,9 @@ class _Trial:
 
         The database's own words stay out, they may quote data.
         """
-        self._go_on(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}")
         context = self._context
+        limit = f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}"
+        context.connection.exec_driver_sql(self._going_on(limit))
         for entity, keys, reason, error in self._rejected:
             refused = f"The database refuses the row: {error.message}"
             self._step.quarantine(

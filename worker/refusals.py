@@ -19,7 +19,7 @@ REFUSED_ALONE = 20
 SAMPLE = 20
 
 # Also what no step counts, such as a name that was changed.
-_WRITES = text(
+_WRITES = (
     "SELECT pg_stat_get_xact_tuples_inserted(t.oid) + pg_stat_get_xact_tuples_updated(t.oid)"
     " + pg_stat_get_xact_tuples_deleted(t.oid)"
     " FROM unnest(CAST(:oids AS oid[])) WITH ORDINALITY AS t(oid, place) ORDER BY t.place"
@@ -44,10 +44,14 @@ class Refusals:
         return not self.any_written and self._causes[cause] % REFUSED_ALONE == 0
 
 
-def writes(context: Context) -> Counter[str]:
-    """How many rows of each target table this transaction has written, failed attempts included."""
+def writes(context: Context, first: str) -> Counter[str]:
+    """How many rows of each target table this transaction has written, failed attempts included.
+
+    The statements `first` go before, in the same round trip.
+    """
     tables = context.target.tables
-    found = context.connection.execute(_WRITES, {"oids": [table.oid for table in tables.values()]})
+    asked, oids = text(f"{first}; {_WRITES}"), [table.oid for table in tables.values()]
+    found = context.connection.execute(asked, {"oids": oids})
     return Counter(dict(zip(tables, found.scalars(), strict=True)))
 
 

@@ -112,7 +112,7 @@ class Cursor(cursor):
 
         A savepoint is set, and let go, together with the next statement.
         """
-        if isinstance(query, str) and query.startswith(_MARKS):
+        if isinstance(query, str) and query.startswith(_MARKS) and ";" not in query:
             self._connection.precede(query)
             return
         if opening := self._opening():
