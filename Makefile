@@ -20,6 +20,8 @@ locked = awk '/^[a-z]/ { keep = /^($(1))==/ } keep' requirements.lock
 uv_install = $(venv)/uv pip install --quiet --system-certs --python $(venv)/python \
     $$(test -w "$$HOME" || echo --no-cache)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Some containers set it; then each of thousands of processes would compile the same modules.
+unexport PYTHONDONTWRITEBYTECODE
 
 pytest = $(venv)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --durations 20
 
