@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
-from models.engine.step import Context, Counts, Step
+from models.engine.step import Context, Counts, Step, add
 from models.errors import LeaseLost, MigrationError, OtherTables, Stopped, Transient
 from models.ledger import claims, relations
 from models.ledger.claims import Claim
@@ -168,13 +168,15 @@ def _apply_outside(
     # What is done here stays done: a worker that was frozen since its claim must not begin.
     with transaction(engine) as connection:
         claims.renew(connection, claim)
+    counts: Counts = {}
     with (
         engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
         sessions.outside(connection),
         watch.over(connection),
     ):
         context = _context(connection, settings, claim)
-        counts = step.apply(context, claim.scope)
+        for key in claim.scope.keys or ():
+            counts = add(counts, step.apply(context, claim.scope.only([key])))
     with transaction(engine) as connection:
         claims.complete(connection, claim, counts)
     return counts

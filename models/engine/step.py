@@ -197,7 +197,8 @@ class Step:
     part_entity: str = ""
     # The target table with a row for each of those.
     part_table: str = ""
-    # False: `apply` runs outside a transaction (CREATE INDEX CONCURRENTLY) and must be idempotent.
+    # False: `apply` runs outside a transaction (CREATE INDEX CONCURRENTLY), key by key, and must be
+    # idempotent.
     transactional: bool = True
     # Microseconds that a row takes, before its run has a pace: what counts is how steps compare.
     weight: int = 25
@@ -248,7 +249,9 @@ class Step:
         return False
 
     def items(self, context: Context) -> list[str]:
-        """The keys of a step without a source, a batch each."""
+        """The keys of a step without a source: a batch each, unless it is small and outside a
+        transaction.
+        """
         return []
 
     def key_lists(self, context: Context, round_: int) -> list[list[str]] | None:

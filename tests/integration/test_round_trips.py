@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from models.settings import Settings
 from producer.checks import preflight
-from producer.runs import advance
+from producer.runs import advance, windows
 from producer.schema import upgrade
 from tests.driving import scalar, spent, whole_run
 from worker import batch
@@ -18,7 +18,8 @@ from worker import batch
 USERS, BATCH_SIZE = 250, 50
 # Claim included; the COMMIT of its two transactions is not. BEGIN goes with their first statements.
 # The checks and the trial on copies, the schema step, the trial on the tables, the run.
-BEFORE_PUBLISHING, AGAIN = 355, 20
+BEFORE_PUBLISHING, AGAIN = 322, 20
+INDEXES = 10
 STATEMENTS = {
     "users/users": 6,
     "projects/projects": 5,
@@ -60,3 +61,20 @@ def test_a_first_run_sends_no_more_statements_than_it_must_before_it_publishes(
     assert not tried.is_real
     # A lock that autovacuum holds for a moment costs some more.
     assert found.statements <= BEFORE_PUBLISHING + AGAIN
+
+
+@pytest.mark.parametrize(("few", "batches"), [(20_000, [1, 2]), (0, [8, 9])])
+def test_indexes_and_keys_of_a_small_run_share_a_batch(
+    engine: Engine,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    few: int,
+    batches: list[int],
+) -> None:
+    monkeypatch.setattr(windows, "FEW_ROWS", few)
+    assert whole_run(engine, settings).state == "completed_with_quarantine"
+    count = "SELECT count(*) FROM migration.batches WHERE step = '{}'"
+    assert [scalar(engine, count.format(name)) for name in ("indexes", "contract")] == batches
+    built = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'ix!_%' ESCAPE '!'"
+    open_keys = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND NOT convalidated"
+    assert (scalar(engine, built), scalar(engine, open_keys)) == (INDEXES, 0)

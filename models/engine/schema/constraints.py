@@ -1,6 +1,6 @@
 """Contract: foreign keys and defaults, then validation and NOT NULL; and the helper index goes.
 
-A table's keys are a batch, safe to repeat, and hold no lock beyond `lock_timeout`. Between
+Each table's keys are safe to repeat, and hold no lock beyond `lock_timeout`. Between
 the two halves the cutover replays the last changes: from the first half on, the keys delete what
 hangs on a row that the application deletes, and the second half finds nothing left over.
 """

@@ -158,7 +158,7 @@ class EarlyIndexes(Step):
 
 
 class TargetIndexes(Step):
-    """Builds the indexes that foreign keys need, a table a batch, and refreshes statistics."""
+    """Builds the indexes that foreign keys need, table by table, and refreshes statistics."""
 
     name = "indexes"
     queue = "migration.control"
