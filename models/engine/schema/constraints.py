@@ -7,13 +7,21 @@ hangs on a row that the application deletes, and the second half finds nothing l
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from itertools import count
 
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from models.engine.schema.declaration import Reference
-from models.engine.schema.indexes import alter, drop_helpers, is_ours, record, recorded
+from models.engine.schema.indexes import (
+    alter,
+    drop_helpers,
+    is_ours,
+    record,
+    record_all,
+    recorded,
+)
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, Step
 from models.postgres.catalog import quote
@@ -37,11 +45,14 @@ class Keys(Step):
 
     def apply(self, context: Context, scope: Scope) -> Counts:
         added = recorded(context.connection)
+        lacking = []
         for reference in context.migration.schema.references:
             of_table = ("table", reference.table, reference.table)
             of_column = ("column", reference.table, reference.column)
-            if {of_table, of_column} & added:
-                _add_key(context, reference)
+            is_there = context.target.table(reference.table).key_on(reference.column)
+            if {of_table, of_column} & added and is_there is None:
+                lacking.append(reference)
+        _add_keys(context, lacking)
         _set_defaults(context)
         return {}
 
@@ -91,29 +102,36 @@ def allow_autovacuum(context: Context) -> None:
             alter(context.connection, f"ALTER TABLE {table} RESET (autovacuum_enabled)")
 
 
-def _add_key(context: Context, reference: Reference) -> None:
+def _add_keys(context: Context, references: Sequence[Reference]) -> None:
     connection = context.connection
-    table = context.target.table(reference.table)
-    if table.key_on(reference.column) is not None:
-        return
-    name = _free_constraint(connection, table.oid, f"fk_{reference.table}_{reference.column}")
-    record(connection, "constraint", reference.table, name)
-    alter(
-        connection,
-        f"ALTER TABLE {table.sql} ADD CONSTRAINT {quote(name)}"
-        f" FOREIGN KEY ({quote(reference.column)})"
-        f" REFERENCES {context.target.table(reference.refers_to).sql} (id)"
-        f" ON DELETE {reference.on_delete} NOT VALID",
-    )
-
-
-def _free_constraint(connection: Connection, table: int, name: str) -> str:
-    """The name, or one like it where the table has another constraint under that."""
-    taken = set(
-        connection.scalars(
-            text("SELECT conname FROM pg_constraint WHERE conrelid = :table"), {"table": table}
+    oids = [context.target.table(reference.table).oid for reference in references]
+    taken = _constraints(connection, oids)
+    names = [
+        _free(f"fk_{reference.table}_{reference.column}", taken[oid])
+        for reference, oid in zip(references, oids, strict=True)
+    ]
+    for reference, name in zip(references, names, strict=True):
+        alter(
+            connection,
+            f"ALTER TABLE {context.target.table(reference.table).sql}"
+            f" ADD CONSTRAINT {quote(name)} FOREIGN KEY ({quote(reference.column)})"
+            f" REFERENCES {context.target.table(reference.refers_to).sql} (id)"
+            f" ON DELETE {reference.on_delete} NOT VALID",
+            added=("constraint", reference.table, name),
         )
-    )
+
+
+def _constraints(connection: Connection, tables: Sequence[int]) -> dict[int, set[str]]:
+    """The names of the constraints of each of these tables."""
+    found: dict[int, set[str]] = {oid: set() for oid in tables}
+    query = text("SELECT conrelid, conname FROM pg_constraint WHERE conrelid = ANY(:tables)")
+    for oid, name in connection.execute(query, {"tables": list(found)}):
+        found[oid].add(name)
+    return found
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """The name, or one like it where the table has another constraint under that."""
     names = (f"{name}_{number}" if number else name for number in count())
     return next(candidate for candidate in names if candidate not in taken)
 
@@ -152,9 +170,8 @@ def _set_defaults(context: Context) -> None:
     for name, defaults in context.migration.schema.defaults.items():
         table = context.sources.by_plural[name]
         missing = [column for column in defaults if table.columns[column].default is None]
-        for column in missing:
-            record(connection, "default", name, column)
         if missing:
+            record_all(connection, [("default", name, column) for column in missing])
             clauses = ", ".join(
                 f"ALTER COLUMN {quote(column)} SET DEFAULT {defaults[column]}" for column in missing
             )
@@ -182,7 +199,7 @@ def _set_not_null(connection: Connection, table: SourceTable, columns: list[str]
     label, name = table.source.plural, "migration_not_null"
     # What an interruption left goes; a constraint of somebody else's with that name stays.
     if not is_ours(connection, "constraint", label, name):
-        name = _free_constraint(connection, table.oid, name)
+        name = _free(name, _constraints(connection, [table.oid])[table.oid])
         record(connection, "constraint", label, name)
     check = quote(name)
     condition = " AND ".join(f"{quote(name)} IS NOT NULL" for name in columns)
@@ -199,8 +216,7 @@ def _set_not_null(connection: Connection, table: SourceTable, columns: list[str]
         # A row that came after the pages were cut, without these columns: the next run takes it.
         alter(connection, drop)
         return
-    for column in columns:
-        record(connection, "not_null", label, column)
+    record_all(connection, [("not_null", label, column) for column in columns])
     clauses = ", ".join(f"ALTER COLUMN {quote(name)} SET NOT NULL" for name in columns)
     alter(connection, f"ALTER TABLE {table.sql} {clauses}")
     alter(connection, drop)

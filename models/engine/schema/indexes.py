@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, text
 
 from models.engine.step import Context, Counts, Scope, Step
-from models.postgres.catalog import Table, quote
+from models.postgres.catalog import Table, literal, quote
 from models.postgres.database import LOCK_TIMEOUT_MS, retry_locks
 from models.preflight.taken import index_names
 
@@ -21,6 +21,12 @@ LONGEST_NAME = 63
 _RECORD = text(
     "INSERT INTO migration.schema_objects (kind, table_name, name)"
     " SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:tables AS text[]), CAST(:names AS text[]))"
+    " ON CONFLICT DO NOTHING"
+)
+
+
+_RECORD_ONE = (
+    "INSERT INTO migration.schema_objects (kind, table_name, name) VALUES ({})"
     " ON CONFLICT DO NOTHING"
 )
 
@@ -67,14 +73,19 @@ def ours(connection: Connection, kind: str, table: str) -> list[str]:
     )
 
 
-def alter(connection: Connection, statement: str) -> None:
+def alter(
+    connection: Connection, statement: str, *, added: tuple[str, str, str] | None = None
+) -> None:
     """Run one ALTER or plain CREATE INDEX with a short lock timeout, until it gets its lock.
 
-    The connection is in autocommit: the limit and the statement travel as one transaction.
+    The connection is in autocommit: the limit and the statement travel as one transaction. So does
+    the record of the object (kind, table, name) that it adds.
     """
     limits = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
     if _is_alone(connection):
         limits += "; SET LOCAL statement_timeout = 0"
+    if added:
+        limits += f"; {_RECORD_ONE.format(', '.join(map(literal, added)))}"
     retry_locks(lambda: connection.exec_driver_sql(f"{limits}; {statement}"))
 
 
@@ -90,13 +101,13 @@ def build(
     for free, is_invalid in index_names(connection, table.schema, table.oid, name, column):
         if is_invalid and not is_ours(connection, kind, label, free):
             continue
-        record(connection, kind, label, free)
         if is_invalid:
             drop_concurrently(connection, table.schema, free)
         target = f"IF NOT EXISTS {quote(free)} ON {table.sql} ({quote(column)})"
         if is_ours(connection, "table", label, label):
-            alter(connection, f"CREATE INDEX {target}")
+            alter(connection, f"CREATE INDEX {target}", added=(kind, label, free))
         else:
+            record(connection, kind, label, free)
             connection.exec_driver_sql(f"CREATE INDEX {_concurrently(connection)} {target}")
         return
 
