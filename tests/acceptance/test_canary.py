@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from sqlalchemy import text
 
 from models.settings import DEFAULT_GRANTS, parse_grants
@@ -20,6 +21,7 @@ OLD_APPLICATION = (
 )
 
 
+@pytest.mark.long
 def test_a_canary_survives_a_kill_and_a_full_run_takes_up_the_rest(product: Product) -> None:
     product.environment["MIGRATION_BATCH_SIZE"] = "5"
     with product.engine.begin() as connection:

@@ -79,6 +79,7 @@ def test_two_producers_at_the_same_moment_share_one_run(
     assert_right(product, before)
 
 
+@pytest.mark.long
 def test_workers_that_come_late_stop_or_are_killed_cost_time_and_nothing_else(
     product: Product, before: oracle.Snapshot
 ) -> None:

@@ -16,6 +16,7 @@ NAMES = oracle.Names()
 UNDONE = "SELECT count(*) FROM migration.batches WHERE step = 'undo_users' AND state = 'done'"
 
 
+@pytest.mark.long
 def test_a_rollback_asks_and_goes_on_after_a_kill_to_the_state_before(product: Product) -> None:
     product.environment["MIGRATION_BATCH_SIZE"] = "10"
     with product.engine.begin() as connection:

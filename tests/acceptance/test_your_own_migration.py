@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import redis
 from sqlalchemy import text
 
@@ -69,6 +70,7 @@ def test_a_folder_that_is_there_is_left_alone(product: Product) -> None:
     assert (wrong.status, "cannot be the name" in wrong.err) == (2, True), wrong.err
 
 
+@pytest.mark.long
 def test_every_command_works_for_the_step_of_the_page_with_live_writes_a_kill_and_a_flush(
     product: Product,
 ) -> None:
