@@ -309,12 +309,8 @@ def _open_windows(
     opened: list[list[Message]] = []
     is_open = stage.open_windows
     while is_open + len(opened) < WINDOWS:
-        if opened:
-            stage = connection.execute(
-                sa.select(stages).where(stages.c.run_id == run.id, stages.c.name == stage.name)
-            ).one()
         busy = is_open + len(opened) > 0
-        window = windows.open_next(connection, context, run, stage, is_busy=busy)
+        window, stage = windows.open_next(connection, context, run, stage, is_busy=busy)
         if not window:
             break
         opened.append(window)

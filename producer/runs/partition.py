@@ -15,8 +15,9 @@ FIRST_WINDOW, LARGEST_WINDOW = 4, 256
 # Where the pace is known, a window is as large as the one that comes so many later.
 KNOWN_PACE = 2
 # No batch is more than this part of what is left for each worker, so that none ends long before
-# the others; nor is it cut so small for that that its message costs more than a few percent.
-SHARES, SHORTEST_SECONDS = 8, 0.2
+# the others; nor is it cut so small for that that what it costs besides, which the pause before it
+# shows, is more than a few percent.
+SHARES, SHORTEST_SECONDS, PAUSES = 8, 0.2, 16
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,19 @@ class Size:
 
     rows: int
     pages: int
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What the last batches took: mean rows and seconds, how many workers did them.
+
+    `pause` is the shortest time, in seconds, between two batches of one worker.
+    """
+
+    rows: int
+    seconds: float
+    workers: int
+    pause: float
 
 
 @dataclass(frozen=True)
@@ -83,15 +97,16 @@ def next_rows(rows: int, seconds: float) -> int:
     return int(min(LARGEST_ROWS, max(SMALLEST_ROWS, wanted)))
 
 
-def share(rows_left: int, workers: int, rows_a_second: float) -> int:
+def share(rows_left: int, pace: Pace) -> int:
     """The most rows that a batch may have, so that all workers are done at about the same time.
 
     Fixed-size chunking with SHARES chunks a worker (Kruskal and Weiss, Allocating independent
     subtasks on parallel processors, 1985): the last batch costs 1 / (2 · SHARES) of the time.
     Where there are few, each worker has as many.
     """
-    workers = max(1, workers)
-    shortest = max(FIRST_ROWS, int(SHORTEST_SECONDS * rows_a_second))
+    workers = max(1, pace.workers)
+    seconds = max(SHORTEST_SECONDS, PAUSES * pace.pause)
+    shortest = max(FIRST_ROWS, int(seconds * pace.rows / max(pace.seconds, 0.001)))
     most = min(LARGEST_ROWS, max(shortest, rows_left // (SHARES * workers)))
     rounds = -(-rows_left // (most * workers))
     return max(FIRST_ROWS, -(-rows_left // (rounds * workers)))

@@ -30,10 +30,11 @@ FEW_ROWS = 20_000
 
 def open_next(
     connection: Connection, context: Context, run: Any, stage: Any, *, is_busy: bool
-) -> list[Message]:
+) -> tuple[list[Message], Any]:
     """Cut the stage's next window into the ledger; [] when nothing can be cut now, or is left.
 
-    `is_busy` says that batches of the stage are under way. Call it with the run locked.
+    And the stage as it is then. `is_busy` says that batches of the stage are under way. Call it
+    with the run locked.
     """
     steps = [
         step
@@ -43,12 +44,12 @@ def open_next(
     names = [step.name for step in steps]
     after = stage.last_key
     if stage.step == CUT:
-        return []
+        return [], stage
     for step in steps[names.index(stage.step) if stage.step else 0 :]:
         round_ = int(after) if after and after.isdecimal() else 0
         lists = step.key_lists(context, round_)
         if lists is not None and is_busy:
-            return []
+            return [], stage
         if lists is not None:
             if lists and not step.transactional and _is_small(context, run):
                 lists = [list(chain(*lists))]
@@ -62,7 +63,7 @@ def open_next(
             next_step = names[following] if following < len(names) else CUT
             is_cut = after is None
             number, rows = _cut_so_far(stage, step)
-            _set_stage(
+            stage = _set_stage(
                 connection,
                 stage,
                 state="running",
@@ -72,9 +73,8 @@ def open_next(
                 step_windows=0 if is_cut else number + 1,
                 step_rows=0 if is_cut else rows + sum(page["rows"] for page in found),
             )
-            return _insert(connection, stage, step, found)
-    _set_stage(connection, stage, step=CUT)
-    return []
+            return _insert(connection, stage, step, found), stage
+    return [], _set_stage(connection, stage, step=CUT)
 
 
 def _is_small(context: Context, run: Any) -> bool:
@@ -115,29 +115,32 @@ def _size(connection: Connection, run: Any, stage: Any, step: Step) -> partition
         return partition.Size(int(run.batch_size), partition.window_pages(windows))
     # A step begins at the pace of the one before it.
     of_stage = of_run & (batches.c.stage == stage.name)
-    recent = _recent(connection, of_stage, step.name) or _recent(connection, of_run)
-    if recent is None:
+    pace = _pace(connection, of_stage, step.name) or _pace(connection, of_run)
+    if pace is None:
         return partition.Size(partition.FIRST_ROWS, partition.window_pages(windows))
-    rows, seconds, workers = recent
     # There is a pace to begin with: each window more costs the time of opening it.
     pages = partition.window_pages(windows + partition.KNOWN_PACE)
     left = progress.rows_of(run, step) - cut
     # The estimate is used up, so how many rows are left is unknown.
     most = partition.LARGEST_ROWS
     if left > 0:
-        most = partition.share(left, workers, rows / max(seconds, 0.001))
-    return partition.Size(min(partition.next_rows(rows, seconds), most), pages)
+        most = partition.share(left, pace)
+    return partition.Size(min(partition.next_rows(pace.rows, pace.seconds), most), pages)
 
 
-def _recent(
+def _pace(
     connection: Connection, which: sa.ColumnElement[bool], step: str | None = None
-) -> tuple[int, float, int] | None:
-    """Mean rows and seconds of the last batches that are done, and how many workers did them."""
+) -> partition.Pace | None:
+    """The pace of the last batches that are done; None where there are none."""
     newest = sa.select(batches).where(which).order_by(batches.c.id.desc()).limit(NEWEST).subquery()
     of = newest.c
+    before = sa.func.lag(of.finished_at).over(partition_by=of.worker, order_by=of.started_at)
     recent = (
         sa.select(
-            of.rows, sa.extract("epoch", of.finished_at - of.started_at).label("seconds"), of.worker
+            of.rows,
+            of.worker,
+            sa.extract("epoch", of.finished_at - of.started_at).label("seconds"),
+            sa.extract("epoch", of.started_at - before).label("pause"),
         )
         .where(of.state == "done", of.key_list.is_(None), of.step == (step or of.step))
         .order_by(of.id.desc())
@@ -149,9 +152,12 @@ def _recent(
             sa.func.coalesce(sa.func.avg(recent.c.rows), 0),
             sa.func.coalesce(sa.func.avg(recent.c.seconds), 0),
             sa.func.count(recent.c.worker.distinct()),
+            sa.func.greatest(sa.func.min(recent.c.pause), 0),
         )
     ).one()
-    return (int(mean[0]), float(mean[1]), int(mean[2])) if mean[0] else None
+    if not mean[0]:
+        return None
+    return partition.Pace(int(mean[0]), float(mean[1]), int(mean[2]), float(mean[3]))
 
 
 def _insert(
@@ -169,7 +175,7 @@ def _insert(
                 "run_id": stage.run_id,
                 "stage": stage.name,
                 "step": step.name,
-                "window": stage.window + 1,
+                "window": stage.window,
             }
             for values in found
         ],
@@ -177,11 +183,11 @@ def _insert(
     return [Message(stage.run_id, batch_id, stage.name, step.name) for batch_id in ids]
 
 
-def _set_stage(connection: Connection, stage: Any, **values: Any) -> None:
-    connection.execute(
+def _set_stage(connection: Connection, stage: Any, **values: Any) -> Any:
+    started = sa.func.coalesce(stages.c.started_at, sa.func.clock_timestamp())
+    return connection.execute(
         sa.update(stages)
         .where(stages.c.run_id == stage.run_id, stages.c.name == stage.name)
-        .values(
-            started_at=sa.func.coalesce(stages.c.started_at, sa.func.clock_timestamp()), **values
-        )
-    )
+        .values(started_at=started, **values)
+        .returning(stages)
+    ).one()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psycopg2
 import pytest
 from sqlalchemy.exc import DBAPIError
@@ -18,6 +20,7 @@ from producer.runs.partition import (
     FIRST_ROWS,
     LARGEST_ROWS,
     SMALLEST_ROWS,
+    Pace,
     next_rows,
     share,
     window_pages,
@@ -133,10 +136,13 @@ def test_windows_grow_to_a_bound_that_no_number_of_users_moves() -> None:
 
 
 def test_a_batch_is_a_share_of_what_is_left_but_worth_its_message() -> None:
-    assert share(160_000, 2, 10_000) == 10_000
+    pace = Pace(rows=10_000, seconds=1.0, workers=2, pause=0.01)
+    assert share(160_000, pace) == 10_000
     # Five batches of 2,000 would keep one of the two waiting for the last.
-    assert share(10_000, 2, 10_000) == 1_667
-    assert share(10_000, 2, 100) == FIRST_ROWS
+    assert share(10_000, pace) == 1_667
+    assert share(10_000, replace(pace, rows=100)) == FIRST_ROWS
+    # Far from the servers, where 50 ms pass between two batches, they have 0.8 s of work.
+    assert share(80_000, replace(pace, pause=0.05)) == 8_000
 
 
 def test_counts_add_up_by_name_with_money_to_the_cent() -> None:
