@@ -71,7 +71,7 @@ def settings(
         "lock_timeout": str(int(lock_timeout_ms)),
         "idle_in_transaction_session_timeout": str(int(idle_timeout_ms)),
     }
-    if _driver(connection).info.server_version >= 170000:
+    if server_version(connection) >= 170000:
         values["transaction_timeout"] = "0"
     return "; ".join(
         [*(f"SET LOCAL {name} = '{value}'" for name, value in values.items()), _SEARCH_PATH]
@@ -124,6 +124,11 @@ def outside(connection: Connection) -> Iterator[None]:
         yield
     finally:
         connection.invalidate()
+
+
+def server_version(connection: Connection) -> int:
+    """`server_version_num`, as the server said it at login."""
+    return int(_driver(connection).info.server_version)
 
 
 def blanks(connection: Connection) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, text
 
 from models.errors import MigrationError
+from models.postgres import sessions
 
 MOST_SHOWN = 20
 
@@ -163,8 +164,8 @@ ORDER BY 1, 2
 
 def require(connection: Connection) -> None:
     """Raise NotRestorable with what the connected role could not put back, and why."""
-    version = int(connection.scalar(text("SHOW server_version_num")) or 0)
-    query = _TROUBLE.replace("{set}", "SET" if version >= 160000 else "MEMBER")
+    role = "SET" if sessions.server_version(connection) >= 160000 else "MEMBER"
+    query = _TROUBLE.replace("{set}", role)
     found = connection.exec_driver_sql(query.replace("%", "%%")).all()
     if not found:
         return

@@ -90,7 +90,7 @@ def reason_of(
 
     Binds :blanks. Without the ledger's function, PostgreSQL before 16 cannot tell malformed JSON.
     """
-    version = int(connection.scalar(text("SHOW server_version_num")) or 0)
+    version = sessions.server_version(connection)
     is_malformed, kind, is_exact = _preferences(sources, version, has_ledger=has_ledger)
     reason = _REASONS[entity].format(is_malformed=is_malformed, type=kind, **texts(sources))
     return reason, is_exact or entity != "subscription"

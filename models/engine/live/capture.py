@@ -6,7 +6,7 @@ stay where a run failed or was cancelled, so that it can be resumed, and go when
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection, text
 
@@ -92,7 +92,7 @@ class Capture(Step):
     def apply(self, context: Context, scope: Scope) -> Counts:
         for entity in scope.keys or ():
             table = context.sources[entity]
-            if not table.nothing and not _has_triggers(context.connection, table):
+            if not table.nothing and _lacking(context.connection, [table]):
                 require_free_names(context.connection, context.sources)
                 _alter(context.connection, _create(table))
         return {}
@@ -126,40 +126,37 @@ def _alter(connection: Connection, statements: Sequence[str]) -> None:
 
 def require_triggers(context: Context) -> None:
     """Raise Misconfigured where a trigger is missing or disabled: changes were not captured."""
-    for table in context.sources.values():
-        if not _has_triggers(context.connection, table):
-            raise Misconfigured(
-                f"Somebody took a trigger of the migration from {table.label}, or disabled it",
-                hint="Migrate what was written since: producer retry --wait",
-            )
+    for table in _lacking(context.connection, context.sources.values()):
+        raise Misconfigured(
+            f"Somebody took a trigger of the migration from {table.label}, or disabled it",
+            hint="Migrate what was written since: producer retry --wait",
+        )
 
 
-def _has_triggers(connection: Connection, table: Table) -> bool:
-    found = connection.scalar(
-        text(
-            "SELECT count(*) FROM pg_trigger WHERE tgrelid = :oid AND tgenabled <> 'D'"
-            f" AND tgname = ANY(:names) AND {_IS_OURS}"
-        ),
-        {"oid": table.oid, "names": list(_TRIGGERS)},
+def _lacking(connection: Connection, tables: Collection[Table]) -> list[Table]:
+    """Those of the tables where a trigger is missing or disabled."""
+    query = text(
+        "SELECT tgrelid FROM pg_trigger WHERE tgrelid = ANY(:oids) AND tgenabled <> 'D'"
+        f" AND tgname = ANY(:names) AND {_IS_OURS} GROUP BY tgrelid HAVING count(*) = :all"
     )
-    return bool(found == len(_TRIGGERS))
+    oids, names = [table.oid for table in tables], list(_TRIGGERS)
+    asked = {"oids": oids, "names": names, "all": len(names)}
+    complete = set(connection.scalars(query, asked))
+    return [table for table in tables if table.oid not in complete]
 
 
 def require_free_names(connection: Connection, sources: Sources) -> None:
     """Raise Incompatible where a trigger of somebody else has the name of one of ours."""
-    for table in sources.values():
-        taken = connection.scalar(
-            text(
-                "SELECT min(tgname) FROM pg_trigger WHERE tgrelid = :oid"
-                f" AND tgname = ANY(:names) AND NOT {_IS_OURS}"
-            ),
-            {"oid": table.oid, "names": list(_TRIGGERS)},
+    query = text(
+        "SELECT tgname, tgrelid FROM pg_trigger WHERE tgrelid = ANY(:oids)"
+        f" AND tgname = ANY(:names) AND NOT {_IS_OURS} ORDER BY tgrelid, tgname"
+    )
+    labels = {table.oid: table.label for table in sources.values()}
+    for name, oid in connection.execute(query, {"oids": list(labels), "names": list(_TRIGGERS)}):
+        raise Incompatible(
+            f"The trigger {name} on {labels[oid]} is not the migration's",
+            hint="Rename it. Nothing was changed.",
         )
-        if taken:
-            raise Incompatible(
-                f"The trigger {taken} on {table.label} is not the migration's",
-                hint="Rename it. Nothing was changed.",
-            )
 
 
 def _create(table: SourceTable) -> list[str]:

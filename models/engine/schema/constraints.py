@@ -96,10 +96,14 @@ def _drop_helper_indexes(context: Context) -> None:
 
 def allow_autovacuum(context: Context) -> None:
     """From now on the tables that the migration made are vacuumed like all others."""
-    for name in context.migration.schema.tables:
-        if is_ours(context.connection, "table", name, name):
-            table = context.target.table(name).sql
-            alter(context.connection, f"ALTER TABLE {table} RESET (autovacuum_enabled)")
+    ours = recorded(context.connection)
+    tables = [name for name in context.migration.schema.tables if ("table", name, name) in ours]
+    resets = (
+        f"ALTER TABLE {context.target.table(name).sql} RESET (autovacuum_enabled)"
+        for name in tables
+    )
+    if tables:
+        alter(context.connection, "; ".join(resets))
 
 
 def _add_keys(context: Context, references: Sequence[Reference]) -> None:
