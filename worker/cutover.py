@@ -16,7 +16,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 
 from models.engine.live.capture import require_triggers
-from models.engine.live.cutover import HELD_MS, lock, next_scope, pending
+from models.engine.live.cutover import (
+    HELD_MS,
+    is_any_change_noted,
+    lock,
+    next_scope,
+    pending,
+)
 from models.engine.live.replay import KEYS_A_BATCH
 from models.engine.step import Context, Counts, Scope, Step, add
 from models.errors import TooBig, Transient
@@ -106,6 +112,8 @@ def _drain(
 
 
 def _take_up_all(context: Context) -> Counts:
+    if not is_any_change_noted(context):
+        return {"replayed": 0}
     found = pending(context)
     # The first replay also where none of its rows has changed: children without a parent come with
     # it.

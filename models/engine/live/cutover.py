@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy import text
+
 from models.engine.live.replay import KEYS_A_BATCH, Replay
 from models.engine.step import Context, Scope, Step
 from models.postgres.database import LOCK_MS, LOCK_TIMEOUT_MS
@@ -40,6 +42,12 @@ def lock(context: Context) -> None:
         f" LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE;"
         f" SET LOCAL lock_timeout = {ROW_LOCK_MS}"
     )
+
+
+def is_any_change_noted(context: Context) -> bool:
+    """Whether there is anything to replay, also of a child whose parent is gone."""
+    statement = text("SELECT EXISTS (SELECT FROM migration.changes)")
+    return bool(context.connection.scalar(statement))
 
 
 Pending = list[tuple[Replay, list[str]]]
