@@ -165,18 +165,18 @@ def _apply_outside(
     engine: Engine, settings: Settings, claim: Claim, step: Step, watch: Watch
 ) -> Counts:
     """For statements that PostgreSQL runs outside transactions only; the step is idempotent."""
-    # What is done here stays done: a worker that was frozen since its claim must not begin.
-    with transaction(engine) as connection:
-        claims.renew(connection, claim)
-    counts: Counts = {}
+    keys, counts = claim.scope.keys, Counts()
     with (
         engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
         sessions.outside(connection),
         watch.over(connection),
     ):
-        context = _context(connection, settings, claim)
-        for key in claim.scope.keys or ():
-            counts = add(counts, step.apply(context, claim.scope.only([key])))
+        for scope in [claim.scope.only([key]) for key in keys] if keys else [claim.scope]:
+            # What is done here stays done: a worker that was frozen meanwhile must not go on.
+            claims.renew(connection, claim)
+            # Afresh: an index that the key before built is there.
+            context = _context(connection, settings, claim)
+            counts = add(counts, step.apply(context, scope))
     with transaction(engine) as connection:
         claims.complete(connection, claim, counts)
     return counts

@@ -122,7 +122,7 @@ class _Trial:
         self._context.connection.exec_driver_sql(self._going_on(""))
 
     def _going_on(self, then: str) -> str:
-        """What keeps or undoes the last attempt, to be sent at once."""
+        """Keep or undo the last attempt: the statements for it, which must be sent at once."""
         passed = f"RELEASE SAVEPOINT passed; {DEFER_AGAIN}; SAVEPOINT passed"
         mark = "ROLLBACK TO SAVEPOINT passed" if self._has_failed else passed
         self._has_failed = False

@@ -152,7 +152,7 @@ class Sources(Mapping[str, SourceTable]):
         self.shape = shape or Shape()
         # Also those that are `none`, by entity.
         self.declared = dict(declared)
-        # What was read with them, of the first one's schema, by name: the target tables.
+        # The target tables, which were read with them, by their quoted names in the database.
         self.beside = dict(beside or {})
         self._tables = {entity: each for entity, each in declared.items() if not each.nothing}
 

@@ -249,8 +249,9 @@ class Step:
         return False
 
     def items(self, context: Context) -> list[str]:
-        """The keys of a step without a source: a batch each, unless it is small and outside a
-        transaction.
+        """The keys of a step without a source, a batch each.
+
+        In a run of few rows those of a step outside a transaction share one.
         """
         return []
 

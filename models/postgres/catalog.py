@@ -183,7 +183,10 @@ def read_tables(connection: Connection, names: list[str]) -> dict[str, Table]:
 def read_both(
     connection: Connection, names: list[str], beside: list[str]
 ) -> tuple[dict[str, Table], dict[str, Table]]:
-    """The same; and the tables among `beside` that are in the schema of the first of `names`."""
+    """`read_tables`; and the tables among `beside` that are in the schema of the first of `names`.
+
+    Those of `beside` are quoted, and have no schema.
+    """
     values = {"names": names, "beside": beside, "first": names[0] if names else None}
     found: tuple[dict[str, Table], dict[str, Table]] = {}, {}
     for row in connection.execute(_TABLES, values):

@@ -112,6 +112,7 @@ class Cursor(cursor):
 
         A savepoint is set, and let go, together with the next statement.
         """
+        # One with more statements behind it may give an answer.
         if isinstance(query, str) and query.startswith(_MARKS) and ";" not in query:
             self._connection.precede(query)
             return

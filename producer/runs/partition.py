@@ -30,9 +30,9 @@ class Size:
 
 @dataclass(frozen=True)
 class Pace:
-    """What the last batches took: mean rows and seconds, how many workers did them.
+    """What the last pages took: mean rows and seconds, how many workers did them.
 
-    `pause` is the shortest time, in seconds, between two batches of one worker.
+    `pause` is the shortest time, in seconds, between one of them and the worker's batch before.
     """
 
     rows: int

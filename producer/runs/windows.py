@@ -78,7 +78,7 @@ def open_next(
 
 
 def _is_small(context: Context, run: Any) -> bool:
-    """Whether the tables are; a canary counts its own rows only."""
+    """Whether the run has few source rows; of a canary it knows its own only."""
     return not context.is_canary and sum(run.totals.values()) <= FEW_ROWS
 
 
@@ -114,8 +114,7 @@ def _size(connection: Connection, run: Any, stage: Any, step: Step) -> partition
     if run.batch_size != "auto":
         return partition.Size(int(run.batch_size), partition.window_pages(windows))
     # A step begins at the pace of the one before it.
-    of_stage = of_run & (batches.c.stage == stage.name)
-    pace = _pace(connection, of_stage, step.name) or _pace(connection, of_run)
+    pace = _pace(connection, of_run, stage.name, step.name) or _pace(connection, of_run)
     if pace is None:
         return partition.Size(partition.FIRST_ROWS, partition.window_pages(windows))
     # There is a pace to begin with: each window more costs the time of opening it.
@@ -129,20 +128,27 @@ def _size(connection: Connection, run: Any, stage: Any, step: Step) -> partition
 
 
 def _pace(
-    connection: Connection, which: sa.ColumnElement[bool], step: str | None = None
+    connection: Connection,
+    of_run: sa.ColumnElement[bool],
+    stage: str | None = None,
+    step: str | None = None,
 ) -> partition.Pace | None:
-    """The pace of the last batches that are done; None where there are none."""
-    newest = sa.select(batches).where(which).order_by(batches.c.id.desc()).limit(NEWEST).subquery()
-    of = newest.c
-    before = sa.func.lag(of.finished_at).over(partition_by=of.worker, order_by=of.started_at)
+    """The pace of the last pages that are done; None where there are none."""
+    newest = sa.select(batches).where(of_run).order_by(batches.c.id.desc()).limit(NEWEST).subquery()
+    # Whatever the worker did before: a pause has no work in it.
+    before = sa.func.lag(newest.c.finished_at).over(
+        partition_by=newest.c.worker, order_by=newest.c.started_at
+    )
+    of = sa.select(newest, before.label("before")).subquery().c
     recent = (
         sa.select(
             of.rows,
             of.worker,
             sa.extract("epoch", of.finished_at - of.started_at).label("seconds"),
-            sa.extract("epoch", of.started_at - before).label("pause"),
+            sa.extract("epoch", of.started_at - of.before).label("pause"),
         )
-        .where(of.state == "done", of.key_list.is_(None), of.step == (step or of.step))
+        .where(of.state == "done", of.key_list.is_(None))
+        .where(of.stage == (stage or of.stage), of.step == (step or of.step))
         .order_by(of.id.desc())
         .limit(RECENT)
         .subquery()

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from models.engine.schema.indexes import TargetIndexes
+from models.engine.step import Context, Counts, Scope
 from models.settings import Settings
 from producer.checks import preflight
-from producer.runs import advance, windows
+from producer.runs import advance, control, rollback, windows
 from producer.schema import upgrade
-from tests.driving import scalar, spent, whole_run
+from tests.driving import change, go_on, scalar, spent, start, whole_run
 from worker import batch
 
 USERS, BATCH_SIZE = 250, 50
@@ -80,3 +82,37 @@ def test_indexes_and_keys_of_a_small_run_share_a_batch(
     built = "SELECT count(*) FROM pg_indexes WHERE indexname LIKE 'ix!_%' ESCAPE '!'"
     open_keys = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND NOT convalidated"
     assert (scalar(engine, built), scalar(engine, open_keys)) == (INDEXES, 0)
+
+
+def test_a_worker_that_lost_its_batch_builds_no_more_of_it(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+    real = TargetIndexes.apply
+
+    def apply(self: TargetIndexes, context: Context, scope: Scope) -> Counts:
+        built.extend(scope.keys or ())
+        if len(built) == 1:
+            # Its lease ran out while it was frozen, and another worker may have the batch.
+            lapse = "UPDATE migration.batches SET state = 'pending', attempt = attempt + 1"
+            change(engine, f"{lapse} WHERE state = 'running'")
+        return real(self, context, scope)
+
+    monkeypatch.setattr(TargetIndexes, "apply", apply)
+    assert whole_run(engine, settings).state == "completed_with_quarantine"
+    first, *rest = built
+    # The one that lost it stopped after the first table; the batch begins again.
+    assert rest[0] == first and len(rest) == len(set(rest)) > 1
+
+
+def test_each_key_of_a_batch_sees_what_the_one_before_it_built(
+    engine: Engine, settings: Settings
+) -> None:
+    run_id = start(engine, settings)
+    advance.advance(engine, settings, run_id)
+    # Nothing but the schema is there: an undo builds what it needs, each index once.
+    change(engine, "DROP INDEX ix_ai_suites_user_id, ix_credit_logs_user_id")
+    control.cancel(engine, run_id)
+    go_on(engine, settings, rollback.start(engine, settings, None, force=False))
+    twice = "SELECT count(*) FROM pg_indexes WHERE indexname ~ '^ix_.*_[0-9]+$'"
+    assert scalar(engine, twice) == 0

@@ -149,9 +149,9 @@ def missing(
 def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tuple[str, str, str]]:
     """Create what is missing, in the caller's transaction; returns (kind, table, name) of each.
 
-    The sources were read and examined (`examine`) in it. Safe to repeat. The tables that are there
-    come last, in one statement each: their locks are held from there to the commit only, and adding
-    columns with a constant default or none rewrites nothing.
+    What is there must fit (`examine`). Safe to repeat. The tables that are there come last, in one
+    statement each: their locks are held from there to the commit only, and adding columns with a
+    constant default or none rewrites nothing.
     """
     target = of(schema, sources)
     metadata = schema.declare(sources)
