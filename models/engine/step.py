@@ -197,8 +197,7 @@ class Step:
     part_entity: str = ""
     # The target table with a row for each of those.
     part_table: str = ""
-    # False: `apply` runs outside a transaction (CREATE INDEX CONCURRENTLY), key by key, and must be
-    # idempotent.
+    # False: `apply` runs outside a transaction, key by key, and is idempotent (docs/engine.md).
     transactional: bool = True
     # Microseconds that a row takes, before its run has a pace: what counts is how steps compare.
     weight: int = 25
@@ -249,10 +248,7 @@ class Step:
         return False
 
     def items(self, context: Context) -> list[str]:
-        """The keys of a step without a source, a batch each.
-
-        In a run of few rows those of a step outside a transaction share one.
-        """
+        """The keys of a step without a source: a batch each, or one (see `transactional`)."""
         return []
 
     def key_lists(self, context: Context, round_: int) -> list[list[str]] | None:

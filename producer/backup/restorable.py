@@ -164,8 +164,8 @@ ORDER BY 1, 2
 
 def require(connection: Connection) -> None:
     """Raise NotRestorable with what the connected role could not put back, and why."""
-    role = "SET" if sessions.server_version(connection) >= 160000 else "MEMBER"
-    query = _TROUBLE.replace("{set}", role)
+    privilege = "SET" if sessions.server_version(connection) >= 160000 else "MEMBER"
+    query = _TROUBLE.replace("{set}", privilege)
     found = connection.exec_driver_sql(query.replace("%", "%%")).all()
     if not found:
         return

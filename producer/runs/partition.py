@@ -15,8 +15,8 @@ FIRST_WINDOW, LARGEST_WINDOW = 4, 256
 # Where the pace is known, a window is as large as the one that comes so many later.
 KNOWN_PACE = 2
 # No batch is more than this part of what is left for each worker, so that none ends long before
-# the others; nor is it cut so small for that that what it costs besides, which the pause before it
-# shows, is more than a few percent.
+# the others. But it has so many times the work of a pause between two batches of a worker, which is
+# what it costs besides: a few percent.
 SHARES, SHORTEST_SECONDS, PAUSES = 8, 0.2, 16
 
 

@@ -75,6 +75,7 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     sums.catch_up(connection)
     # Outside Alembic's list of revisions: what the application dropped, or what another
     # legacy table lacks, is missing whatever revision the database says it is at.
+    # Read once more, right before they are changed: the revisions took their time.
     tables = current.migration().read(connection, settings)
     added = target.expand(connection, current.migration().schema, tables)
     if added:

@@ -94,8 +94,8 @@ def test_a_worker_that_lost_its_batch_builds_no_more_of_it(
         built.extend(scope.keys or ())
         if len(built) == 1:
             # Its lease ran out while it was frozen, and another worker may have the batch.
-            lapse = "UPDATE migration.batches SET state = 'pending', attempt = attempt + 1"
-            change(engine, f"{lapse} WHERE state = 'running'")
+            again = "UPDATE migration.batches SET state = 'pending', attempt = attempt + 1"
+            change(engine, f"{again} WHERE state = 'running'")
         return real(self, context, scope)
 
     monkeypatch.setattr(TargetIndexes, "apply", apply)

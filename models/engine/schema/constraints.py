@@ -108,16 +108,13 @@ def allow_autovacuum(context: Context) -> None:
 
 def _add_keys(context: Context, references: Sequence[Reference]) -> None:
     connection = context.connection
-    oids = [context.target.table(reference.table).oid for reference in references]
-    taken = _constraints(connection, oids)
-    names = [
-        _free(f"fk_{reference.table}_{reference.column}", taken[oid])
-        for reference, oid in zip(references, oids, strict=True)
-    ]
-    for reference, name in zip(references, names, strict=True):
+    tables = [context.target.table(reference.table) for reference in references]
+    taken = _constraints(connection, [table.oid for table in tables])
+    for reference, table in zip(references, tables, strict=True):
+        name = _free(f"fk_{reference.table}_{reference.column}", taken[table.oid])
         alter(
             connection,
-            f"ALTER TABLE {context.target.table(reference.table).sql}"
+            f"ALTER TABLE {table.sql}"
             f" ADD CONSTRAINT {quote(name)} FOREIGN KEY ({quote(reference.column)})"
             f" REFERENCES {context.target.table(reference.refers_to).sql} (id)"
             f" ON DELETE {reference.on_delete} NOT VALID",

@@ -18,16 +18,11 @@ HELPER = "migration_helper"
 # PostgreSQL cuts longer names off (NAMEDATALEN).
 LONGEST_NAME = 63
 
-_RECORD = text(
-    "INSERT INTO migration.schema_objects (kind, table_name, name)"
-    " SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:tables AS text[]), CAST(:names AS text[]))"
-    " ON CONFLICT DO NOTHING"
+_RECORD = (
+    "INSERT INTO migration.schema_objects (kind, table_name, name) {added} ON CONFLICT DO NOTHING"
 )
-
-
-_RECORD_ONE = (
-    "INSERT INTO migration.schema_objects (kind, table_name, name) VALUES ({})"
-    " ON CONFLICT DO NOTHING"
+_MANY = (
+    "SELECT * FROM unnest(CAST(:kinds AS text[]), CAST(:tables AS text[]), CAST(:names AS text[]))"
 )
 
 
@@ -39,7 +34,8 @@ def record(connection: Connection, kind: str, table: str, name: str) -> None:
 def record_all(connection: Connection, added: Sequence[tuple[str, str, str]]) -> None:
     """The same for many objects (kind, table, name), in one statement."""
     kinds, tables, names = ([each[part] for each in added] for part in range(3))
-    connection.execute(_RECORD, {"kinds": kinds, "tables": tables, "names": names})
+    values = {"kinds": kinds, "tables": tables, "names": names}
+    connection.execute(text(_RECORD.format(added=_MANY)), values)
 
 
 def is_ours(connection: Connection, kind: str, table: str, name: str) -> bool:
@@ -85,7 +81,8 @@ def alter(
     if _is_alone(connection):
         limits += "; SET LOCAL statement_timeout = 0"
     if added:
-        limits += f"; {_RECORD_ONE.format(', '.join(map(literal, added)))}"
+        values = ", ".join(map(literal, added))
+        limits += f"; {_RECORD.format(added=f'VALUES ({values})')}"
     retry_locks(lambda: connection.exec_driver_sql(f"{limits}; {statement}"))
 
 
