@@ -15,6 +15,7 @@ from models.reports.run import RunReport
 from models.settings import Settings, load
 from producer import embedded
 from producer.reports import status
+from producer.schema import upgrade
 from tests import oracle, shapes, variants
 from tests.conftest import fresh_database
 from tests.driving import whole_run
@@ -24,7 +25,12 @@ class Sample(Protocol):
     """See `samples`."""
 
     def __call__(
-        self, users: int, settings: Settings | None = None, shape: variants.Variant = ...
+        self,
+        users: int,
+        settings: Settings | None = None,
+        shape: variants.Variant = ...,
+        *,
+        is_bare: bool = ...,
     ) -> str: ...
 
 
@@ -40,26 +46,36 @@ def settings(servers: object, request: pytest.FixtureRequest) -> Settings:
 def samples(servers: embedded.Servers) -> Iterator[Sample]:
     """Makes a database with a sample of so many users, once a session: its name.
 
-    With settings, a run with these has ended in it: two seconds of work for each test otherwise.
+    The schema step is done in it, unless it is bare: that takes longer than many a test. With
+    settings, a run with these has ended in it, too.
     """
-    made: dict[tuple[int, str, str], str] = {}
+    made: dict[tuple[int, str, str, bool], str] = {}
     with ExitStack() as databases_made:
 
         def sample(
-            users: int, settings: Settings | None = None, shape: variants.Variant = variants.PLAIN
+            users: int,
+            settings: Settings | None = None,
+            shape: variants.Variant = variants.PLAIN,
+            *,
+            is_bare: bool = False,
         ) -> str:
-            key = users, settings.model_dump_json() if settings else "", shape.name
+            key = users, settings.model_dump_json() if settings else "", shape.name, is_bare
             if key not in made:
-                template = sample(users, shape=shape) if settings else "template1"
+                template = "template1"
+                if not is_bare:
+                    template = sample(users, shape=shape, is_bare=settings is None)
                 url = databases_made.enter_context(
                     fresh_database(servers.database_url, template=template)
                 )
                 engine = databases.create(url)
                 if settings:
                     whole_run(engine, settings)
-                else:
+                elif is_bare:
                     with engine.begin() as connection:
                         shape.build(connection, users)
+                else:
+                    mapped = load().model_copy(update={"mapping": shape.mapping})
+                    upgrade.upgrade(engine, mapped)
                 engine.dispose()
                 made[key] = str(engine.url.database)
             return made[key]
@@ -84,14 +100,19 @@ def database(
         settings = request.getfixturevalue("mapped" if "today" in asked else "settings")
         template = samples(request.module.USERS, settings, shape)
     elif "today" in asked or "is_sampled" in asked:
-        template = samples(request.module.USERS, shape=shape)
+        template = samples(request.module.USERS, shape=shape, is_bare="bare" in asked)
     with fresh_database(servers.database_url, template=template) as url:
         yield url
 
 
 @pytest.fixture
+def bare() -> None:
+    """Asked for by a test of what comes before the schema step: its `engine` finds none yet."""
+
+
+@pytest.fixture
 def engine(database: str, is_sampled: bool) -> Iterator[Engine]:
-    """A database with the plain sample of the module's USERS users."""
+    """A database with the plain sample of the module's USERS users, ready for a run."""
     engine = databases.create(database)
     yield engine
     engine.dispose()
@@ -116,7 +137,7 @@ def sampled(
     """The sample that the test's database is a copy of, as it was before any run: to be read."""
     # The copy comes first: nobody may be connected to what is copied.
     shape = shapes.TODAY if "today" in request.fixturenames else variants.PLAIN
-    name = samples(request.module.USERS, shape=shape)
+    name = samples(request.module.USERS, shape=shape, is_bare=True)
     engine = databases.create(servers.database_url.replace("/dashboard?", f"/{name}?"))
     yield engine
     engine.dispose()

@@ -17,6 +17,7 @@ from tests import oracle, variants
 from tests.driving import change, go_on, scalar, whole_run
 
 USERS = 100
+pytestmark = pytest.mark.usefixtures("bare")
 GRANTS = parse_grants(DEFAULT_GRANTS)
 NAMES = oracle.Names(targets={"tool_usage_logs": "usage"})
 MAPPING = """

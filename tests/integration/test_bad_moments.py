@@ -164,6 +164,7 @@ def test_a_user_who_is_deleted_and_comes_back_is_a_new_user(
     assert wrong_rows(engine, before) == []
 
 
+@pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize("stage", ["projects", "finish"])
 def test_an_owner_that_the_users_key_cannot_hold_is_no_owner(
     engine: Engine, settings: Settings, stage: str

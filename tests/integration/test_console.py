@@ -298,6 +298,7 @@ def test_rows_are_accepted_and_opened_again_one_by_one_and_by_their_reason(
     assert [row["actor"] for row in status.actions(engine)[:4]] == ["Ada (console)"] * 4
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_run_is_started_after_a_check_and_the_list_says_by_whom(
     ada: FlaskClient, engine: Engine, settings: Settings
 ) -> None:

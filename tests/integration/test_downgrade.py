@@ -15,6 +15,7 @@ from tests.driving import change, go_on, start, whole_run
 from tests.short import short
 
 USERS = 60
+pytestmark = pytest.mark.usefixtures("bare")
 
 
 def catalog(engine: Engine) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ from tests.driving import change, go_on, scalar, start, whole_run
 from worker import batch
 
 USERS = 60
+pytestmark = pytest.mark.usefixtures("bare")
 BATCH_SIZE = 20
 ID = "SELECT id FROM migration.ledger"
 

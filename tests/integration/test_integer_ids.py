@@ -18,6 +18,7 @@ from tests import oracle, shapes
 from tests.driving import change, go_on, scalar, start, whole_run
 
 USERS = 100
+pytestmark = pytest.mark.usefixtures("bare")
 GRANTS = parse_grants(DEFAULT_GRANTS)
 NAMES = shapes.TODAY.names
 WRITTEN = ("ai_suites", "ai_tools", "tool_assignments", "dashboard_tool_usage_logs", "credit_logs")

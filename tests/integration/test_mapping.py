@@ -15,6 +15,7 @@ from tests import oracle
 from tests.driving import change, scalar, start, whole_run
 
 USERS = 100
+pytestmark = pytest.mark.usefixtures("bare")
 GRANTS = parse_grants(DEFAULT_GRANTS)
 MAPPING = """
 [columns.users]

@@ -13,6 +13,7 @@ from producer.schema import upgrade
 from tests.driving import change, go_on, scalar, whole_run
 
 USERS = 60
+pytestmark = pytest.mark.usefixtures("bare")
 NOTHING = "SELECT to_regclass('public.organizations') IS NULL"
 FIRST_COLUMNS = """
 SELECT count(*) FROM pg_index i JOIN pg_attribute a

@@ -30,6 +30,7 @@ from tests.short import short
 from tests.variants import INTEGER, PLAIN, USERS_ONLY, VARIANTS, Variant
 
 USERS = 100
+pytestmark = pytest.mark.usefixtures("bare")
 # A whole run each in `make test`; after all others in `make test-all`.
 SHORT = ("a check that all rows satisfy", "one suite a name", "keys of a fixed width", "no user")
 _CATALOG = """

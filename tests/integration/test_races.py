@@ -314,6 +314,7 @@ def test_verification_and_reconciliation_open_together_and_the_finish_after_both
     assert seen["finish"] == "finish"
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_default_with_a_colon_and_a_percent_sign_is_read_as_it_is(
     engine: Engine, settings: Settings
 ) -> None:

@@ -23,6 +23,7 @@ from tests.driving import change, whole_run
 from tests.short import short
 
 USERS = 40
+pytestmark = pytest.mark.usefixtures("bare")
 LEGACY = ("users", "gpt_subscriptions", "projects")
 ROLES = ("restoring_owner", "restoring_other", "restoring_member")
 

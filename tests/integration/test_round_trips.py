@@ -54,6 +54,7 @@ def test_a_batch_sends_no_more_statements_than_it_must(
     assert max(sent["reconciliation/credits"]) == STATEMENTS["reconciliation/credits"]
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_first_run_sends_no_more_statements_than_it_must_before_it_publishes(
     engine: Engine, settings: Settings
 ) -> None:

@@ -14,6 +14,7 @@ from tests import shapes
 from tests.driving import change, whole_run
 
 USERS = 60
+pytestmark = pytest.mark.usefixtures("bare")
 TABLES = {
     "users_table": shapes.TODAY.names.users,
     "subscriptions_table": shapes.TODAY.names.subscriptions,

@@ -17,6 +17,7 @@ from producer.schema import downgrade
 from tests.driving import change, go_on, scalar, start, whole_run
 
 USERS = 60
+pytestmark = pytest.mark.usefixtures("bare")
 TOOLS = "SELECT count(*) FROM ai_tools"
 # A project whose column names a subscription of its owner.
 PROJECT = (
