@@ -109,12 +109,10 @@ def _cut_so_far(stage: Any, step: Step) -> tuple[int, int]:
 
 def _size(connection: Connection, run: Any, stage: Any, step: Step) -> partition.Size:
     """How large the step's next window is, from what its last batches took."""
-    of_run = batches.c.run_id == run.id
     windows, cut = _cut_so_far(stage, step)
     if run.batch_size != "auto":
         return partition.Size(int(run.batch_size), partition.window_pages(windows))
-    # A step begins at the pace of the one before it.
-    pace = _pace(connection, of_run, stage.name, step.name) or _pace(connection, of_run)
+    pace = _pace(connection, stage, step)
     if pace is None:
         return partition.Size(partition.FIRST_ROWS, partition.window_pages(windows))
     # There is a pace to begin with: each window more costs the time of opening it.
@@ -127,14 +125,19 @@ def _size(connection: Connection, run: Any, stage: Any, step: Step) -> partition
     return partition.Size(min(partition.next_rows(pace.rows, pace.seconds), most), pages)
 
 
-def _pace(
-    connection: Connection,
-    of_run: sa.ColumnElement[bool],
-    stage: str | None = None,
-    step: str | None = None,
-) -> partition.Pace | None:
-    """The pace of the last pages that are done; None where there are none."""
-    newest = sa.select(batches).where(of_run).order_by(batches.c.id.desc()).limit(NEWEST).subquery()
+def _pace(connection: Connection, stage: Any, step: Step) -> partition.Pace | None:
+    """The pace of the step's last pages that are done; None where the run has none yet.
+
+    A step begins at the pace of those before it.
+    """
+    is_own = (batches.c.stage == stage.name) & (batches.c.step == step.name)
+    newest = (
+        sa.select(batches, is_own.label("is_own"))
+        .where(batches.c.run_id == stage.run_id)
+        .order_by(batches.c.id.desc())
+        .limit(NEWEST)
+        .subquery()
+    )
     # Whatever the worker did before: a pause has no work in it.
     before = sa.func.lag(newest.c.finished_at).over(
         partition_by=newest.c.worker, order_by=newest.c.started_at
@@ -142,28 +145,33 @@ def _pace(
     of = sa.select(newest, before.label("before")).subquery().c
     recent = (
         sa.select(
+            of.is_own,
             of.rows,
             of.worker,
             sa.extract("epoch", of.finished_at - of.started_at).label("seconds"),
             sa.extract("epoch", of.started_at - of.before).label("pause"),
+            sa.func.row_number().over(partition_by=of.is_own, order_by=of.id.desc()).label("nth"),
         )
-        .where(of.state == "done", of.key_list.is_(None))
-        .where(of.stage == (stage or of.stage), of.step == (step or of.step))
-        .order_by(of.id.desc())
-        .limit(RECENT)
+        .where(of.state == "done", of.key_list.is_(None), of.rows > 0)
         .subquery()
+        .c
     )
     mean = connection.execute(
         sa.select(
-            sa.func.coalesce(sa.func.avg(recent.c.rows), 0),
-            sa.func.coalesce(sa.func.avg(recent.c.seconds), 0),
-            sa.func.count(recent.c.worker.distinct()),
-            sa.func.greatest(sa.func.min(recent.c.pause), 0),
+            sa.func.avg(recent.rows),
+            sa.func.avg(recent.seconds),
+            sa.func.count(recent.worker.distinct()),
+            sa.func.greatest(sa.func.min(recent.pause), 0),
         )
-    ).one()
-    if not mean[0]:
+        .where(recent.nth <= RECENT)
+        .group_by(recent.is_own)
+        .order_by(recent.is_own.desc())
+        .limit(1)
+    ).one_or_none()
+    if mean is None:
         return None
-    return partition.Pace(int(mean[0]), float(mean[1]), int(mean[2]), float(mean[3]))
+    rows, seconds, workers, pause = mean
+    return partition.Pace(int(rows), float(seconds), int(workers), float(pause))
 
 
 def _insert(
