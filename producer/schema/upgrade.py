@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, text
 from models.engine import current
 from models.engine.live import capture
 from models.engine.schema import target
-from models.engine.schema.indexes import record_all
+from models.engine.schema.indexes import record
 from models.engine.source import Sources
 from models.ledger import audit, identity, relations, revision, sums
 from models.ledger.functions import TRY_JSONB
@@ -79,7 +79,7 @@ def bring_up(connection: Connection, settings: Settings) -> list[tuple[str, str,
     tables = current.migration().read(connection, settings)
     added = target.expand(connection, current.migration().schema, tables)
     if added:
-        record_all(connection, added)
+        record(connection, added)
         audit.note(connection, "schema upgrade", after={"added": len(added)})
     return added
 

@@ -134,6 +134,24 @@ def test_constraints_of_somebody_else_stay(engine: Engine, settings: Settings) -
     assert scalar(engine, key) == 1
 
 
+def test_what_an_interruption_left_goes_whatever_its_name(
+    engine: Engine, settings: Settings
+) -> None:
+    upgrade.upgrade(engine, settings)
+    change(
+        engine,
+        "ALTER TABLE users ADD CONSTRAINT migration_not_null CHECK (id <> '')",
+        "ALTER TABLE users ADD CONSTRAINT migration_not_null_1 CHECK (credits_balance >= 0)",
+        "INSERT INTO migration.schema_objects (kind, table_name, name)"
+        " VALUES ('constraint', 'users', 'migration_not_null_1')",
+    )
+    # Where a row is quarantined, its table gets no NOT NULL: all of these are good.
+    change(engine, "DELETE FROM users WHERE email IS NULL OR email NOT LIKE '%@%'")
+    whole_run(engine, settings)
+    left = "SELECT string_agg(conname, ' ') FROM pg_constraint WHERE conname LIKE 'migration_not_n%'"
+    assert scalar(engine, left) == "migration_not_null"
+
+
 def test_none_is_refused_where_the_table_holds_rows(engine: Engine, settings: Settings) -> None:
     none = settings.model_copy(update={"subscriptions_table": "none", "projects_table": "none"})
     refused(engine, none, "public.gpt_subscriptions holds rows")

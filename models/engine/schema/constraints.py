@@ -17,9 +17,7 @@ from models.engine.schema.declaration import Reference
 from models.engine.schema.indexes import (
     alter,
     drop_helpers,
-    is_ours,
-    record,
-    record_all,
+    ours,
     recorded,
 )
 from models.engine.source import SourceTable
@@ -28,6 +26,7 @@ from models.postgres.catalog import quote
 from models.postgres.database import sqlstate
 
 _REST = "not null and the rest"
+_NOT_NULL = "migration_not_null"
 _CHECK_VIOLATION = "23514"
 _FOREIGN_KEY_VIOLATION = "23503"
 
@@ -96,8 +95,8 @@ def _drop_helper_indexes(context: Context) -> None:
 
 def allow_autovacuum(context: Context) -> None:
     """From now on the tables that the migration made are vacuumed like all others."""
-    ours = recorded(context.connection)
-    tables = [name for name in context.migration.schema.tables if ("table", name, name) in ours]
+    added = recorded(context.connection)
+    tables = [name for name in context.migration.schema.tables if ("table", name, name) in added]
     resets = (
         f"ALTER TABLE {context.target.table(name).sql} RESET (autovacuum_enabled)"
         for name in tables
@@ -118,7 +117,7 @@ def _add_keys(context: Context, references: Sequence[Reference]) -> None:
             f" ADD CONSTRAINT {quote(name)} FOREIGN KEY ({quote(reference.column)})"
             f" REFERENCES {context.target.table(reference.refers_to).sql} (id)"
             f" ON DELETE {reference.on_delete} NOT VALID",
-            added=("constraint", reference.table, name),
+            added=[("constraint", reference.table, name)],
         )
 
 
@@ -172,11 +171,11 @@ def _set_defaults(context: Context) -> None:
         table = context.sources.by_plural[name]
         missing = [column for column in defaults if table.columns[column].default is None]
         if missing:
-            record_all(connection, [("default", name, column) for column in missing])
             clauses = ", ".join(
                 f"ALTER COLUMN {quote(column)} SET DEFAULT {defaults[column]}" for column in missing
             )
-            alter(connection, f"ALTER TABLE {table.sql} {clauses}")
+            added = [("default", name, column) for column in missing]
+            alter(connection, f"ALTER TABLE {table.sql} {clauses}", added=added)
 
 
 def _require_values(context: Context) -> None:
@@ -197,18 +196,15 @@ def _require_values(context: Context) -> None:
 
 def _set_not_null(connection: Connection, table: SourceTable, columns: list[str]) -> None:
     """With a validated CHECK in place, SET NOT NULL needs no scan under its lock (PG 12 on)."""
-    label, name = table.source.plural, "migration_not_null"
+    label = table.source.plural
     # What an interruption left goes; a constraint of somebody else's with that name stays.
-    if not is_ours(connection, "constraint", label, name):
-        name = _free(name, _constraints(connection, [table.oid])[table.oid])
-        record(connection, "constraint", label, name)
+    own = [name for name in ours(connection, "constraint", label) if name.startswith(_NOT_NULL)]
+    name = own[0] if own else _free(_NOT_NULL, _constraints(connection, [table.oid])[table.oid])
     check = quote(name)
     condition = " AND ".join(f"{quote(name)} IS NOT NULL" for name in columns)
     drop = f"ALTER TABLE {table.sql} DROP CONSTRAINT IF EXISTS {check}"
-    alter(connection, drop)
-    alter(
-        connection, f"ALTER TABLE {table.sql} ADD CONSTRAINT {check} CHECK ({condition}) NOT VALID"
-    )
+    add = f"ALTER TABLE {table.sql} ADD CONSTRAINT {check} CHECK ({condition}) NOT VALID"
+    alter(connection, f"{drop}; {add}", added=[("constraint", label, name)])
     try:
         alter(connection, f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {check}")
     except DBAPIError as failure:
@@ -217,7 +213,6 @@ def _set_not_null(connection: Connection, table: SourceTable, columns: list[str]
         # A row that came after the pages were cut, without these columns: the next run takes it.
         alter(connection, drop)
         return
-    record_all(connection, [("not_null", label, column) for column in columns])
     clauses = ", ".join(f"ALTER COLUMN {quote(name)} SET NOT NULL" for name in columns)
-    alter(connection, f"ALTER TABLE {table.sql} {clauses}")
-    alter(connection, drop)
+    added = [("not_null", label, column) for column in columns]
+    alter(connection, f"ALTER TABLE {table.sql} {clauses}; {drop}", added=added)

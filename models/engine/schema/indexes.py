@@ -26,13 +26,11 @@ _MANY = (
 )
 
 
-def record(connection: Connection, kind: str, table: str, name: str) -> None:
-    """Remember that the migration added this object; only those may be taken away again."""
-    record_all(connection, [(kind, table, name)])
+def record(connection: Connection, added: Sequence[tuple[str, str, str]]) -> None:
+    """Remember that the migration added these objects (kind, table, name).
 
-
-def record_all(connection: Connection, added: Sequence[tuple[str, str, str]]) -> None:
-    """The same for many objects (kind, table, name), in one statement."""
+    Only those may be taken away again.
+    """
     kinds, tables, names = ([each[part] for each in added] for part in range(3))
     values = {"kinds": kinds, "tables": tables, "names": names}
     connection.execute(text(_RECORD.format(added=_MANY)), values)
@@ -70,20 +68,20 @@ def ours(connection: Connection, kind: str, table: str) -> list[str]:
 
 
 def alter(
-    connection: Connection, statement: str, *, added: tuple[str, str, str] | None = None
+    connection: Connection, statements: str, *, added: Sequence[tuple[str, str, str]] = ()
 ) -> None:
-    """Run one ALTER or plain CREATE INDEX with a short lock timeout, until it gets its lock.
+    """Run an ALTER or plain CREATE INDEX with a short lock timeout, until it gets its lock.
 
-    The connection is in autocommit: the limit and the statement travel as one transaction. So does
-    the record of the object (kind, table, name) that it adds.
+    The connection is in autocommit: the limit and the statements travel as one transaction. So do
+    the records of the objects (kind, table, name) that they add.
     """
     limits = f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"
     if _is_alone(connection):
         limits += "; SET LOCAL statement_timeout = 0"
     if added:
-        values = ", ".join(map(literal, added))
-        limits += f"; {_RECORD.format(added=f'VALUES ({values})')}"
-    retry_locks(lambda: connection.exec_driver_sql(f"{limits}; {statement}"))
+        rows = (f"({', '.join(map(literal, each))})" for each in added)
+        limits += "; " + _RECORD.format(added=f"VALUES {', '.join(rows)}")
+    retry_locks(lambda: connection.exec_driver_sql(f"{limits}; {statements}"))
 
 
 def build(
@@ -102,9 +100,9 @@ def build(
             drop_concurrently(connection, table.schema, free)
         target = f"IF NOT EXISTS {quote(free)} ON {table.sql} ({quote(column)})"
         if is_ours(connection, "table", label, label):
-            alter(connection, f"CREATE INDEX {target}", added=(kind, label, free))
+            alter(connection, f"CREATE INDEX {target}", added=[(kind, label, free)])
         else:
-            record(connection, kind, label, free)
+            record(connection, [(kind, label, free)])
             connection.exec_driver_sql(f"CREATE INDEX {_concurrently(connection)} {target}")
         return
 
