@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Some containers set it; then each of thousands of processes would compile the same modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-pytest = $(venv)/pytest --numprocesses logical --maxprocesses 4 --dist loadfile --durations 20
+pytest = $(venv)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations 20
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import psycopg2
 import pytest
 import redis
@@ -28,7 +30,16 @@ _redis_databases = itertools.cycle(range(1, 15))
 
 
 # No test's data outlive a power cut: nothing waits for the disk. A killed server loses nothing.
-_CARELESS = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "64MB"}
+_CARELESS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "64MB",
+    "max_wal_size": "256MB",
+}
+# Where the data lie if there is so much room. Before ext4 gives an inode out it looks at all that
+# were deleted lately, and the tests make and drop databases of three hundred files each.
+_MEMORY, _ROOM = Path("/dev/shm"), 8 << 30
+_PREFIX = "migration-tests-"
 _OURS = ("MIGRATION_", "CELERY_", "FLOWER_", "OTEL_", "PG", "DATABASE_URL", "REDIS_URL")
 # A shell lets what runs in its background ignore this, and so would what a test starts and stops.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,12 +61,53 @@ def _settle() -> Path:
     for name in list(os.environ):
         if name.startswith(_OURS):
             del os.environ[name]
-    home = Path(tempfile.mkdtemp(prefix="migration-tests-")) / ".migration"
+    place = _place()
+    _sweep(place)
+    made = Path(tempfile.mkdtemp(dir=place))
+    # Root's servers run as another user.
+    made.chmod(0o755)
+    # Before it has the name by which others find it.
+    _hold(made)
+    home = made.rename(place / f"{_PREFIX}{made.name}") / ".migration"
     os.environ["MIGRATION_HOME"] = str(home)
     return home
 
 
+def _place() -> Path:
+    if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
+        room = min(shutil.disk_usage(_MEMORY).free, psutil.virtual_memory().available)
+        if room >= _ROOM:
+            return _MEMORY
+    return Path(tempfile.gettempdir())
+
+
+def _hold(folder: Path) -> bool:
+    """Lock a session's folder until this process ends; False where another one holds it."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return False
+    return True
+
+
+def _sweep(place: Path) -> None:
+    """End the servers of sessions that were killed, and remove their data."""
+    for folder in place.glob(f"{_PREFIX}*"):
+        with suppress(OSError, Misconfigured):
+            if _hold(folder):
+                embedded.erase(folder / ".migration")
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 _HOME = _settle()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: some tests wait for a server or for a lock."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_configure(config: pytest.Config) -> None:
