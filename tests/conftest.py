@@ -97,7 +97,8 @@ def _sweep(place: Path) -> None:
     for folder in place.glob(f"{_PREFIX}*"):
         with suppress(OSError, Misconfigured):
             if _hold(folder):
-                embedded.erase(folder / ".migration")
+                for home in folder.rglob(".migration"):
+                    embedded.erase(home)
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -191,13 +192,13 @@ def own_redis(tmp_path: Path) -> Iterator[directories.Place]:
 
 
 @pytest.fixture(scope="session")
-def old_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def old_postgres(_environment: Path) -> Iterator[str]:
     """The address of a PostgreSQL 15, the oldest that a wheel carries."""
     try:
         bin_dir = programs.postgres_bin_dir("pgserver")
     except Misconfigured:
         pytest.skip("no wheel of pgserver for this platform and Python")
-    home = tmp_path_factory.mktemp("old") / ".migration"
+    home = _environment.parent / "old" / ".migration"
     try:
         with directories.locked(home), careless():
             place = directories.prepare(home)
@@ -215,12 +216,12 @@ def old_database(old_postgres: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def icu_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def icu_postgres(_environment: Path) -> Iterator[str]:
     """The address of a PostgreSQL of the distribution's: it has ICU, and contrib's extensions."""
     found = sorted(Path("/").glob("usr/lib/postgresql/*/bin/postgres"))
     if not found:
         pytest.skip("no PostgreSQL with ICU here: apt-get install postgresql postgresql-contrib")
-    home = tmp_path_factory.mktemp("icu") / ".migration"
+    home = _environment.parent / "icu" / ".migration"
     try:
         with directories.locked(home), careless():
             place = directories.prepare(home)
