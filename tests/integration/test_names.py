@@ -148,7 +148,9 @@ def test_what_an_interruption_left_goes_whatever_its_name(
     # Where a row is quarantined, its table gets no NOT NULL: all of these are good.
     change(engine, "DELETE FROM users WHERE email IS NULL OR email NOT LIKE '%@%'")
     whole_run(engine, settings)
-    left = "SELECT string_agg(conname, ' ') FROM pg_constraint WHERE conname LIKE 'migration_not_n%'"
+    left = (
+        "SELECT string_agg(conname, ' ') FROM pg_constraint WHERE conname LIKE 'migration_not_n%'"
+    )
     assert scalar(engine, left) == "migration_not_null"
 
 

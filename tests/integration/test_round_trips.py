@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
 from models.engine.schema.indexes import TargetIndexes
-from models.engine.step import Context, Counts, Scope
+from models.engine.step import Context, Counts, Scope, Step
+from models.reports.run import RunReport
 from models.settings import Settings
 from producer.checks import preflight
 from producer.runs import advance, control, rollback, windows
@@ -66,6 +68,26 @@ def test_a_first_run_sends_no_more_statements_than_it_must_before_it_publishes(
     assert not tried.is_real
     # A lock that autovacuum holds for a moment costs some more.
     assert found.statements <= BEFORE_PUBLISHING + AGAIN
+
+
+def test_a_step_begins_at_the_pace_of_those_before_it_and_goes_on_at_its_own(
+    engine: Engine, finished: RunReport
+) -> None:
+    change(engine, "UPDATE migration.batches SET rows = 400 WHERE key_list IS NULL")
+    change(engine, "UPDATE migration.batches SET rows = 100 WHERE step = 'switch'")
+    stage = SimpleNamespace(run_id=finished.run_id, name="switch")
+    step, paces = Step(), []
+    for step.name in ("switch", "new"):
+        with spent(engine) as found, engine.begin() as connection:
+            paces.append(windows._pace(connection, stage, step))
+        assert found.statements == 1
+    assert [pace.rows for pace in paces if pace] == [100, 400]
+    # Pages without rows tell nothing.
+    change(engine, "UPDATE migration.batches SET rows = 0 WHERE step = 'switch'")
+    step.name = "switch"
+    with engine.begin() as connection:
+        pace = windows._pace(connection, stage, step)
+    assert pace and pace.rows == 400
 
 
 @pytest.mark.parametrize(("few", "batches"), [(20_000, [1, 2]), (0, [8, 9])])
