@@ -18,6 +18,7 @@ from producer.runs import control
 from tests.driving import change, go_on, scalar, spent, start, whole_run
 
 USERS = 300
+pytestmark = pytest.mark.usefixtures("bare")
 # Stages in which the time of a page counts, and little else.
 PAGED = ("users", "verification")
 # Whatever a table or a catalog could hold of it.

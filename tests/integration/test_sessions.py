@@ -105,6 +105,7 @@ def role(engine: Engine, address: str, defaults: dict[str, str]) -> Iterator[Eng
         change(engine, f"REASSIGN OWNED BY {name} TO CURRENT_USER", f"DROP ROLE {name}")
 
 
+@pytest.mark.usefixtures("bare")
 @pytest.mark.parametrize("name", short(DEFAULTS, *(DEFAULTS.keys() - {"repeatable read"})))
 def test_no_default_of_a_role_decides_how_a_run_ends(
     engine: Engine, settings: Settings, database: str, name: str
@@ -247,6 +248,7 @@ def test_a_transaction_has_the_settings_that_it_needs(engine: Engine, database: 
     assert path == '"$user", public, pg_temp'
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_read_only_default_is_named(engine: Engine, settings: Settings, database: str) -> None:
     with (
         role(engine, database, {"default_transaction_read_only": "on"}) as worker,
