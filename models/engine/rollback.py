@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, text
 
 from models.engine.live.capture import Release
-from models.engine.schema.constraints import allow_autovacuum
+from models.engine.schema.constraints import allow_autovacuum, drop_left_checks
 from models.engine.schema.indexes import EarlyIndexes, TargetIndexes, alter, drop_helpers, is_ours
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, Step
@@ -146,6 +146,7 @@ def _drop_not_null(context: Context) -> None:
     )
     kinds = {"not_null": "DROP NOT NULL"} | ({} if others else {"default": "DROP DEFAULT"})
     for name, defaults in context.migration.schema.defaults.items():
+        drop_left_checks(connection, context.sources.by_plural[name])
         clauses = [
             f"ALTER COLUMN {quote(column)} {clause}"
             for kind, clause in kinds.items()

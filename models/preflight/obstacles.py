@@ -50,7 +50,7 @@ SELECT w.name, c.relkind AS kind, c.relpersistence AS persistence,
       ELSE (SELECT format('%I IS NULL', a.attname) FROM pg_attribute a
         WHERE a.attrelid = k.conrelid AND a.attnum = k.conkey[1]) END) || E'\\t' || k.conname
     FROM pg_constraint k WHERE k.conrelid = c.oid AND k.contype IN ('c', 'n')
-    AND NOT k.convalidated AND k.conname <> 'migration_not_null') AS unproved,
+    AND NOT k.convalidated AND k.conname !~ '^migration_not_null(_[0-9]+)?$') AS unproved,
   ARRAY(SELECT x.relname::text FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
     WHERE i.indrelid = c.oid AND (i.indisunique OR i.indisexclusion) AND i.indisready
     AND NOT i.indisprimary AND NOT (i.indisunique AND i.indpred IS NULL

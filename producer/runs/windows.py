@@ -159,7 +159,7 @@ def _pace(connection: Connection, stage: Any, step: Step) -> partition.Pace | No
     mean = connection.execute(
         sa.select(
             sa.func.avg(recent.rows),
-            sa.func.avg(recent.seconds),
+            sa.func.coalesce(sa.func.avg(recent.seconds), 0),
             sa.func.count(recent.worker.distinct()),
             sa.func.greatest(sa.func.min(recent.pause), 0),
         )

@@ -22,7 +22,7 @@ from models.engine.schema.indexes import (
 )
 from models.engine.source import SourceTable
 from models.engine.step import Context, Counts, Scope, Step
-from models.postgres.catalog import quote
+from models.postgres.catalog import literal, quote
 from models.postgres.database import sqlstate
 
 _REST = "not null and the rest"
@@ -190,21 +190,36 @@ def _require_values(context: Context) -> None:
             {"entity": table.source.entity},
         )
         nullable = [column for column in defaults if not table.columns[column].not_null]
+        drop_left_checks(context.connection, table)
         if nullable and not any_quarantined:
             _set_not_null(context.connection, table, nullable)
+
+
+def drop_left_checks(connection: Connection, table: SourceTable) -> None:
+    """Drop what an interrupted NOT NULL left; a constraint of somebody else's stays."""
+    label = table.source.plural
+    names = [name for name in ours(connection, "constraint", label) if name.startswith(_NOT_NULL)]
+    if names:
+        alter(connection, "; ".join(_drop_check(table, name) for name in names))
+
+
+def _drop_check(table: SourceTable, name: str) -> str:
+    """Statements: the name is free for somebody else then."""
+    return (
+        f"ALTER TABLE {table.sql} DROP CONSTRAINT IF EXISTS {quote(name)};"
+        " DELETE FROM migration.schema_objects WHERE kind = 'constraint'"
+        f" AND table_name = {literal(table.source.plural)} AND name = {literal(name)}"
+    )
 
 
 def _set_not_null(connection: Connection, table: SourceTable, columns: list[str]) -> None:
     """With a validated CHECK in place, SET NOT NULL needs no scan under its lock (PG 12 on)."""
     label = table.source.plural
-    # What an interruption left goes; a constraint of somebody else's with that name stays.
-    own = [name for name in ours(connection, "constraint", label) if name.startswith(_NOT_NULL)]
-    name = own[0] if own else _free(_NOT_NULL, _constraints(connection, [table.oid])[table.oid])
-    check = quote(name)
+    name = _free(_NOT_NULL, _constraints(connection, [table.oid])[table.oid])
+    check, drop = quote(name), _drop_check(table, name)
     condition = " AND ".join(f"{quote(name)} IS NOT NULL" for name in columns)
-    drop = f"ALTER TABLE {table.sql} DROP CONSTRAINT IF EXISTS {check}"
     add = f"ALTER TABLE {table.sql} ADD CONSTRAINT {check} CHECK ({condition}) NOT VALID"
-    alter(connection, f"{drop}; {add}", added=[("constraint", label, name)])
+    alter(connection, add, added=[("constraint", label, name)])
     try:
         alter(connection, f"ALTER TABLE {table.sql} VALIDATE CONSTRAINT {check}")
     except DBAPIError as failure:
