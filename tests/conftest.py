@@ -61,13 +61,14 @@ def _settle() -> Path:
     for name in list(os.environ):
         if name.startswith(_OURS):
             del os.environ[name]
+    for place in (_MEMORY, Path(tempfile.gettempdir())):
+        _sweep(place)
     place = _place()
-    _sweep(place)
     made = Path(tempfile.mkdtemp(dir=place))
     # Root's servers run as another user.
     made.chmod(0o755)
     # Before it has the name by which others find it.
-    _hold(made)
+    _hold(made / "lock", os.O_CREAT)
     home = made.rename(place / f"{_PREFIX}{made.name}") / ".migration"
     os.environ["MIGRATION_HOME"] = str(home)
     return home
@@ -76,27 +77,29 @@ def _settle() -> Path:
 def _place() -> Path:
     if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
         room = min(shutil.disk_usage(_MEMORY).free, psutil.virtual_memory().available)
-        if room >= _ROOM:
+        # The programs of root's servers may have to lie beside their data.
+        if room >= _ROOM and not os.statvfs(_MEMORY).f_flag & os.ST_NOEXEC:
             return _MEMORY
     return Path(tempfile.gettempdir())
 
 
-def _hold(folder: Path) -> bool:
+def _hold(lock: Path, flags: int = 0) -> bool:
     """Lock a session's folder until this process ends; False where another one holds it."""
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    held = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(lock)
+        os.close(held)
         return False
     return True
 
 
 def _sweep(place: Path) -> None:
-    """End the servers of sessions that were killed, and remove their data."""
+    """End the servers of our own sessions that were killed, and remove their data."""
     for folder in place.glob(f"{_PREFIX}*"):
         with suppress(OSError, Misconfigured):
-            if _hold(folder):
+            is_ours = not folder.is_symlink() and folder.stat().st_uid == os.geteuid()
+            if is_ours and _hold(folder / "lock"):
                 for home in folder.rglob(".migration"):
                     embedded.erase(home)
                 shutil.rmtree(folder, ignore_errors=True)

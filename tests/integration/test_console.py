@@ -315,6 +315,7 @@ def test_a_run_is_started_after_a_check_and_the_list_says_by_whom(
     assert scalar(engine, "SELECT count(*) FROM migration.runs") == 1
 
 
+@pytest.mark.usefixtures("bare")
 def test_a_check_that_fails_offers_no_start(ada: FlaskClient, engine: Engine) -> None:
     change(engine, "DROP TABLE projects")
     page = ada.post("/check", data={"csrf_token": token(ada, "/start")}).text
@@ -431,6 +432,7 @@ def test_what_the_ledger_holds_is_text_and_never_html(
     assert "&lt;img src=x" in page and "<img" not in page
 
 
+@pytest.mark.usefixtures("bare")
 def test_before_the_first_run_it_says_how_to_start_one(ada: FlaskClient, engine: Engine) -> None:
     page = ada.get("/").text
     assert "No run yet" in page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from sqlalchemy import Engine
 
 from models.dashboard.checks.integrity import INTEGRITY
@@ -62,6 +63,7 @@ PLANTS = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("bare")
 def test_each_rule_finds_its_rows_and_a_query_lists_them(
     engine: Engine, settings: Settings
 ) -> None:

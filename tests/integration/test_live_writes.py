@@ -161,6 +161,7 @@ def test_a_trigger_never_makes_the_applications_write_fail(
     assert go_on(engine, settings, ended.run_id).exit_status == 3
 
 
+@pytest.mark.usefixtures("bare")
 def test_an_application_without_any_right_on_the_ledger_is_captured_too(
     engine: Engine, settings: Settings
 ) -> None:

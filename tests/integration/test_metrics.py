@@ -31,6 +31,7 @@ def scrape(engine: Engine) -> Samples:
     }
 
 
+@pytest.mark.usefixtures("bare")
 def test_before_the_first_run_and_without_a_database_it_says_just_that(
     engine: Engine, settings: Settings, database: str
 ) -> None:
