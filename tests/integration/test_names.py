@@ -154,7 +154,7 @@ def test_what_an_interruption_left_goes_whatever_its_name(
     whole_run(engine, settings)
     recorded = "SELECT count(*) FROM migration.schema_objects WHERE name LIKE 'migration_not%'"
     assert scalar(engine, LEFT_NAMES) == "migration_not_null"
-    # Whoever takes the name next keeps what has it.
+    # The name is free: a later constraint of somebody else's is not taken for ours.
     assert scalar(engine, recorded) == 0
 
 

@@ -189,8 +189,8 @@ def _require_values(context: Context) -> None:
             ),
             {"entity": table.source.entity},
         )
-        nullable = [column for column in defaults if not table.columns[column].not_null]
         drop_left_checks(context.connection, table)
+        nullable = [column for column in defaults if not table.columns[column].not_null]
         if nullable and not any_quarantined:
             _set_not_null(context.connection, table, nullable)
 
