@@ -51,6 +51,7 @@ def opened(product: Product, between: Proxy) -> Iterator[tuple[Process, Path | N
     waiting.kill()
 
 
+@pytest.mark.long
 def test_a_command_waits_for_the_database_from_the_moment_it_has_opened_its_run(
     product: Product, between: Proxy, opened: tuple[Process, Path | None]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
+import pytest
 from sqlalchemy import text
 
 from models.settings import DEFAULT_GRANTS, parse_grants
@@ -13,6 +14,7 @@ from tests.acceptance.conftest import Product
 GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
 
 
+@pytest.mark.long
 def test_a_trigger_that_raises_costs_one_row_each(product: Product) -> None:
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, 400)
@@ -82,6 +84,7 @@ def test_a_balance_that_cannot_hold_the_grant_costs_one_user(product: Product) -
     assert ended.json["reconciliation"]["discrepancies"] == 0
 
 
+@pytest.mark.long
 def test_a_table_that_refuses_all_rows_pauses_the_run_and_says_so_as_it_happens(
     product: Product,
 ) -> None:

@@ -103,6 +103,7 @@ def lock(product: Product, statement: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 def test_a_lock_in_the_way_is_named_and_does_not_hold_the_check_up(school: Product) -> None:
     with lock(school, "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"):
         # It says so while the lock is held.
@@ -130,6 +131,7 @@ def test_missing_privileges_are_listed(school: Product, guest: str) -> None:
     assert found["quarantined rows"]["verdict"] == "warning"
 
 
+@pytest.mark.long
 def test_sessions_that_the_role_cannot_look_into_are_not_taken_for_none(
     school: Product, guest: str
 ) -> None:
@@ -162,6 +164,7 @@ def on_full_disk(product: Product, *arguments: str) -> subprocess.CompletedProce
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_full_disk_is_said_before_and_leaves_no_backup_behind(school: Product) -> None:
     ended = on_full_disk(school, "check", "--json")
     found = {check["name"]: check for check in json.loads(ended.stdout)["checks"]}
@@ -191,6 +194,7 @@ def test_a_table_in_the_way_is_named_with_its_column(school: Product) -> None:
     assert "ai_tools.id is integer, but public.projects.id is" in found["found"]
 
 
+@pytest.mark.long
 def test_a_replica_is_no_place_to_migrate(servers: embedded.Servers, _environment: Path) -> None:
     primary = databases.create(servers.database_url)
     with standby(_environment) as replica:
@@ -238,6 +242,7 @@ def test_fastapi_is_unknown_where_no_page_shows_it(servers: object) -> None:
         assert checks._fastapi(settings).verdict == "unknown"
 
 
+@pytest.mark.long
 def test_a_dashboard_that_drips_does_not_hold_the_check_up(
     servers: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

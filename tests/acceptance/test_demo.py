@@ -5,9 +5,12 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 
+import pytest
+
 from tests.acceptance.conftest import Product
 
 
+@pytest.mark.long
 def test_the_demonstration_finds_its_workers_and_keeps_its_folder_to_itself(
     product: Product, tmp_path: Path
 ) -> None:

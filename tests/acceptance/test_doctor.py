@@ -160,6 +160,7 @@ def test_a_lease_that_still_runs_is_left_to_its_worker(opened: Product) -> None:
     assert count(opened, "SELECT count(*) FROM migration.batches WHERE state = 'running'") > 1
 
 
+@pytest.mark.long
 def test_a_stage_that_nobody_closed_gives_way_to_the_next(opened: Product) -> None:
     run_id = work_until_users(opened)
     work_in_this_process(opened, run_id)
@@ -258,6 +259,7 @@ def test_without_redis_it_still_shows_the_ledger(
     assert {queue["messages"] for queue in found["queues"].values()} == {None}
 
 
+@pytest.mark.long
 def test_a_redis_without_memory_is_named(opened: Product, own_redis: directories.Place) -> None:
     with closing(redis.Redis.from_url(address(own_redis))) as client:
         client.config_set("maxmemory", 1)
@@ -267,6 +269,7 @@ def test_a_redis_without_memory_is_named(opened: Product, own_redis: directories
     assert found["redis"] == "refuses writes"
 
 
+@pytest.mark.long
 def test_a_failed_run_says_why_and_what_then(opened: Product) -> None:
     change(opened, "ALTER TABLE organizations ADD CHECK (name <> 'Default Organization')")
     with opened.worker():
@@ -279,6 +282,7 @@ def test_a_failed_run_says_why_and_what_then(opened: Product) -> None:
     assert (stage["name"], stage["failed"]) == ("organization", 1)
 
 
+@pytest.mark.long
 def test_a_finished_run_waits_for_nothing(opened: Product) -> None:
     with opened.worker():
         assert opened.run("status", "--watch", "--json").status == 3

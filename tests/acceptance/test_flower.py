@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.acceptance.conftest import Product
 from tests.wait import until
@@ -83,6 +84,7 @@ def test_with_a_login_from_a_file_every_page_asks_for_it_and_control_is_refused(
     assert PASSWORD not in log.read_text()
 
 
+@pytest.mark.long
 def test_remote_control_is_there_for_whoever_asks_for_it(product: Product) -> None:
     auth = {"FLOWER_BASIC_AUTH": ":".join(LOGIN), "FLOWER_READ_ONLY": "false"}
     with product.worker("-n", "one@%h") as worker, flower(product, **auth) as (client, _):

@@ -67,6 +67,7 @@ def test_what_answers_is_said_and_what_does_not_ends_with_status_5(migrated: Pro
     assert (fine.status, fine.json["passed"]) == (0, True)
 
 
+@pytest.mark.long
 def test_servers_that_are_down_are_named_one_by_one(migrated: Product) -> None:
     nowhere = f"redis://127.0.0.1:{closed_port()}/0"
     found = migrated.run("health", "--json", REDIS_URL=nowhere)
@@ -79,6 +80,7 @@ def test_servers_that_are_down_are_named_one_by_one(migrated: Product) -> None:
     assert "secret" not in found.out + found.err
 
 
+@pytest.mark.long
 def test_a_query_beyond_its_limit_is_shown_with_its_plan(migrated: Product) -> None:
     quick = migrated.run("performance", "--json")
     # How fast the others are is the machine's affair.

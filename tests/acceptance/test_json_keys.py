@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import click
+import pytest
 
 from producer.cli import cli
 from tests import variants
@@ -47,6 +48,7 @@ def commands(group: click.Group, path: str = "") -> Iterator[str]:
             yield f"{path}{name}"
 
 
+@pytest.mark.long
 def test_the_keys_are_those_of_success_whatever_goes_wrong(product: Product) -> None:
     known = set(commands(cli))
     keys: dict[str, set[str]] = {}

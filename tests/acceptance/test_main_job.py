@@ -136,6 +136,7 @@ def fix(product: Product) -> None:
             )
 
 
+@pytest.mark.long
 def test_fixed_rows_and_only_those_migrate_with_a_retry(
     product: Product, before: oracle.Snapshot
 ) -> None:
@@ -194,6 +195,7 @@ def test_rows_that_are_deleted_leave_the_totals(product: Product, before: oracle
         assert standing["total"] == standing["migrated"] < total
 
 
+@pytest.mark.long
 def test_a_paused_run_starts_nothing_until_it_is_resumed(
     product: Product, before: oracle.Snapshot
 ) -> None:

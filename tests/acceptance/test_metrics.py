@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import httpx
+import pytest
 import redis
 
 from producer.demo import sample
@@ -46,6 +47,7 @@ def figures(address: str) -> dict[str, str]:
     return {name: value for name, _, value in pairs if not name.startswith(passing)}
 
 
+@pytest.mark.long
 def test_a_restart_of_everything_and_a_flush_of_redis_change_no_figure(product: Product) -> None:
     with product.engine.begin() as connection:
         sample.load(connection, 300)

@@ -18,6 +18,7 @@ USERS, FAULTS, SEED = 3000, 200, 7
 SHAPES = (*variants.VARIANTS, variants.PLAIN, variants.PLAIN, variants.ADOPTED)
 
 
+@pytest.mark.long
 def test_two_hundred_planted_faults_are_found_and_no_other(product: Product) -> None:
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, USERS, seed=SEED)

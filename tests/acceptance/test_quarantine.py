@@ -37,6 +37,7 @@ def listed(product: Product, *arguments: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(ended.out)))
 
 
+@pytest.mark.long
 def test_a_pipe_gets_every_key_whole_and_on_stdout(ended: Product) -> None:
     rows = listed(ended)
     assert rows and {"entity", "key", "reason", "message", "attempts", "state"} == set(rows[0])

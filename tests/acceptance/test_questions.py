@@ -75,15 +75,8 @@ def _end(process: subprocess.Popen[bytes], sent: signal.Signals | None) -> bytes
     raise AssertionError("the command did not end")
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"n\n",
-        pytest.param(b"\n", marks=pytest.mark.long),
-        pytest.param(None, marks=pytest.mark.long),
-    ],
-    ids=["no", "return", "ctrl-c"],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("answer", [b"n\n", b"\n", None], ids=["no", "return", "ctrl-c"])
 def test_a_question_names_what_it_is_about_and_no_changes_nothing(
     product: Product, answer: bytes | None
 ) -> None:

@@ -128,6 +128,7 @@ def test_nothing_is_changed_where_broker_or_backend_is_a_cluster(
         assert connection.scalar(text("SELECT to_regnamespace('migration')")) is None
 
 
+@pytest.mark.long
 def test_a_queue_that_nobody_consumes_is_named_once(product: Product) -> None:
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, 50)

@@ -102,6 +102,7 @@ def test_a_rollback_without_a_run_undoes_all_of_them_and_says_what_is_left(
     assert (nothing.json["rolled_back"], nothing.json["standing"]) == ([], [])
 
 
+@pytest.mark.long
 def test_a_rollback_that_nobody_waits_for_is_no_success_yet(product: Product) -> None:
     with product.engine.begin() as connection:
         variants.PLAIN.build(connection, 60)

@@ -96,6 +96,7 @@ def test_an_address_that_cannot_be_had_is_named(product: Product) -> None:
     assert (ended.status, ended.json["error"]["kind"]) == (2, "misconfigured")
 
 
+@pytest.mark.long
 def test_a_run_without_workers_raises_an_alarm_until_one_answers_by_the_name_in_flower(
     product: Product,
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_standby_that_falls_behind_stops_the_dispatching_until_it_has_caught_u
     assert count(product, "SELECT max(lapses) FROM migration.batches") == 0
 
 
+@pytest.mark.long
 def test_a_long_transaction_of_somebody_else_holds_the_run_back_until_it_ends(
     product: Product,
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_collector_that_does_not_answer_holds_nothing_up(school: Product) -> N
         assert worker.wait(PATIENCE_SECONDS) == 0
 
 
+@pytest.mark.long
 def test_without_the_library_the_command_says_what_to_install(school: Product) -> None:
     school.is_installed = True
     (school.folder / "sitecustomize.py").write_text(OFF)

@@ -14,9 +14,8 @@ from tests.short import short
 GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
 
 
-@pytest.mark.parametrize(
-    "variant", short(variants.VARIANTS, variants.INTEGER, variants.USERS_ONLY), ids=str
-)
+@pytest.mark.long
+@pytest.mark.parametrize("variant", variants.VARIANTS, ids=str)
 def test_a_variant_ends_as_the_oracle_says(product: Product, variant: variants.Variant) -> None:
     migrate_and_compare(product, variant)
 

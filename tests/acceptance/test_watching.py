@@ -41,6 +41,7 @@ def test_in_a_pipe_it_says_what_changes_in_plain_lines(opened: Product) -> None:
     assert ended.json["users"]["total"] == USERS
 
 
+@pytest.mark.long
 def test_at_a_terminal_it_shows_stages_and_workers_in_80_columns(opened: Product) -> None:
     master, terminal = pty.openpty()
     shown = bytearray()

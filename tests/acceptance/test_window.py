@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+
 from producer.demo import sample
 from tests.acceptance.conftest import Product, count
 from tests.wait import until
@@ -22,6 +24,7 @@ def status(product: Product) -> dict[str, Any]:
     return product.run("status", "--json").json
 
 
+@pytest.mark.long
 def test_no_batch_begins_outside_the_window_and_a_rollback_does_not_wait(product: Product) -> None:
     with product.engine.begin() as connection:
         sample.load(connection, 100)

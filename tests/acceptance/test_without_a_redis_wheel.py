@@ -44,6 +44,7 @@ def fake_redis() -> Iterator[str]:
     thread.join()
 
 
+@pytest.mark.long
 def test_the_whole_run_passes_on_fakeredis(product: Product, fake_redis: str) -> None:
     product.environment["REDIS_URL"] = fake_redis
     with product.engine.begin() as connection:

@@ -47,6 +47,7 @@ def write_package(product: Product) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_package_that_was_just_written_passes_its_own_test(product: Product) -> None:
     assert BEGIN.split("\n")[0] == "producer new badges"
     folder = write_package(product)

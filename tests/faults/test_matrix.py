@@ -26,7 +26,6 @@ FIRST = (
     "messages twice",
     "chord keys deleted",
     "Redis killed, data kept",
-    "PostgreSQL killed and restarted",
     "deadlock",
 )
 

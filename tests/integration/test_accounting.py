@@ -95,7 +95,7 @@ def test_a_page_that_is_lost_in_every_stage_is_found_and_a_retry_migrates_it(
         assert standing.migrated == standing.total - standing.quarantined > 0
 
 
-@pytest.mark.parametrize("lost", short(STAGES, "users", "verification"))
+@pytest.mark.parametrize("lost", short(STAGES, "users"))
 def test_a_page_that_is_lost_in_one_stage_never_ends_as_complete(
     engine: Engine, settings: Settings, lost: str
 ) -> None:
@@ -116,6 +116,7 @@ def test_a_page_that_is_lost_in_one_stage_never_ends_as_complete(
     assert wrong_rows(engine, before) == []
 
 
+@pytest.mark.long
 def test_more_rows_than_are_listed_are_all_retried(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
@@ -35,6 +36,7 @@ def expected(engine: Engine) -> dict[str, int]:
 NOBODY = dict.fromkeys(QUEUES, 0)
 
 
+@pytest.mark.long
 def test_it_is_the_open_batches_of_each_queue_through_a_run_and_its_rollback(
     engine: Engine, settings: Settings
 ) -> None:

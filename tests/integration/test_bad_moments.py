@@ -90,6 +90,7 @@ def limits_under_lock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return limits
 
 
+@pytest.mark.long
 def test_a_burst_before_the_last_lock_is_taken_up_without_it(
     engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from sqlalchemy import Engine
 
 from bench import contestants, guide, script
@@ -17,6 +18,7 @@ from tests.driving import whole_run
 USERS = 150
 
 
+@pytest.mark.long
 def test_every_contestant_writes_what_the_product_writes(servers: embedded.Servers) -> None:
     def product(engine: Engine) -> None:
         assert whole_run(engine, load()).state == "completed"

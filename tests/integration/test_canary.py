@@ -16,7 +16,6 @@ from producer.schema import upgrade
 from tests import oracle, variants
 from tests.application import Application
 from tests.driving import change, go_on, in_shape, scalar, whole_run
-from tests.short import short
 from tests.variants import Variant
 
 USERS, BATCH_SIZE = 60, 10
@@ -105,14 +104,16 @@ def live_on(engine: Engine, settings: Settings, variant: Variant, seed: int) -> 
         assert oracle.compare_now(connection, before, GRANTS) == []
 
 
-@pytest.mark.parametrize("seed", short(range(6), 0))
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(6))
 def test_a_canary_under_live_writes_and_then_a_full_run_end_like_a_full_run_alone(
     engine: Engine, settings: Settings, seed: int
 ) -> None:
     live_on(engine, settings, variants.PLAIN, seed)
 
 
-@pytest.mark.parametrize("variant", variants.EACH[1:])
+@pytest.mark.long
+@pytest.mark.parametrize("variant", variants.VARIANTS[1:], ids=str)
 def test_so_it_is_in_any_shape_of_the_legacy_database(
     database: str, settings: Settings, variant: Variant
 ) -> None:
@@ -145,6 +146,7 @@ def test_each_selected_row_is_accounted_for_once_and_no_other_row_is_touched(
     assert {row[0] for row in rows(engine, others)} <= set(untouched.values())
 
 
+@pytest.mark.long
 def test_what_is_wrong_with_a_selected_row_is_found_and_fixed_by_a_retry(
     engine: Engine, settings: Settings
 ) -> None:
@@ -167,6 +169,7 @@ def test_what_is_wrong_with_a_selected_row_is_found_and_fixed_by_a_retry(
     assert go_on(engine, settings, run_id).exit_status == 4
 
 
+@pytest.mark.long
 def test_a_canary_is_rolled_back_row_for_row_and_a_full_run_follows(
     engine: Engine, settings: Settings
 ) -> None:
@@ -183,6 +186,7 @@ def test_a_canary_is_rolled_back_row_for_row_and_a_full_run_follows(
     assert wrong_rows(engine, before) == []
 
 
+@pytest.mark.long
 def test_a_full_run_after_a_canary_is_rolled_back_before_it(
     engine: Engine, settings: Settings
 ) -> None:
@@ -221,6 +225,7 @@ def test_only_the_same_selection_joins_an_open_canary(engine: Engine, settings: 
     assert go_on(engine, settings, run_id).entities["users"].total == 2
 
 
+@pytest.mark.long
 def test_what_cannot_be_a_canary_is_refused_by_name_and_changes_nothing(
     engine: Engine, settings: Settings
 ) -> None:
@@ -237,6 +242,7 @@ def test_what_cannot_be_a_canary_is_refused_by_name_and_changes_nothing(
         control.retry(engine, settings, canary_id)
 
 
+@pytest.mark.long
 def test_a_user_who_is_quarantined_is_migrated_by_a_retry_of_the_canary(
     engine: Engine, settings: Settings
 ) -> None:

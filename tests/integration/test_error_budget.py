@@ -19,7 +19,6 @@ from producer.runs import advance, budget, control
 from tests.driving import change, go_on, scalar, start
 from tests.integration.test_live_writes import snapshot, wrong_rows
 from tests.integration.test_refusals import refuse_on
-from tests.short import short
 from worker import batch
 
 USERS, BATCH_SIZE = 200, 25
@@ -34,9 +33,8 @@ def refused(engine: Engine, settings: Settings) -> str:
     return run_id
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), short([("retry", "resume"), ("resume", "retry")], ("retry", "resume"))
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("first", "second"), [("retry", "resume"), ("resume", "retry")])
 def test_five_batches_with_one_error_pause_the_run_and_it_goes_on_from_there(
     engine: Engine, settings: Settings, first: str, second: str
 ) -> None:

@@ -30,6 +30,7 @@ def hashes(engine: Engine) -> list[str]:
     return [scalar(engine, query.format(name)) for name in tables]
 
 
+@pytest.mark.long
 def test_again_changes_nothing_and_no_sequence_moved(
     today: Engine, mapped: Settings, sampled: Engine, finished: RunReport
 ) -> None:

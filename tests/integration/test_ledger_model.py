@@ -189,6 +189,7 @@ def test_whatever_happens_in_whatever_order_the_end_is_that_of_an_undisturbed_ru
     assert LedgerModel.ended
 
 
+@pytest.mark.long
 def test_a_worker_that_thaws_in_the_next_run_leaves_its_triggers_alone(
     templates: Templates,
 ) -> None:

@@ -112,6 +112,7 @@ class Interrupted(Exception):
     """Ends the work at a stage."""
 
 
+@pytest.mark.long
 def test_a_rollback_of_revision_0003_ends_right_after_the_upgrade(
     database: str, settings: Settings
 ) -> None:

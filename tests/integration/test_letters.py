@@ -79,6 +79,7 @@ def change_case_on(engine: Engine, settings: Settings) -> None:
     assert wrong_rows(engine, before) == []
 
 
+@pytest.mark.long
 def test_a_change_of_case_is_a_change_where_the_collation_takes_none_for_one(
     icu_engine: Engine, settings: Settings
 ) -> None:

@@ -78,7 +78,8 @@ def test_whatever_is_written_at_whatever_moment_the_end_is_that_of_a_fresh_migra
     assert not live_on(engine, settings, variants.PLAIN, seed).blocked
 
 
-@pytest.mark.parametrize("variant", short(variants.VARIANTS[1:], variants.INTEGER), ids=str)
+@pytest.mark.long
+@pytest.mark.parametrize("variant", variants.VARIANTS[1:], ids=str)
 def test_so_it_is_in_any_shape_of_the_legacy_database(
     database: str, settings: Settings, variant: Variant
 ) -> None:
@@ -106,6 +107,7 @@ def test_writes_before_the_last_lock_need_no_second_run(engine: Engine, settings
     assert_counts_are_those_of_the_tables(engine, ended)
 
 
+@pytest.mark.long
 def test_what_is_written_after_the_end_comes_with_the_next_run(
     engine: Engine, settings: Settings, before: oracle.Snapshot, finished: RunReport
 ) -> None:
@@ -307,6 +309,7 @@ def test_a_retry_does_not_hide_what_it_cannot_fix(
     assert (fixed.exit_status, fixed.differences, fixed.reconciliation.discrepancies) == (3, {}, 0)
 
 
+@pytest.mark.long
 def test_what_a_run_wrote_counts_through_all_its_retries(
     engine: Engine, settings: Settings
 ) -> None:
@@ -374,6 +377,7 @@ def test_a_second_change_is_taken_up_where_the_application_stamps_its_updates(
     assert wrong_rows(engine, before) == []
 
 
+@pytest.mark.long
 def test_a_cancelled_run_that_another_one_has_overtaken_watches_again(
     engine: Engine, settings: Settings
 ) -> None:

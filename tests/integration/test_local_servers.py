@@ -177,6 +177,7 @@ def test_servers_whose_sockets_were_deleted_are_reached_again(home: Path) -> Non
     assert_one_pair(home)
 
 
+@pytest.mark.long
 def test_a_deleted_home_starts_empty_and_its_old_servers_end(home: Path) -> None:
     remember(embedded.start(home))
     old = processes(home, "postgres") + processes(home, "valkey-server")
@@ -188,6 +189,7 @@ def test_a_deleted_home_starts_empty_and_its_old_servers_end(home: Path) -> None
         assert connection.get("kept") is None
 
 
+@pytest.mark.long
 def test_stop_ends_both_and_says_whether_there_was_anything_to_stop(home: Path) -> None:
     assert embedded.stop(home) is False
     servers = embedded.start(home)
@@ -208,6 +210,7 @@ def test_stop_finds_the_servers_of_a_deleted_home(home: Path) -> None:
     assert all(map(is_gone, old))
 
 
+@pytest.mark.long
 def test_a_home_longer_than_a_socket_path_and_full_of_odd_characters(tmp_path: Path) -> None:
     home = tmp_path / 'a folder\'s "name" $(false) `false` é' / ("long" * 30) / ".migration"
     try:

@@ -52,6 +52,7 @@ def test_a_subscription_that_is_quarantined_with_its_new_owner_leaves_nothing_be
     assert done and (ended.exit_status, ended.differences) == (3, {})
 
 
+@pytest.mark.long
 def test_a_tool_that_its_old_owner_loses_while_the_new_one_is_written_leaves_nothing_behind(
     engine: Engine, settings: Settings, database: str
 ) -> None:

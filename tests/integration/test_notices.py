@@ -96,6 +96,7 @@ def sent() -> None:
     until(lambda: not [t for t in threading.enumerate() if t.name.startswith("notice")])
 
 
+@pytest.mark.long
 def test_an_end_is_told_once_by_each_channel(
     engine: Engine, told: Settings, receiver: Receiver, tmp_path: Path
 ) -> None:

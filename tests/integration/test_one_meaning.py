@@ -74,6 +74,7 @@ def agree(engine: Engine, settings: Settings, console: FlaskClient, found: RunRe
     assert found.exit_status != 3 or not found.differences
 
 
+@pytest.mark.long
 def test_every_place_says_the_same_after_each_kind_of_run(
     engine: Engine, settings: Settings, finished: RunReport, console: FlaskClient
 ) -> None:
@@ -107,6 +108,7 @@ def test_every_place_says_the_same_after_each_kind_of_run(
     assert (ended.verification.rows_checked, ended.per_second) == (0, 0)
 
 
+@pytest.mark.long
 def test_a_run_takes_the_time_in_which_it_was_worked_on(engine: Engine, settings: Settings) -> None:
     """Pauses, and what lies between an end and a retry, are no time of it or of its stages."""
 

@@ -15,7 +15,6 @@ from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance, control, reconciler
 from tests.driving import change, go_on, scalar, start
-from tests.short import short
 from worker import batch
 
 USERS = 150
@@ -117,6 +116,7 @@ def test_a_row_that_kills_its_worker_is_quarantined_and_nothing_else(
     assert scalar(engine, f"SELECT count(*) FROM ai_suites WHERE user_id = '{user}'") == 0
 
 
+@pytest.mark.long
 def test_a_page_that_kills_its_workers_and_holds_no_row_is_done_and_not_quarantined(
     engine: Engine, settings: Settings
 ) -> None:
@@ -133,6 +133,7 @@ def test_a_page_that_kills_its_workers_and_holds_no_row_is_done_and_not_quaranti
                   " WHERE reason = 'worker_died'") == 0  # fmt: skip
 
 
+@pytest.mark.long
 def test_a_fixed_killer_comes_with_a_retry_that_touches_only_it(
     engine: Engine, settings: Settings
 ) -> None:
@@ -155,12 +156,9 @@ def test_a_fixed_killer_comes_with_a_retry_that_touches_only_it(
     assert scalar(engine, f"SELECT count(*) FROM ai_suites WHERE user_id = '{user}'") == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
-    ("step", "when"),
-    short(
-        [("changed_users", "projects"), ("late_users", "verification")],
-        ("changed_users", "projects"),
-    ),
+    ("step", "when"), [("changed_users", "projects"), ("late_users", "verification")]
 )
 def test_a_row_that_kills_once_it_has_changed_is_quarantined_with_what_it_had(
     engine: Engine, settings: Settings, step: str, when: str
@@ -183,6 +181,7 @@ def test_a_row_that_kills_once_it_has_changed_is_quarantined_with_what_it_had(
     assert scalar(engine, tool) == 0
 
 
+@pytest.mark.long
 def test_many_changed_rows_that_are_refused_are_quarantined_where_others_pass(
     engine: Engine, settings: Settings
 ) -> None:

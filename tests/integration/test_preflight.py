@@ -278,6 +278,7 @@ def test_no_trial_is_made_while_a_run_is_open(
     engine.dispose()
 
 
+@pytest.mark.long
 def test_locks_of_the_application_end_a_trial_and_it_is_unknown(
     world: Engine, database: str, settings: Settings
 ) -> None:

@@ -142,6 +142,7 @@ def test_a_port_that_nobody_listens_on_is_named() -> None:
     assert ask(f"http://127.0.0.1:{closed_port()}/").said == "cannot be reached"
 
 
+@pytest.mark.long
 def test_speed_is_judged_by_the_slowest_answer_and_not_asked_for_again_after_an_error(
     address: str, servers: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def test_what_the_application_writes_while_a_batch_waits_for_the_row_stands(
     assert user.credits_balance == logged
 
 
+@pytest.mark.long
 def test_a_tool_that_is_lost_is_made_again_and_never_of_a_tool(
     engine: Engine, settings: Settings, finished: RunReport
 ) -> None:

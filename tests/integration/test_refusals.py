@@ -97,6 +97,7 @@ def test_a_deferred_trigger_that_raises_for_three_rows_costs_these_three(
     assert wrong_rows(engine, before) == []
 
 
+@pytest.mark.long
 def test_a_deferred_unique_constraint_costs_the_rows_that_repeat_a_value(
     engine: Engine, settings: Settings
 ) -> None:
@@ -217,7 +218,8 @@ def test_a_table_that_refuses_all_rows_fails_the_batch_and_quarantines_nobody(
     assert wrong_rows(engine, before) == []
 
 
-@pytest.mark.parametrize("size", short([60, 200], 60))
+@pytest.mark.long
+@pytest.mark.parametrize("size", [60, 200])
 @pytest.mark.parametrize(
     ("table", "key", "entity"),
     [
@@ -251,6 +253,7 @@ def test_a_first_part_that_is_all_bad_costs_that_part_only(
     assert scalar(engine, f"SELECT count(*) FROM {table}") > 100
 
 
+@pytest.mark.long
 def test_twenty_bad_rows_among_good_ones_are_quarantine(engine: Engine, settings: Settings) -> None:
     bad = "(SELECT id FROM users WHERE email LIKE '%@%' ORDER BY md5(id) LIMIT 60)"
     late = LATE.format(when=f"NEW.user_id IN {bad}")
@@ -267,6 +270,7 @@ def test_twenty_bad_rows_among_good_ones_are_quarantine(engine: Engine, settings
     assert rejected(engine, "user") == 60
 
 
+@pytest.mark.long
 def test_a_rollback_that_is_refused_for_all_rows_fails(
     engine: Engine, settings: Settings, finished: RunReport
 ) -> None:

@@ -105,6 +105,7 @@ def test_planted_damage_is_repaired_exactly_and_a_second_repair_finds_nothing(
     assert len(noted) == (PLANTED if what == "credits" else 1)
 
 
+@pytest.mark.long
 def test_a_repair_stays_with_the_run_that_migrated_the_user(
     engine: Engine, settings: Settings, finished: RunReport
 ) -> None:

@@ -204,6 +204,7 @@ def test_the_owner_puts_back_what_it_owns_and_leaves_the_rest_as_it_is(
     prove(database, redis_url, settings, "restoring_owner", tmp_path)
 
 
+@pytest.mark.long
 def test_an_older_server_is_judged_and_restored_alike(
     old_database: str, redis_url: str, settings: Settings, tmp_path: Path
 ) -> None:

@@ -45,9 +45,7 @@ def kept(engine: Engine) -> set[tuple[str, str, str, str]]:
         return {(row.kind, row.table_name, row.row_key, row.detail) for row in found}
 
 
-@pytest.mark.parametrize(
-    "variant", short(variants.VARIANTS, variants.PLAIN, variants.USERS_ONLY), ids=str
-)
+@pytest.mark.parametrize("variant", short(variants.VARIANTS, variants.PLAIN), ids=str)
 def test_a_run_is_undone_to_the_row_and_made_again(
     database: str, settings: Settings, variant: variants.Variant
 ) -> None:
@@ -155,6 +153,7 @@ def mine_seen(wanted: Listed) -> str:
     return log.removeprefix("u-")
 
 
+@pytest.mark.long
 def test_what_was_changed_since_is_kept_and_listed_and_a_new_run_builds_on_it(
     engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
@@ -254,6 +253,7 @@ def test_the_newest_run_goes_first_and_takes_nothing_of_the_one_before(
     assert scalar(engine, "SELECT count(*) FROM ai_tools") == 0
 
 
+@pytest.mark.long
 def test_runs_that_wrote_nothing_are_passed_over_whatever_their_state(
     engine: Engine, settings: Settings
 ) -> None:
@@ -285,6 +285,7 @@ def test_runs_that_wrote_nothing_are_passed_over_whatever_their_state(
         control.resume(engine, settings, third)
 
 
+@pytest.mark.long
 def test_all_runs_with_rows_are_targets_newest_first_up_to_one_without_images(
     engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
@@ -332,8 +333,9 @@ def test_a_run_whose_images_are_dropped_cannot_be_rolled_back(
         rollback.start(engine, settings, run_id, force=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_complete", [True, False], ids=["complete", "cancelled"])
-@pytest.mark.parametrize("seed", short(range(3), 0))
+@pytest.mark.parametrize("seed", range(3))
 def test_an_application_that_goes_on_writing_loses_nothing_and_leaves_nothing_behind(
     engine: Engine, settings: Settings, seed: int, is_complete: bool
 ) -> None:

@@ -47,6 +47,7 @@ def tool_of(engine: Engine, project: int) -> tuple[str, str]:
     return tuple(found)
 
 
+@pytest.mark.long
 def test_ids_stay_where_their_columns_become_bigint(
     today: Engine, mapped: Settings, finished: RunReport
 ) -> None:

@@ -29,6 +29,7 @@ def require_right(engine: Engine) -> None:
         assert wrong_sums(connection) == []
 
 
+@pytest.mark.long
 def test_the_sums_are_right_after_a_check_a_retry_and_a_rollback_by_force(
     engine: Engine, settings: Settings
 ) -> None:
