@@ -1,7 +1,8 @@
 """`python -m bench.far`: the same run beside its servers, and some milliseconds away from them.
 
 A proxy stands before both servers in both cases, so that its own work is in both times. It counts
-what the clients send: each piece that is sent after an answer is a round trip.
+what the clients send: each piece that is sent after an answer is a round trip. With `--redis-near`
+only PostgreSQL is away.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ _BYTES = 1 << 16
 
 
 class Proxy:
-    """Passes on what it gets, in both directions, half of `seconds` later."""
+    """Passes on what it gets, in both directions, half of a server's `seconds` later."""
 
-    def __init__(self, seconds: float, counts: Any) -> None:
-        self._delay, self._counts = seconds / 2, counts
+    def __init__(self, seconds: tuple[float, float], counts: Any) -> None:
+        self._seconds, self._counts = seconds, counts
 
     async def serve(self, pairs: list[tuple[str, str]]) -> None:
         """Listen at the first socket of each pair for the server at the second."""
@@ -45,9 +46,10 @@ class Proxy:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             there, back = await asyncio.open_unix_connection(target)
             # Whose turn it is to be heard: a piece after the other side's is a new round trip.
-            turn = [""]
+            turn, delay = [""], self._seconds[index] / 2
             await asyncio.gather(
-                self._pass(reader, back, index, turn), self._pass(there, writer, None, turn)
+                self._pass(reader, back, delay, turn, index),
+                self._pass(there, writer, delay, turn),
             )
 
         return accept
@@ -56,8 +58,9 @@ class Proxy:
         self,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
-        index: int | None,
+        delay: float,
         turn: list[str],
+        index: int | None = None,
     ) -> None:
         due: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
         clock = asyncio.get_running_loop().time
@@ -69,7 +72,7 @@ class Proxy:
                 if index is not None and turn[0] != side and data:
                     self._counts[index] += 1
                 turn[0] = side
-                due.put_nowait((clock() + self._delay, data))
+                due.put_nowait((clock() + delay, data))
                 if not data:
                     return
 
@@ -104,8 +107,8 @@ class FarSite(Site):
 
 
 @contextmanager
-def far(site: FarSite, seconds: float) -> Iterator[Any]:
-    """The servers are so far away during the block; gives the round trips to each of them."""
+def far(site: FarSite, seconds: tuple[float, float]) -> Iterator[Any]:
+    """PostgreSQL and Redis are so far away in the block; gives the round trips to each of them."""
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="far-") as folder:
         site.folder = folder
@@ -128,7 +131,8 @@ def far(site: FarSite, seconds: float) -> Iterator[Any]:
 @click.option("--users", "number", type=click.IntRange(1000), default=50_000, show_default=True)
 @click.option("--milliseconds", type=float, default=5.0, show_default=True)
 @click.option("--repetitions", type=click.IntRange(1), default=3, show_default=True)
-def main(number: int, milliseconds: float, repetitions: int) -> None:
+@click.option("--redis-near", is_flag=True, help="Leave Redis beside the workers.")
+def main(number: int, milliseconds: float, repetitions: int, redis_near: bool) -> None:
     """Time both in turn; prints medians of seconds, batches and round trips, and the ratio."""
     found: dict[float, list[dict[str, float]]] = {0.0: [], milliseconds: []}
     with open_site(FarSite) as site:
@@ -138,7 +142,7 @@ def main(number: int, milliseconds: float, repetitions: int) -> None:
         legacy.dispose()
         for away in [0.0, milliseconds] * repetitions:
             engine = site.fresh("far", template="legacy")
-            with far(site, away / 1000) as counts:
+            with far(site, (away / 1000, 0.0 if redis_near else away / 1000)) as counts:
                 seconds = product(site, engine).seconds
                 batches = rows(engine, "SELECT count(*) FROM migration.batches")[0][0]
                 trips = {"postgres": counts[0], "redis": counts[1]}
