@@ -38,7 +38,7 @@ class Source:
     parent_column: str = ""
     # Columns that must exist besides.
     requires: tuple[str, ...] = ()
-    # Columns that target rows are made from: a change of another one is not captured.
+    # Columns that target rows are made from: a change of another one is not captured. None: all.
     reads: tuple[str, ...] = ()
     # Columns that decide whether a row is bad: a change of one asks for a retry. Those that are
     # read, or else all columns, where there are none.

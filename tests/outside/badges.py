@@ -3,9 +3,7 @@
 from models.engine.api import Copy, Example, Expect, Insert, Migration, Reject, Source, derived_id
 
 MEMBERS = Source("member", table="members", key="code", reads=("code",), judged_by=("code",))
-BADGES = Source(
-    "badge", key="nr", parent="member", parent_column="holder", reads=("holder", "name")
-)
+BADGES = Source("badge", key="nr", parent="member", parent_column="holder")
 
 
 class Badges(Copy):

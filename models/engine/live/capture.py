@@ -162,7 +162,8 @@ def require_free_names(connection: Connection, sources: Sources) -> None:
 def _create(table: SourceTable) -> list[str]:
     source, changed = table.source, []
     root = source.parent_column or source.key
-    for name in dict.fromkeys((source.key, root, *map(table.own, source.reads))):
+    read = source.reads or table.columns
+    for name in dict.fromkeys((source.key, root, *map(table.own, read))):
         column = table.columns.get(name)
         if column:
             # As text, byte for byte: json has no equality, and others take what differs for equal.
