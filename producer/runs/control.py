@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, text
 
 from models.engine import current
+from models.engine.live.capture import Release
 from models.engine.retry import Keys
 from models.engine.step import Context, Counts, add, only_written
 from models.errors import NotAllowed
@@ -60,8 +61,6 @@ def resume(engine: Engine, settings: Settings, run_id: str | None) -> str:
         _require_no_other(connection, run)
         _resume(connection, run)
         audit.note(connection, "resume", run.id, before={"state": run.state})
-        if run.state == "cancelled":
-            _reopen_capture(connection, run)
     advance.begin(engine, settings, run.id)
     return str(run.id)
 
@@ -144,8 +143,15 @@ def _continue_from_pending(connection: Connection, run_id: str) -> None:
         batches.c.run_id == run_id, batches.c.state == "pending"
     )
     advance.reopen_stages(connection, run_id, stages.c.name.in_(with_batches))
-    # Rows that pass now go through the replay's stage like all others: its pages are few, and
-    # a page with nothing to do costs one index scan.
+    _check_all(connection, run_id)
+
+
+def _check_all(connection: Connection, run_id: str) -> None:
+    """Start over all that comes after the pages.
+
+    Rows that pass now go through the replay's stage like all others: its pages are few, and a page
+    with nothing to do costs one index scan.
+    """
     _restart(
         connection, run_id, (current.migration().replay_stage, VERIFICATION, RECONCILIATION, FINISH)
     )
@@ -188,6 +194,37 @@ def _resume(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
         .where(batches.c.run_id == run.id, batches.c.state == "pending")
         .values(published_at=None)
     )
+    _watch_again(connection, run)
+
+
+def _watch_again(connection: Connection, run: sa.Row[tuple[Any, ...]]) -> None:
+    """Let the triggers be put back, and what was judged while one was missing be judged anew."""
+    if _is_finished(connection, run.id):
+        # Only a check of it was stopped, and during that nobody watches.
+        return
+    is_released = _is_released(connection, run.id)
+    if is_released or run.state == "cancelled":
+        _reopen_capture(connection, run)
+    if is_released:
+        _check_all(connection, run.id)
+
+
+def _is_finished(connection: Connection, run_id: str) -> bool:
+    is_done = sa.exists().where(
+        stages.c.run_id == run_id, stages.c.name == FINISH, stages.c.state == "done"
+    )
+    return bool(connection.scalar(sa.select(is_done)))
+
+
+def _is_released(connection: Connection, run_id: str) -> bool:
+    """Whether the triggers were taken from a table at the end of the run, perhaps not from all."""
+    is_any = sa.exists().where(
+        batches.c.run_id == run_id,
+        batches.c.stage == FINISH,
+        batches.c.step == Release.name,
+        batches.c.state == "done",
+    )
+    return bool(connection.scalar(sa.select(is_any)))
 
 
 def _leave_out_idle(connection: Connection, run: sa.Row[tuple[Any, ...]]) -> None:
@@ -267,11 +304,12 @@ def _require_no_other(connection: Connection, run: Any) -> None:
 def _reopen_capture(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
     """Let the triggers be put back, which the end of this run, or of a later one, took away.
 
-    Since then nobody has watched what the application does.
+    Since then nobody has watched what the application does. Also where the run failed after its
+    end, by a check of what the new application has changed since.
     """
-    is_complete = run.state in tables.COMPLETED_STATES
+    is_over = run.state in tables.COMPLETED_STATES or _is_released(connection, run.id)
     later = sa.select(runs.c.id).where(runs.c.id > run.id)
-    if is_complete or connection.scalar(later.limit(1)):
+    if is_over or connection.scalar(later.limit(1)):
         connection.execute(sa.update(runs).where(runs.c.id == run.id).values(handed_over=True))
     _insert_keys(connection, run.id, retried.capture())
     advance.reopen_stages(connection, run.id, stages.c.name == retried.capture().stage)

@@ -257,8 +257,9 @@ def test_a_retry_of_a_complete_run_takes_up_what_was_written_since(
     assert wrong_rows(engine, before) == []
 
 
+@pytest.mark.parametrize("is_verified", [False, True], ids=["retry", "verify and retry"])
 def test_a_retry_of_a_complete_run_leaves_the_new_applications_changes_alone(
-    engine: Engine, settings: Settings, finished: RunReport
+    engine: Engine, settings: Settings, finished: RunReport, is_verified: bool
 ) -> None:
     assert finished.exit_status == 3 and finished.run_id
     tool = "(SELECT min(id) FROM ai_tools WHERE id LIKE 't-%')"
@@ -273,6 +274,9 @@ def test_a_retry_of_a_complete_run_leaves_the_new_applications_changes_alone(
         f" - 7, 7 FROM users u WHERE id = {owner}",
         "UPDATE users SET email = id || '@fixed.example' WHERE btrim(email) = ''",
     )
+    if is_verified:
+        control.check_again(engine, settings, finished.run_id, "verification")
+        assert go_on(engine, settings, finished.run_id).exit_status == 4
     control.retry(engine, settings, finished.run_id)
     ended = go_on(engine, settings, finished.run_id)
     assert (ended.exit_status, ended.differences) == (3, {})
