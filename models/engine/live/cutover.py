@@ -6,12 +6,18 @@ from sqlalchemy import text
 
 from models.engine.live.replay import KEYS_A_BATCH, Replay
 from models.engine.step import Context, Scope, Step
+from models.ledger import selection
 from models.postgres.database import LOCK_MS, LOCK_TIMEOUT_MS
 
 # The same for the row of somebody who has locked it and cannot write now.
 ROW_LOCK_MS = 100
 # From there to the commit: no writer waits for longer than both together.
 HELD_MS = 1_200
+# What the end of a run takes anyway, with writes meanwhile that belong to the next run.
+_HAS_WAITED = """
+SELECT EXISTS (SELECT FROM migration.changes c
+  WHERE c.captured_at < clock_timestamp() - interval '10 seconds' AND {selected})
+"""
 
 
 class Settle(Step):
@@ -24,6 +30,17 @@ class Settle(Step):
 
     def items(self, context: Context) -> list[str]:
         return ["rest"]
+
+
+class SettleAgain(Settle):
+    """The same before the end, where it has waited: for hours, a pause, a key, or a worker."""
+
+    name = "settle_again"
+
+    def items(self, context: Context) -> list[str]:
+        statement = text(_HAS_WAITED.format(selected=selection.of_change(context)))
+        has_waited = context.connection.scalar(statement, context.parameters)
+        return super().items(context) if has_waited else []
 
 
 def lock(context: Context) -> None:

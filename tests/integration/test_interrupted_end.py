@@ -1,0 +1,96 @@
+"""A run that is stopped at its end, after the last lock: nothing written meanwhile is forgotten."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy import Engine
+
+from models.ledger.tables import batches
+from models.reports.run import RunReport
+from models.settings import Settings
+from producer.runs import advance, control
+from tests import oracle
+from tests.driving import change, go_on, scalar, start
+from tests.integration.test_live_writes import snapshot, triggers, wrong_rows
+from worker import batch
+
+USERS, BATCH_SIZE = 60, 20
+WRITES = (
+    "INSERT INTO users (id, email, hashed_password, full_name)"
+    " VALUES ('between', 'between@school.example', 'x', 'n')",
+    "UPDATE gpt_subscriptions SET gpt_id = 'gpt-between' WHERE id = (SELECT min(s.id)"
+    " FROM gpt_subscriptions s JOIN ai_suites a ON a.user_id = s.user_id)",
+    "DELETE FROM users WHERE id = (SELECT min(legacy_key) FROM migration.quarantine"
+    " WHERE entity = 'user')",
+)
+
+
+def work_until(engine: Engine, settings: Settings, run_id: str, step: str, nth: int = 1) -> None:
+    """Do what comes before the nth batch of a step."""
+    while True:
+        advance.advance(engine, settings, run_id)
+        with engine.connect() as connection:
+            waiting = connection.execute(
+                sa.select(batches.c.id, batches.c.step)
+                .where(batches.c.run_id == run_id, batches.c.state == "pending")
+                .order_by(batches.c.id)
+            ).all()
+        assert waiting, f"there is no batch {nth} of {step}"
+        for row in waiting:
+            nth -= row.step == step
+            if not nth:
+                return
+            batch.run(engine, settings, run_id, row.id, "test")
+
+
+def assert_all_is_migrated(engine: Engine, ended: RunReport, before: oracle.Snapshot) -> None:
+    assert (ended.exit_status, ended.differences) == (3, {}), ended.error
+    assert ended.entities["users"].total == scalar(engine, "SELECT count(*) FROM users")
+    assert wrong_rows(engine, before) == []
+    assert (triggers(engine), scalar(engine, "SELECT count(*) FROM migration.changes")) == (0, 0)
+    of_gone = "SELECT count(*) FROM migration.quarantine q WHERE state = 'open' AND entity = 'user'"
+    gone = f"{of_gone} AND NOT EXISTS (SELECT FROM users WHERE id = q.legacy_key)"
+    assert scalar(engine, gone) == 0
+
+
+@pytest.mark.parametrize("step", ["late_removed", "contract"])
+def test_what_is_written_while_a_run_is_paused_after_the_last_lock_is_migrated(
+    engine: Engine, settings: Settings, step: str
+) -> None:
+    before = snapshot(engine)
+    run_id = start(engine, settings)
+    work_until(engine, settings, run_id, step)
+    control.pause(engine, run_id)
+    aged = "UPDATE migration.changes SET captured_at = captured_at - interval '1 hour'"
+    change(engine, *WRITES, aged)
+    control.resume(engine, settings, run_id)
+    assert_all_is_migrated(engine, go_on(engine, settings, run_id), before)
+
+
+@pytest.mark.parametrize("stop", [control.cancel, control.pause], ids=["cancel", "pause"])
+def test_what_is_written_while_some_triggers_are_gone_already_is_migrated(
+    engine: Engine, settings: Settings, stop: object
+) -> None:
+    before = snapshot(engine)
+    run_id = start(engine, settings)
+    work_until(engine, settings, run_id, "release", nth=3)
+    assert triggers(engine) > 0
+    assert callable(stop)
+    stop(engine, run_id)
+    change(engine, *WRITES)
+    control.resume(engine, settings, run_id)
+    assert_all_is_migrated(engine, go_on(engine, settings, run_id), before)
+
+
+@pytest.mark.parametrize("stop", [control.cancel, control.pause], ids=["cancel", "pause"])
+def test_a_check_that_is_stopped_and_resumed_leaves_no_trigger(
+    engine: Engine, settings: Settings, finished: RunReport, stop: object
+) -> None:
+    assert finished.run_id and callable(stop)
+    control.check_again(engine, settings, finished.run_id, "verification")
+    stop(engine, finished.run_id)
+    control.resume(engine, settings, finished.run_id)
+    ended = go_on(engine, settings, finished.run_id)
+    assert (ended.exit_status, ended.differences) == (3, {}), ended.error
+    assert triggers(engine) == 0
