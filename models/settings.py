@@ -177,7 +177,7 @@ class Settings(BaseModel):
     log_format: Literal["logfmt", "json"] = Field(
         "logfmt",
         alias="MIGRATION_LOG_FORMAT",
-        description="How workers write their logs, a line each.",
+        description="How workers write their logs, a line each: `logfmt` (`key=value`) or `json`.",
     )
     api_urls: tuple[str, ...] = Field(
         (),
@@ -213,7 +213,7 @@ class Settings(BaseModel):
         None,
         alias="MIGRATION_CONSOLE_READER_PASSWORD",
         description="A second password for `serve`, of ten characters or more: who logs in with it"
-        " sees everything and changes nothing. Without it, there is no such login.",
+        " sees runs, lists and reports, and changes nothing. Without it, there is no such login.",
     )
 
     def named(self, variable: str) -> str:

@@ -24,8 +24,10 @@ _SETTINGS = """# Settings
 
 All settings are environment variables, read and checked when a command or a worker starts; a wrong
 one is refused by its name, and the command ends with 2. A variable that is set to nothing counts as
-not set. What is marked * may hold a password: it can lie in a file instead, named by the variable
-with `_FILE` (`DATABASE_URL_FILE=/run/secrets/database-url`); see [security.md](security.md).
+not set, except `MIGRATION_USERS_TABLE`, `MIGRATION_SUBSCRIPTIONS_TABLE` and
+`MIGRATION_PROJECTS_TABLE`, which are refused then. What is marked * may hold a password: it can be
+in a file instead, named by the variable with `_FILE`
+(`DATABASE_URL_FILE=/run/secrets/database-url`); see [security.md](security.md).
 
 Workers and commands must have the same addresses and table names: a worker that is set to other
 tables does not touch the run. `make docs` writes this page from
@@ -67,8 +69,10 @@ command line and `flowerconfig.py` go before its variables.
 """
 _COMMANDS = """# Commands
 
-Every command, as `--help` has it. `RUN` is a run's id, the newest by default. `make docs` writes
-this page from [producer/cli](../producer/cli).
+Every command, as `--help` has it. `RUN` is a run's id, or the beginning of one that no other run
+has. Without it, a command takes the newest run. `rollback` takes all runs that have rows, newest
+first; without `--wait` it starts only the newest. `make docs` writes this page from
+[producer/cli](../producer/cli).
 
 With `--json` a command prints one JSON object on stdout and everything else on stderr, with the
 same keys whether it succeeds or fails; `error` is null, or holds `kind`, `message` and `hint`.
@@ -82,8 +86,9 @@ Completion in bash: `eval "$(_PRODUCER_COMPLETE=bash_source producer)"`; zsh and
 """
 EXIT_STATUS = {
     0: "done; `status`: also while the run is open; `demo`: also with quarantined rows",
-    1: "it failed: it could not end; `status` of a run that failed or was cancelled",
-    2: "wrong usage or settings",
+    1: "it could not do its work. `status`, and commands that wait: the run failed without"
+    " differences, was cancelled, or was paused by its error budget",
+    2: "wrong usage or settings; no such run; a ledger of an older version (`schema upgrade`)",
     3: "done, but rows are quarantined; a rollback: a run with rows is left, or conflicts were"
     " kept; `repair credits`: users were left alone",
     4: "verification or reconciliation found differences: the run is `failed`; 4 goes before 3",
