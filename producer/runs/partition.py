@@ -1,4 +1,4 @@
-"""Cutting a legacy table into batches: keyset pages, never OFFSET, and the size of a page."""
+"""Cutting a legacy table into batches: each page begins behind the last; how large it is."""
 
 from __future__ import annotations
 

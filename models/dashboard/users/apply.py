@@ -1,7 +1,7 @@
 """Rules 1 and 3 to 9 for users and their subscriptions: one statement a batch, one snapshot.
 
-START HERE for the rules: `statement.py` applies them, with the values of `made.py`. `verify.py`
-states them a second time.
+The rules are in `statement.py`; this runs it with the values of `made.py`. `verify.py` states them
+a second time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The statement that migrates a batch of users: one snapshot, in named parts.
 
-It finds a bad user or subscription itself and quarantines it; the other rows of the batch go
-through. Each part holds common table expressions that the parts after it read.
+START HERE for the rules. It finds a bad user or subscription itself and quarantines it; the other
+rows of the batch go through. Each part holds common table expressions that the parts after it read.
 """
 
 # Each user as found, with the oldest suite and the sum of the credit log.
