@@ -28,7 +28,7 @@ from models.postgres import sessions
 from models.postgres.catalog import quote
 from models.postgres.database import check_reachable, transaction
 from models.reports.words import number
-from producer.backup import clients, keyspace, restorable
+from producer.backup import clients, configuration, keyspace, restorable
 
 MANIFEST, SUMS, DATABASE, REDIS, CONFIG = (
     "manifest.json", "SHA256SUMS", "database", "redis.jsonl", "config",
@@ -79,7 +79,7 @@ def make(
         if config is not None:
             say(f"Copying {config}")
             manifest["config"] = str(config.absolute())
-            shutil.copytree(config, place / CONFIG)
+            manifest["config_modes"] = configuration.save(config, place / CONFIG)
         say("Writing the manifest")
         manifest["redis_version"] = keyspace.version(redis_urls["redis"])
         manifest["bytes"] = {

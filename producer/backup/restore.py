@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from models.postgres import sessions
 from models.postgres.catalog import quote
 from models.postgres.database import check_reachable, transaction
 from models.reports.words import number
-from producer.backup import clients, keyspace
+from producer.backup import clients, configuration, keyspace
 from producer.backup.create import (
     CONFIG,
     DATABASE,
@@ -208,7 +207,8 @@ def put_back(
     lasting = keyspace.load(folder / REDIS, plan.targets, plan.emptied)
     if "config" in manifest:
         say(f"Restoring {manifest['config']}")
-        shutil.copytree(folder / CONFIG, manifest["config"], dirs_exist_ok=True)
+        modes = manifest.get("config_modes", {})
+        configuration.put_back(folder / CONFIG, Path(manifest["config"]), modes)
     say("Proving it")
     _prove(engine, plan, lasting)
     return manifest

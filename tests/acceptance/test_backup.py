@@ -27,6 +27,8 @@ from tests.wait import until
 
 USERS = 200
 KILLS = 20
+# The application, which is another user, reads its configuration.
+MODES = {".": 0o755, "app.yml": 0o644, "start.sh": 0o755}
 
 
 @pytest.fixture
@@ -44,6 +46,9 @@ def school(product: Product, own_redis: directories.Place) -> Iterator[Product]:
     config = product.folder / "config"
     config.mkdir()
     (config / "app.yml").write_text("answer: 42\n")
+    (config / "start.sh").write_text("true\n")
+    for name, mode in MODES.items():
+        (config / name).chmod(mode)
     yield product
 
 
@@ -116,7 +121,9 @@ def test_a_backup_comes_back_row_by_row_and_key_by_key(school: Product) -> None:
     assert restored.status == 0, restored.err
     assert state(school) == before
     assert ends(school) == lasting
-    assert (school.folder / "config" / "app.yml").read_text() == "answer: 42\n"
+    config = school.folder / "config"
+    assert (config / "app.yml").read_text() == "answer: 42\n"
+    assert {name: stat.S_IMODE((config / name).stat().st_mode) for name in MODES} == MODES
     # The size, and the configuration that was saved, are said.
     assert " MB in " in made.err and str(school.folder / "config") in made.err
     # It is a database like any other again.
