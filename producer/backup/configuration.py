@@ -8,6 +8,32 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from models.errors import Misconfigured
+
+
+def require(config: Path) -> None:
+    """Raise Misconfigured for the first path in the folder that could not be copied."""
+
+    def refuse(failure: OSError) -> None:
+        raise _refused(Path(failure.filename), "cannot be read", "Make it readable")
+
+    for folder, _, files in os.walk(config, followlinks=True, onerror=refuse):
+        for path in (Path(folder, name) for name in sorted(files)):
+            if path.is_symlink() and not path.exists():
+                raise _refused(path, "is a link that leads nowhere", "Correct or remove the link")
+            if not path.is_file():
+                raise _refused(path, "is not a regular file", "Remove it")
+            if not os.access(path, os.R_OK):
+                raise _refused(path, "cannot be read", "Make it readable")
+
+
+def _refused(path: Path, why: str, fix: str) -> Misconfigured:
+    return Misconfigured(
+        f"{path} {why}: the configuration cannot be copied",
+        hint=f"{fix}, or name another folder of configuration files: --config FOLDER."
+        " No backup was begun.",
+    )
+
 
 def save(config: Path, place: Path) -> dict[str, str]:
     """Copy the folder; returns the mode of each file and folder in it, by its path inside.

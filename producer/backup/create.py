@@ -64,12 +64,14 @@ def make(
     """Write a backup to a folder that is not there yet, or empty; returns its manifest.
 
     Saves the Redis databases that the settings name, with `all_redis` all of those servers. Raises
-    Misconfigured for a folder that holds something, or without a fitting pg_dump, and NotRestorable
-    where the role could not put the database back.
+    Misconfigured for a folder that holds something, for a configuration that cannot be copied, or
+    without a fitting pg_dump, and NotRestorable where the role could not put the database back.
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Misconfigured(f"{folder} is not empty", hint="Name a folder that does not exist yet.")
+    if config is not None:
+        configuration.require(config)
     programs = clients.find(check_reachable(engine))
     with _unfinished(folder) as place:
         manifest: dict[str, Any] = {"format": FORMAT, "created_at": _now(), "run": _run(engine)}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
+from models.errors import Misconfigured
 from producer.backup import configuration, create
 
 MODES = {".": 0o755, "app.env": 0o644, "start.sh": 0o755, "secret": 0o600, "keys": 0o550}
@@ -85,3 +87,44 @@ def test_what_the_backup_does_not_hold_stays(config: Path) -> None:
     (config / "later").chmod(0o640)
     configuration.put_back(place, config, modes)
     assert modes_of(config) == MODES | {"later": 0o640}
+
+
+def link_to_nowhere(path: Path) -> str:
+    path.symlink_to("/nowhere/at/all")
+    return "leads nowhere"
+
+
+def link_to_itself(path: Path) -> str:
+    path.symlink_to(path)
+    return "leads nowhere"
+
+
+def pipe(path: Path) -> str:
+    os.mkfifo(path)
+    return "not a regular file"
+
+
+@pytest.mark.parametrize("make", [link_to_nowhere, link_to_itself, pipe])
+@pytest.mark.parametrize("folder", [".", "empty"])
+def test_what_cannot_be_copied_is_refused_before_the_database_is_asked(
+    config: Path, folder: str, make: Callable[[Path], str]
+) -> None:
+    odd = config / folder / "odd"
+    why = make(odd)
+    # Whoever asks it meets another error.
+    engine = sa.create_engine("postgresql+psycopg2://127.0.0.1:1/nothing")
+    wanted = config.parent / "place" / "safe"
+    with pytest.raises(Misconfigured, match=f"{odd} .*{why}") as refused:
+        create.make(engine, "", {}, wanted, config, print)
+    assert "--config" in refused.value.hint
+    assert not wanted.parent.exists()
+
+
+def test_links_are_followed(config: Path) -> None:
+    (config / "link").symlink_to("app.env")
+    (config / "folder").symlink_to(config.parent / "other")
+    (config.parent / "other").mkdir()
+    configuration.require(config)
+    place, modes = save(config)
+    assert (place / "link").read_text() == "app.env" and not (place / "link").is_symlink()
+    assert (place / "folder").is_dir() and modes["link"] == "0644"
