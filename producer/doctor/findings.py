@@ -13,6 +13,7 @@ from producer.broker.snapshot import Broker
 from producer.checks import slots
 from producer.doctor import symptoms
 from producer.doctor.symptoms import Ledger
+from producer.reports import status
 
 MOST_NAMED = 5
 # What is said besides, and keeps no run from its end.
@@ -100,6 +101,7 @@ def _strangers(seen: Seen) -> Iterator[Finding]:
 
 def _run(seen: Seen) -> Iterator[Finding]:
     run = seen.after.run
+    continues = status.continues(is_undone=seen.after.is_undone)
     said = {
         "paused": (
             f"is paused by {run.paused_by or 'an operator'}: no further batch starts"
@@ -109,7 +111,7 @@ def _run(seen: Seen) -> Iterator[Finding]:
             else "Continue it: producer resume",
         ),
         "cancelled": ("is cancelled", "Continue it: producer resume"),
-        "failed": (f"failed: {run.error}", "Fix what it names, then: producer retry --wait"),
+        "failed": (f"failed: {run.error}", f"Fix what it names, then: {continues}"),
         "completed": ("is completed: it waits for nothing", ""),
         "completed_with_quarantine": (
             "is completed: it waits for nothing. Some rows are quarantined",
@@ -248,12 +250,13 @@ def _errors(seen: Seen) -> Iterator[Finding]:
             message=f"Batch {batch.id} was released at attempt {batch.attempt}: {batch.error}",
             hint="It is tried again. 55P03 and 40P01 are locks of another session.",
         )
+    continues = status.continues(is_undone=seen.after.is_undone)
     failed = seen.before.of("failed") if seen.after.is_moving else []
     for batch in failed[:MOST_NAMED]:
         yield Finding(
             kind="batch_failed",
             message=f"Batch {batch.id} of the stage {batch.stage} failed: {batch.error}",
-            hint="The run fails once nothing of the stage is open; then: producer retry --wait",
+            hint=f"The run fails once nothing of the stage is open; then: {continues}",
         )
 
 

@@ -11,7 +11,15 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from models.ledger.claims import is_expired
-from models.ledger.tables import WORKED_ON, batches, runs, stages_in_turn, throttled_by
+from models.ledger.tables import (
+    BACK,
+    WORKED_ON,
+    batches,
+    runs,
+    stages,
+    stages_in_turn,
+    throttled_by,
+)
 from models.reports.diagnosis import Blocker, OpenStage, QueueState, Work
 from producer.broker.messages import QUEUES, Message
 from producer.broker.snapshot import Broker
@@ -29,6 +37,8 @@ class Ledger:
     stages: list[Any]
     batches: dict[int, Any]
     throttled_by: str | None
+    # A rollback of the run has begun: nothing else can be done to it.
+    is_undone: bool
 
     @property
     def is_moving(self) -> bool:
@@ -72,7 +82,9 @@ def ledger(connection: Connection, run_id: str | None) -> Ledger:
     )
     by_id = {batch.id: batch for batch in still}
     throttled = connection.scalar(sa.select(throttled_by).where(runs.c.id == run.id))
-    return Ledger(run, moment, list(in_order), by_id, throttled)
+    back = sa.exists().where(stages.c.run_id == run.id, stages.c.direction == BACK)
+    is_undone = bool(connection.scalar(sa.select(back)))
+    return Ledger(run, moment, list(in_order), by_id, throttled, is_undone)
 
 
 def open_stages(found: Ledger) -> list[OpenStage]:

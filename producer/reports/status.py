@@ -211,8 +211,7 @@ def _report(connection: Connection, run: Any, *, is_whole: bool = True) -> RunRe
         report.error = ErrorReport(
             kind="differences" if report.exit_status == 4 else "batch_failed",
             message=str(run.error),
-            hint="Fix what the message names, then: producer "
-            + ("rollback --wait" if is_undone else "retry --wait"),
+            hint=f"Fix what the message names, then: {continues(is_undone=is_undone)}",
         )
     return report
 
@@ -294,6 +293,11 @@ def _take_back(report: RunReport) -> None:
     report.rows = {name: 0 if is_clean else max(0, n) for name, n in report.rows.items()}
     zero = Decimal(0)
     report.amounts = {n: zero if is_clean else max(zero, v) for n, v in report.amounts.items()}
+
+
+def continues(*, is_undone: bool) -> str:
+    """The command that continues a failed run, or the failed rollback of one."""
+    return f"producer {'rollback' if is_undone else 'retry'} --wait"
 
 
 def _is_undone(found: list[Stage]) -> bool:

@@ -29,7 +29,6 @@ _NEXT = {
         "See the quarantined rows: producer quarantine. Fix them in the legacy tables, or accept"
         " them with --accept KEY; then: producer retry --wait"
     ),
-    "failed": "Fix what failed above, then: producer retry --wait",
     "cancelled": "Continue it: producer resume",
     "rolling_back": "Watch it: producer status --watch",
     "rolled_back": "Migrate again whenever you like: producer enqueue-all --wait",
@@ -70,8 +69,10 @@ def summary(console: Console, found: RunReport) -> None:
     counted(console, found)
     if found.error:
         console.print(Text(found.error.message, "red"))
-    if found.state == "paused" and found.error:
-        console.print(f"{found.error.hint}")
+    if found.state == "failed" and found.differences:
+        console.print("See the values, and what fixes each: producer differences --values")
+    elif found.state in ("failed", "paused") and found.error:
+        console.print(found.error.hint, markup=False)
     elif found.state == "paused":
         console.print(live_view.paused(found), markup=False)
     elif found.canary and found.state == "completed":
@@ -79,8 +80,6 @@ def summary(console: Console, found: RunReport) -> None:
             "The old application continues as before. Migrate all: producer enqueue-all --wait."
             f" Or undo it: producer rollback {found.run_id} --wait"
         )
-    elif found.state == "failed" and found.differences:
-        console.print("See the values, and what fixes each: producer differences --values")
     else:
         console.print(_NEXT.get(found.state or "", ""))
 

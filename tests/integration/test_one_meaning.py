@@ -1,4 +1,4 @@
-"""A figure is the same wherever it is shown, and means the same after whatever was done."""
+"""A figure, or what to do next, is the same wherever it is shown, after whatever was done."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from flask.testing import FlaskClient
 from rich.console import Console
 from sqlalchemy import Engine
 
+from models.errors import NotAllowed
 from models.reports.run import RunReport
 from models.settings import Settings
+from producer.broker.snapshot import Broker
 from producer.console import app
 from producer.console.login import Passwords
-from producer.reports import history, html, terminal
-from producer.runs import control, rollback
+from producer.doctor import findings, symptoms
+from producer.reports import history, html, status, terminal
+from producer.runs import advance, control, rollback
 from tests.driving import change, go_on, scalar, whole_run
 from tests.integration.test_console import LOOPBACK, PASSWORD, log_in
 from tests.integration.test_metrics import scrape
@@ -131,3 +134,34 @@ def test_a_run_takes_the_time_in_which_it_was_worked_on(engine: Engine, settings
     assert ended.seconds >= float(scalar(engine, ACTIVE.format(found.run_id)))
     shown = {stage.name: stage.seconds for stage in ended.stages}
     assert all(seconds <= ended.seconds for seconds in shown.values()), shown
+
+
+def hints(engine: Engine, run_id: str) -> list[str]:
+    """What the doctor, the status and its screen say to do next."""
+    with engine.connect() as connection:
+        ledger = symptoms.ledger(connection, run_id)
+    seen = findings.Seen(ledger, ledger, Broker(), [], "", {})
+    report = status.read(engine, run_id)
+    screen = io.StringIO()
+    terminal.summary(Console(file=screen, width=200), report)
+    said = [each.hint for each in findings.of(seen) if "failed" in each.kind]
+    return [*said, report.error.hint if report.error else "", screen.getvalue().splitlines()[-1]]
+
+
+def test_a_failed_rollback_names_the_command_that_continues_it(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    run_id = rollback.start(engine, settings, finished.run_id, force=False)
+    advance.advance(engine, settings, run_id)
+    change(engine, "UPDATE migration.batches SET state = 'failed' WHERE state = 'pending'")
+    assert hints(engine, run_id)[0].endswith("; then: producer rollback --wait")
+    advance.advance(engine, settings, run_id)
+    assert status.read(engine, run_id).state == "failed"
+    ended = hints(engine, run_id)
+    assert len(ended) == 3
+    assert [hint.partition("then: ")[2] for hint in ended] == ["producer rollback --wait"] * 3
+    # The other one refuses.
+    with pytest.raises(NotAllowed, match="its rollback has begun"):
+        control.retry(engine, settings, run_id)
+    rollback.start(engine, settings, run_id, force=False)
+    assert go_on(engine, settings, run_id).state == "rolled_back"
