@@ -18,7 +18,8 @@ from models.ledger.tables import metadata, runs
 from models.reports.words import number
 
 if TYPE_CHECKING:
-    from models.engine.source import SourceTable
+    from models.engine.migration import Migration
+    from models.engine.source import Sources, SourceTable
     from models.engine.step import Context
 
 selection = sa.Table(
@@ -68,45 +69,50 @@ def options_of(kept: dict[str, Any] | None) -> str:
     return "" if kept is None else " " + Choice(kept["percent"]).options
 
 
-def choose(context: Context, choice: Choice) -> list[str]:
-    """The keys of a choice; raises Misconfigured where it names a key that no row has, or none."""
-    root = _root(context)
+def choose(
+    connection: Connection, migration: Migration, sources: Sources, choice: Choice
+) -> list[str]:
+    """The keys of a choice; raises Misconfigured where it names a key that no row has, or none.
+
+    Needs no ledger: a choice is tried before anything is changed.
+    """
+    root = _root(migration, sources)
     names = {"key": root.key_of("t"), "table": root.sql}
     if choice.percent is not None:
         statement = text(_BY_PERCENT.format(**names))
-        found = list(context.connection.scalars(statement, {"percent": choice.percent}))
+        found = list(connection.scalars(statement, {"percent": choice.percent}))
         if not found:
             raise Misconfigured(
                 f"{choice.percent:g} % of {root.label} are no rows at all",
-                hint="Choose more, or name keys: --only KEYS.",
+                hint="Choose more, or name keys: --only KEYS. No run was opened.",
             )
         return found
-    named = context.sources.key_named(root.source.entity, "w.word")
+    named = sources.key_named(root.source.entity, "w.word")
     statement = text(_BY_KEY.format(**names, named=named))
-    rows = context.connection.execute(statement, {"words": list(choice.only)}).all()
+    rows = connection.execute(statement, {"words": list(choice.only)}).all()
     unknown = [row.word for row in rows if row.key is None]
     if unknown or not rows:
         listed = ", ".join(unknown[:MOST_NAMED]) + (", …" if len(unknown) > MOST_NAMED else "")
         raise Misconfigured(
             f"{root.label} has no row with the key {listed}" if rows else "--only names no key",
-            hint="Give keys that are there: --only A,B,C. Nothing was changed.",
+            hint="Give keys that are there: --only A,B,C. No run was opened.",
         )
     return sorted({row.key for row in rows})
 
 
-def _root(context: Context) -> SourceTable:
+def _root(migration: Migration, sources: Sources) -> SourceTable:
     """The source without a parent; raises Misconfigured where the others do not belong to it."""
-    sources = context.migration.sources
-    roots = [source for source in sources if not source.parent]
-    strays = [s for s in sources if s.parent and s.parent != roots[0].entity] or roots[1:]
+    declared = migration.sources
+    roots = [source for source in declared if not source.parent]
+    strays = [s for s in declared if s.parent and s.parent != roots[0].entity] or roots[1:]
     if strays:
         raise Misconfigured(
-            f"The migration {context.migration.name} has no canary: {strays[0].plural} do not"
+            f"The migration {migration.name} has no canary: {strays[0].plural} do not"
             f" belong to {roots[0].plural}",
             hint="--only and --percent need sources whose parent is the first one."
             " Migrate all: producer enqueue-all --wait",
         )
-    return context.sources[roots[0].entity]
+    return sources[roots[0].entity]
 
 
 def keep(context: Context, choice: Choice, keys: Sequence[str]) -> None:
@@ -137,7 +143,9 @@ def require_same(
     else:
         found = sa.select(selection.c.key).where(selection.c.run_id == run.id)
         kept = set(connection.scalars(found))
-        is_same = run.selection["percent"] is None and kept == set(choose(read(), choice))
+        context = read()
+        chosen = choose(connection, context.migration, context.sources, choice)
+        is_same = run.selection["percent"] is None and kept == set(chosen)
     if not is_same:
         raise NotAllowed(
             f"Run {run.id} is open and is of {said(run.selection)}, not of {choice or 'all rows'}",

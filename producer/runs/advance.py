@@ -102,7 +102,8 @@ def open_run(engine: Engine, settings: Settings, choice: Choice | None = None) -
         else:
             earlier = [each.id for each in standing.with_rows(connection)]
             selection.require_no_full_run(connection, earlier)
-            selection.keep(context, choice, selection.choose(context, choice))
+            keys = selection.choose(connection, context.migration, context.sources, choice)
+            selection.keep(context, choice, keys)
             totals = selection.count(replace(context, is_canary=True))
         connection.execute(sa.update(runs).where(runs.c.id == run_id).values(totals=totals))
         chosen = {"selection": str(choice)} if choice else {}

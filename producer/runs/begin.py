@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
+from models.engine import current
+from models.ledger import selection
 from models.ledger.selection import Choice
 from models.postgres import database
 from models.settings import Settings
@@ -25,7 +27,16 @@ def begin(engine: Engine, settings: Settings, choice: Choice | None = None) -> t
     database.check_reachable(engine)
     readiness.require()
     tried = preflight.require(engine, settings)
+    if choice is not None:
+        _require_rows(engine, settings, choice)
     schema_step.upgrade(engine, settings)
     if not tried.is_real:
         preflight.require(engine, settings, before=tried)
     return advance.open_run(engine, settings, choice)
+
+
+def _require_rows(engine: Engine, settings: Settings, choice: Choice) -> None:
+    """Raise Misconfigured for a choice of rows that are not there, before the schema step."""
+    migration = current.migration()
+    with database.transaction(engine) as connection:
+        selection.choose(connection, migration, migration.read(connection, settings), choice)

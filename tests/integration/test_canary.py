@@ -9,9 +9,10 @@ from sqlalchemy import Engine
 
 from models.errors import Misconfigured, NotAllowed
 from models.ledger.selection import Choice
+from models.postgres import database as databases
 from models.reports.run import RunReport
 from models.settings import DEFAULT_GRANTS, Settings, parse_grants
-from producer.runs import advance, control, rollback
+from producer.runs import advance, begin, control, rollback
 from producer.schema import upgrade
 from tests import oracle, variants
 from tests.application import Application
@@ -223,6 +224,25 @@ def test_only_the_same_selection_joins_an_open_canary(engine: Engine, settings: 
         with pytest.raises(NotAllowed, match="is of 2 keys"):
             advance.open_run(engine, settings, other)
     assert go_on(engine, settings, run_id).entities["users"].total == 2
+
+
+@pytest.mark.usefixtures("bare", "is_sampled")
+def test_a_choice_of_no_rows_is_refused_before_the_schema_step(
+    database: str, settings: Settings
+) -> None:
+    legacy = databases.create(database)
+    choices = {
+        "no row with the key nobody": Choice(only=("nobody",)),
+        "names no key": Choice(only=()),
+        "no rows at all": Choice(percent=1e-9),
+    }
+    for words, choice in choices.items():
+        with pytest.raises(Misconfigured, match=words) as refused:
+            begin.begin(legacy, settings, choice)
+        assert refused.value.hint.endswith("No run was opened.")
+    assert scalar(legacy, "SELECT to_regnamespace('migration') IS NULL")
+    assert scalar(legacy, "SELECT to_regclass('ai_suites') IS NULL")
+    legacy.dispose()
 
 
 @pytest.mark.long
