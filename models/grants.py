@@ -9,11 +9,14 @@ from decimal import Decimal, InvalidOperation
 def parse_grants(text: str) -> dict[str, Decimal]:
     """Parse `type=amount,…` into amounts by type; `*` stands for any other type.
 
-    Raises ValueError for an unknown form, a negative amount, fractions of a cent, or no `*`.
+    Raises ValueError for an unknown form, a type that is named twice, a negative amount,
+    fractions of a cent, or no `*`.
     """
     grants: dict[str, Decimal] = {}
     for part in text.split(","):
         name, separator, amount = (piece.strip() for piece in part.partition("="))
+        if name in grants:
+            raise ValueError(f"{name} is named twice")
         try:
             grants[name] = Decimal(amount)
         except InvalidOperation:

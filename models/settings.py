@@ -135,8 +135,8 @@ class Settings(BaseModel):
         DEFAULT_GRANTS,
         alias="MIGRATION_CREDIT_GRANTS",
         validate_default=True,
-        description="Credits that a user gets, by type of user; `*` is any other type. A run keeps"
-        " what was set when it was opened.",
+        description="Credits that a user gets, by type of user; `*` is any other type. A type that"
+        " no user can have is refused before a run. A run keeps what was set when it was opened.",
     )
     throttle: Limits = Field(
         "",

@@ -8,7 +8,7 @@ from typing import ClassVar
 from sqlalchemy import Connection
 
 from models.dashboard import legacy
-from models.dashboard.checks import fit, integer_ids, rejects, trial_rows
+from models.dashboard.checks import fit, grant_types, integer_ids, rejects, trial_rows
 from models.dashboard.checks.credit_summary import credits_by_type
 from models.dashboard.checks.integrity import INTEGRITY
 from models.dashboard.checks.proof import proof
@@ -84,7 +84,11 @@ class Dashboard(Migration):
     def misfits(
         self, connection: Connection, sources: Sources, target: Target, settings: Settings
     ) -> list[Obstacle]:
-        return fit.find(connection, sources, target, settings.credit_grants)
+        grants = settings.credit_grants
+        return [
+            *grant_types.find(connection, sources, target, grants),
+            *fit.find(connection, sources, target, grants),
+        ]
 
     def forecast(self, connection: Connection, sources: Sources) -> tuple[dict[str, Rule], str]:
         found, is_exact = rejects.rules(connection, sources)

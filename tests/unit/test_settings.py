@@ -33,6 +33,8 @@ def test_nothing_set_means_the_documented_defaults() -> None:
         ("MIGRATION_USERS_TABLE", 'us"ers'),
         ("MIGRATION_CREDIT_GRANTS", "student=100"),
         ("MIGRATION_CREDIT_GRANTS", "*=NaN"),
+        ("MIGRATION_CREDIT_GRANTS", "teacher=500,teacher=50,*=1"),
+        ("MIGRATION_CREDIT_GRANTS", "*=1,*=2"),
         ("MIGRATION_CREDIT_GRANTS", "o'hara=1,*=1"),
         ("MIGRATION_API_URLS", "ftp://example.org"),
         ("MIGRATION_THROTTLE", "lag=fast"),

@@ -156,7 +156,7 @@ def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tup
     target = of(schema, sources)
     metadata = schema.declare(sources)
     added: list[tuple[str, str, str]] = []
-    enums = _enums(connection, schema, target.schema)
+    enums = enums_there(connection, schema, target.schema)
     for name, labels in schema.enums.items():
         if name not in enums:
             literals = ", ".join(f"'{label}'" for label in labels)
@@ -216,7 +216,7 @@ def _complete(
             yield found, clauses, made + [("default", name, column) for column, _ in defaults]
 
 
-def _enums(connection: Connection, declared: Schema, schema: str) -> dict[str, list[str]]:
+def enums_there(connection: Connection, declared: Schema, schema: str) -> dict[str, list[str]]:
     """The labels of each declared enum that is there, by its name."""
     found = connection.execute(
         sa.text(
@@ -231,7 +231,7 @@ def _enums(connection: Connection, declared: Schema, schema: str) -> dict[str, l
 
 
 def _check_enums(connection: Connection, declared: Schema, schema: str) -> Iterator[Incompatible]:
-    there = _enums(connection, declared, schema)
+    there = enums_there(connection, declared, schema)
     for name, labels in declared.enums.items():
         found = there.get(name)
         absent = [label for label in labels if found is not None and label not in found]
