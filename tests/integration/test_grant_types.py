@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from models.errors import Misconfigured
 from models.grants import parse_grants
 from models.preflight import examine
-from models.settings import Settings
+from models.settings import DEFAULT_GRANTS, Settings
 from producer.checks import check as checks
 from producer.checks import preflight
 from tests.driving import change, scalar
@@ -59,3 +59,14 @@ def test_every_label_of_an_adopted_enum_may_have_a_grant(
 def test_a_free_text_may_hold_any_type(engine: Engine, settings: Settings) -> None:
     change(engine, "ALTER TABLE users ADD user_type varchar(20)")
     assert refused_types(engine, settings, MISTYPED) == []
+
+
+def test_the_grants_that_nobody_has_set_suit_an_adopted_enum_without_some_of_our_types(
+    engine: Engine, settings: Settings
+) -> None:
+    change(
+        engine,
+        "CREATE TYPE user_type AS ENUM ('student', 'teacher')",
+        "ALTER TABLE users ADD user_type user_type",
+    )
+    assert refused_types(engine, settings, DEFAULT_GRANTS) == []
