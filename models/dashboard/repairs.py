@@ -1,8 +1,8 @@
 """The guide's three fixes for what was damaged after a migration, as statements over a page.
 
-Each touches only what is wrong, of users who were migrated: they have a suite, and are not
-quarantined. Each returns its changes, one row a column or a created row: (table, key, column,
-before, after), and changes nothing when it is repeated.
+Each touches only what is wrong, of users whom a run migrated that is not rolled back. Each returns
+its changes, one row a column or a created row: (table, key, column, before, after), and changes
+nothing when it is repeated.
 """
 
 from __future__ import annotations
@@ -20,10 +20,28 @@ from models.engine.step import Context, Scope
 
 COLUMNS = ("table", "key", "column", "before", "after")
 
-# Whom a repair is for, as a condition on the user `u`.
-_IS_MIGRATED = """EXISTS (SELECT FROM {ai_suites} h WHERE h.user_id = u.id) AND NOT EXISTS (
-  SELECT FROM migration.quarantine q WHERE q.entity = 'user' AND q.legacy_key = u.id::text
-    AND q.state IN ('open', 'accepted'))"""
+# The runs that migrated the user `u`, by what they left there, less those that are rolled back. A
+# run of all users may leave nothing where a rollback before it kept the grant.
+_MIGRATED_BY = """
+  SELECT r.id FROM migration.runs r
+  WHERE r.state <> 'rolled_back' AND (
+    EXISTS (SELECT FROM {credit_logs} c
+      WHERE c.user_id = u.id AND c.reason IN ('migration_grant', 'migration_opening')
+        AND (c.run_id::text = r.id OR (r.selection IS NULL AND c.run_id::text < r.id)))
+    OR EXISTS (SELECT FROM migration.before_images i
+      WHERE i.entity = 'user' AND i.legacy_key = u.id::text AND i.run_id = r.id))"""
+
+# Whom a repair is for, as a condition on the user `u`. A suite proves nothing by itself: it may be
+# the application's own. One with our id does, unless a rollback kept it: where the grant is lost
+# and the before-images were dropped, nothing else says that the user was migrated.
+_IS_MIGRATED = """EXISTS (SELECT FROM {ai_suites} h WHERE h.user_id = u.id)
+  AND (EXISTS ({migrated_by}) OR EXISTS (
+    SELECT FROM {ai_suites} h WHERE h.id = {suite_id} AND h.user_id = u.id AND NOT EXISTS (
+      SELECT FROM migration.conflicts k
+      WHERE k.table_name = 'ai_suites' AND k.row_key = h.id::text)))
+  AND NOT EXISTS (
+    SELECT FROM migration.quarantine q WHERE q.entity = 'user' AND q.legacy_key = u.id::text
+      AND q.state IN ('open', 'accepted'))"""
 
 # Rule 3; a value that is there stays (rule 1).
 _MISSING_DATA = """
@@ -51,20 +69,12 @@ FROM lacking l CROSS JOIN LATERAL (
 ) AS c
 """
 
-# The users of a page by the run that migrated them, by what it left there: the first one that
-# stands. The newest run, where nothing says which.
+# The users of a page by the first run that migrated them. The newest run, where only a suite is
+# left of it.
 _RUNS = """
 SELECT coalesce(own.id, :run_id) AS run_id, array_agg(u.id::text ORDER BY u.id) AS keys
-FROM {users} u LEFT JOIN LATERAL (
-  SELECT r.id FROM migration.runs r
-  WHERE r.state <> 'rolled_back' AND r.id IN (
-    SELECT c.run_id::text FROM {credit_logs} c
-    WHERE c.user_id = u.id AND c.reason = 'migration_grant'
-    UNION ALL
-    SELECT i.run_id FROM migration.before_images i
-    WHERE i.entity = 'user' AND i.legacy_key = u.id::text)
-  ORDER BY r.id LIMIT 1
-) AS own ON true
+FROM {users} u
+LEFT JOIN LATERAL ({migrated_by} ORDER BY r.id LIMIT 1) AS own ON true
 WHERE {scope} AND {is_migrated}
 GROUP BY 1 ORDER BY 1
 """
@@ -253,10 +263,13 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     key, project_key = (
         table.columns["id"].base for table in (subscriptions, context.sources.projects)
     )
+    migrated_by = context.render(_MIGRATED_BY)
+    suite_id = ids.id_of(context.sources, ids.SUITE, "u.id", users.columns["id"].base)
     return {
         **made.expressions(context),
         "scope": scope.condition("u.id", users.columns["id"].base),
-        "is_migrated": context.render(_IS_MIGRATED),
+        "migrated_by": migrated_by,
+        "is_migrated": context.render(_IS_MIGRATED, migrated_by=migrated_by, suite_id=suite_id),
         "tool_id": ids.id_of(context.sources, ids.SUBSCRIPTION_TOOL, "s.id", key),
         "usage_id": ids.id_of(context.sources, ids.SUBSCRIPTION_USAGE, "s.id", key),
         "project_tool_id": ids.id_of(context.sources, ids.PROJECT_TOOL, "p.id", project_key),

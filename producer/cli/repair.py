@@ -36,7 +36,7 @@ def repair_missing_data(user: str | None, dry_run: bool) -> Any:
 @USER
 @DRY_RUN
 def repair_tools(user: str | None, dry_run: bool) -> Any:
-    """Create the tools, assignments and usage logs that subscriptions and projects lack."""
+    """Create what migrated subscriptions and projects lack: tools, assignments, usage logs."""
     return _repair("tools", user, dry_run)
 
 
@@ -45,7 +45,7 @@ def repair_tools(user: str | None, dry_run: bool) -> Any:
 @DRY_RUN
 @click.option("--force", is_flag=True, help="Also users who were charged without a log row.")
 def repair_credits(user: str | None, dry_run: bool, force: bool) -> Any:
-    """Set each balance to what the user's credit log gives; the audit keeps what it was."""
+    """Set migrated users' balances to what the credit log gives; the audit keeps the old ones."""
     return _repair("credits", user, dry_run, force)
 
 

@@ -1,0 +1,124 @@
+"""A repair is for users whom a run migrated that is not rolled back, and for no one else."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine
+
+from models.ledger.selection import Choice
+from models.ledger.tables import RECONCILIATION
+from models.reports.run import RunReport
+from models.settings import Settings
+from producer.runs import advance, control, rollback
+from producer.schema import upgrade
+from tests.driving import change, go_on, scalar, whole_run
+from tests.integration.test_repair import PLANTS, fix, shot
+
+USERS = 60
+MIGRATABLE = """
+  SELECT u.id FROM users u WHERE btrim(coalesce(u.email, '')) <> '' AND EXISTS (
+    SELECT FROM gpt_subscriptions s WHERE s.user_id = u.id AND btrim(s.gpt_id) <> '')
+  ORDER BY u.id OFFSET {} LIMIT 1"""
+
+
+def keys(engine: Engine) -> tuple[str, str]:
+    """Two users who get a suite and tools."""
+    one, other = (str(scalar(engine, MIGRATABLE.format(place))) for place in (0, 1))
+    return one, other
+
+
+def give(engine: Engine, user: str, *, balance: int) -> None:
+    """What the new application may give to a user: a suite and a balance, without a log."""
+    change(
+        engine,
+        f"UPDATE users SET credits_balance = {balance} WHERE id = '{user}'",
+        "INSERT INTO ai_suites (id, user_id, name, created_at, updated_at)"
+        f" VALUES ('own', '{user}', 'Mine', now(), now()) ON CONFLICT DO NOTHING",
+    )
+
+
+def canary(engine: Engine, settings: Settings, user: str) -> RunReport:
+    upgrade.upgrade(engine, settings)
+    run_id, _ = advance.open_run(engine, settings, Choice(only=(user,)))
+    return go_on(engine, settings, run_id)
+
+
+def roll_back(engine: Engine, settings: Settings, run: RunReport) -> RunReport:
+    started = rollback.start(engine, settings, run.run_id, force=False)
+    return go_on(engine, settings, started)
+
+
+def assert_nothing_is_repaired(engine: Engine, settings: Settings) -> None:
+    before = shot(engine)
+    for what in PLANTS:
+        found = fix(engine, settings, what)
+        assert (found["changed"], found["left_alone"]) == (0, [])
+    assert shot(engine) == before
+
+
+def test_a_user_whom_a_canary_did_not_select_is_left_alone(
+    engine: Engine, settings: Settings
+) -> None:
+    selected, other = keys(engine)
+    give(engine, other, balance=250)
+    assert canary(engine, settings, selected).exit_status == 0
+    assert_nothing_is_repaired(engine, settings)
+    assert "is not migrated yet" in fix(engine, settings, "credits", key=other)["note"]
+
+
+def test_a_user_whose_run_is_rolled_back_is_left_alone_even_if_the_suite_was_kept(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    selected, other = keys(engine)
+    change(engine, f"UPDATE ai_suites SET description = 'Mine' WHERE user_id = '{other}'")
+    assert roll_back(engine, settings, finished).conflicts
+    change(engine, f"UPDATE users SET credits_balance = 250 WHERE id = '{other}'")
+    assert canary(engine, settings, selected).exit_status == 0
+    assert_nothing_is_repaired(engine, settings)
+
+
+def test_a_user_whom_the_new_application_added_is_left_alone(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    change(
+        engine,
+        "INSERT INTO users (id, email, hashed_password, full_name)"
+        " VALUES ('new', 'n@new.example', '-', 'N')",
+    )
+    give(engine, "new", balance=50)
+    assert_nothing_is_repaired(engine, settings)
+
+
+def test_a_user_whose_grant_a_rollback_kept_is_repaired_after_the_next_run(
+    engine: Engine, settings: Settings
+) -> None:
+    _, user = keys(engine)
+    give(engine, user, balance=250)
+    change(
+        engine,
+        "INSERT INTO organizations (id, name, type, subscription_tier)"
+        " VALUES ('own', 'Own', 'education', 'free')",
+        "UPDATE users SET user_type = 'teacher', billing_tier = 'free', is_active = true,"
+        f" organization_id = 'own' WHERE id = '{user}'",
+    )
+    first = whole_run(engine, settings)
+    change(engine, f"UPDATE users SET credits_balance = 7 WHERE id = '{user}'")
+    assert roll_back(engine, settings, first).conflicts
+    # Nothing of this user is left for it to do, and so nothing in the ledger is its own.
+    assert whole_run(engine, settings).differences == {"user balance users.credits_balance": 1}
+    assert [row["after"] for row in fix(engine, settings, "credits")["changes"]] == ["750.00"]
+
+
+def test_a_lost_grant_is_repaired_also_where_its_before_image_was_dropped(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    user, _ = keys(engine)
+    before = shot(engine)
+    run_id, _ = rollback.forget(engine, finished.run_id)
+    change(engine, f"DELETE FROM credit_logs WHERE user_id = '{user}'")
+    # A retry without it would take what was granted for the user's own, and grant once more.
+    assert [row["key"] for row in fix(engine, settings, "credits")["changes"]] == [user]
+    control.check_again(engine, settings, run_id, RECONCILIATION)
+    assert go_on(engine, settings, run_id).state == "failed"
+    control.retry(engine, settings, run_id)
+    assert go_on(engine, settings, run_id).exit_status == finished.exit_status
+    assert shot(engine) == before
