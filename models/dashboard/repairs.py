@@ -43,13 +43,22 @@ _IS_MIGRATED = """EXISTS (SELECT FROM {ai_suites} h WHERE h.user_id = u.id)
     SELECT FROM migration.quarantine q WHERE q.entity = 'user' AND q.legacy_key = u.id::text
       AND q.state IN ('open', 'accepted'))"""
 
-# Rule 3; a value that is there stays (rule 1).
+# A value that was there before the migration comes back (rule 1), and stays where it is there. Only
+# the other ones follow rule 3.
 _MISSING_DATA = """
 WITH lacking AS MATERIALIZED (
   SELECT u.id, u.user_type, u.billing_tier, u.is_active,
-    {user_type} AS type
+    coalesce({kept_user_type}, {user_type}) AS type,
+    coalesce({kept_billing_tier}, 'free') AS tier,
+    coalesce({kept_is_active}, 'true') AS activity
   FROM {users} u
   CROSS JOIN LATERAL (SELECT {role} AS name) AS role
+  LEFT JOIN LATERAL (
+    SELECT i.was FROM migration.before_images i
+    JOIN migration.runs r ON r.id = i.run_id AND r.state <> 'rolled_back'
+    WHERE i.entity = 'user' AND i.legacy_key = u.id::text
+    ORDER BY i.run_id DESC LIMIT 1
+  ) AS image ON true
   WHERE {scope} AND (u.user_type IS NULL OR u.billing_tier IS NULL OR u.is_active IS NULL)
     AND {is_migrated}
   ORDER BY u.id FOR NO KEY UPDATE OF u
@@ -57,17 +66,18 @@ WITH lacking AS MATERIALIZED (
 filled AS (
   UPDATE {users} u SET
     user_type = coalesce(u.user_type, CAST(l.type AS {user_type_type})),
-    billing_tier = coalesce(u.billing_tier, CAST('free' AS {billing_tier_type})),
-    is_active = coalesce(u.is_active, true)
+    billing_tier = coalesce(u.billing_tier, CAST(l.tier AS {billing_tier_type})),
+    is_active = coalesce(u.is_active, CAST(l.activity AS boolean))
   FROM lacking l WHERE u.id = l.id
 )
 SELECT 'users', l.id::text, c.name, NULL::text, c.value
 FROM lacking l CROSS JOIN LATERAL (
   SELECT 'user_type' AS name, l.type AS value WHERE l.user_type IS NULL
-  UNION ALL SELECT 'billing_tier', 'free' WHERE l.billing_tier IS NULL
-  UNION ALL SELECT 'is_active', 'true' WHERE l.is_active IS NULL
+  UNION ALL SELECT 'billing_tier', l.tier WHERE l.billing_tier IS NULL
+  UNION ALL SELECT 'is_active', l.activity WHERE l.is_active IS NULL
 ) AS c
 """
+_KEPT = "CASE WHEN image.was -> 'kept' ? '{0}' THEN image.was ->> '{0}' END"
 
 # The users of a page by the first run that migrated them. The newest run, where only a suite is
 # left of it.
@@ -179,7 +189,7 @@ FROM wrong w WHERE w.unlogged
 
 
 def missing_data(context: Context, scope: Scope, *, force: bool = False) -> list[Change]:
-    """Fill in a user's type, tier and activity where they are null."""
+    """Fill in a user's type, tier and activity where they are null, as they were if known."""
     return _changes(context, _MISSING_DATA, scope)
 
 
@@ -267,6 +277,10 @@ def _expressions(context: Context, scope: Scope) -> dict[str, str]:
     suite_id = ids.id_of(context.sources, ids.SUITE, "u.id", users.columns["id"].base)
     return {
         **made.expressions(context),
+        **{
+            f"kept_{column}": _KEPT.format(column)
+            for column in ("user_type", "billing_tier", "is_active")
+        },
         "scope": scope.condition("u.id", users.columns["id"].base),
         "migrated_by": migrated_by,
         "is_migrated": context.render(_IS_MIGRATED, migrated_by=migrated_by, suite_id=suite_id),

@@ -1,11 +1,11 @@
-"""A repair is for users whom a run migrated that is not rolled back, and for no one else."""
+"""Repairs change no user who is not migrated, and no value that was there before the migration."""
 
 from __future__ import annotations
 
 from sqlalchemy import Engine
 
 from models.ledger.selection import Choice
-from models.ledger.tables import RECONCILIATION
+from models.ledger.tables import RECONCILIATION, VERIFICATION
 from models.reports.run import RunReport
 from models.settings import Settings
 from producer.runs import advance, control, rollback
@@ -122,3 +122,50 @@ def test_a_lost_grant_is_repaired_also_where_its_before_image_was_dropped(
     control.retry(engine, settings, run_id)
     assert go_on(engine, settings, run_id).exit_status == finished.exit_status
     assert shot(engine) == before
+
+
+def lose_values(engine: Engine, user: str) -> None:
+    columns = ("user_type", "billing_tier", "is_active")
+    change(
+        engine,
+        *(f"ALTER TABLE users ALTER {column} DROP NOT NULL" for column in columns),
+        f"UPDATE users SET {', '.join(f'{column} = NULL' for column in columns)}"
+        f" WHERE id = '{user}'",
+    )
+
+
+def repaired_values(engine: Engine, settings: Settings) -> list[str]:
+    return [row["after"] for row in fix(engine, settings, "missing-data")["changes"]]
+
+
+def test_lost_values_that_were_there_before_the_run_come_back_as_they_were(
+    engine: Engine, settings: Settings
+) -> None:
+    user, _ = keys(engine)
+    give(engine, user, balance=0)
+    change(
+        engine,
+        "UPDATE users SET user_type = 'teacher', billing_tier = 'premium', is_active = false"
+        f" WHERE id = '{user}'",
+    )
+    run = whole_run(engine, settings)
+    before = shot(engine)
+    lose_values(engine, user)
+    assert repaired_values(engine, settings) == ["teacher", "premium", "false"]
+    assert shot(engine) == before
+    control.check_again(engine, settings, str(run.run_id), VERIFICATION)
+    assert go_on(engine, settings, str(run.run_id)).differences == {}
+
+
+def test_of_two_runs_the_newer_one_says_which_values_were_there(
+    engine: Engine, settings: Settings
+) -> None:
+    user, _ = keys(engine)
+    give(engine, user, balance=0)
+    change(engine, f"UPDATE users SET role = 'admin', billing_tier = 'basic' WHERE id = '{user}'")
+    whole_run(engine, settings)
+    lose_values(engine, user)
+    change(engine, f"UPDATE users SET billing_tier = 'premium' WHERE id = '{user}'")
+    assert whole_run(engine, settings).differences == {}
+    lose_values(engine, user)
+    assert repaired_values(engine, settings) == ["admin", "premium", "true"]
