@@ -36,8 +36,9 @@ def run(
 ) -> dict[str, Any]:
     """Repair one row of the first source or all; what was changed, and what was left alone.
 
-    A page is a transaction. Safe to repeat. Raises NotAllowed while a run is open or where the
-    migration has no such repair, and Misconfigured for an unknown key.
+    A page is a transaction. Safe to repeat. Raises NotAllowed while a run is open, where all runs
+    are rolled back, or where the migration has no such repair, and Misconfigured for an unknown
+    key.
     """
     migration = current.migration()
     if what not in migration.repairs:
@@ -47,14 +48,9 @@ def run(
             hint=f"It has: {names}." if names else "What differs is repaired by: producer retry",
         )
     with transaction(engine) as connection:
-        last = status.find_run(connection, None)
-        relations.adopt(connection, last, settings)
-        if last.state in (*tables.OPEN_STATES, "rolling_back"):
-            raise NotAllowed(
-                f"Run {last.id} is {last.state}: a repair would be in its way",
-                hint=LET_IT_END,
-            )
-        _require_row(connection, settings, last, key)
+        newest = _newest_to_repair(connection)
+        relations.adopt(connection, newest, settings)
+        _require_row(connection, settings, newest, key)
     repair = migration.repairs[what]
     changed, shown, left = 0, list[Change](), list[Change]()
     for scope in _scopes(engine, settings, key):
@@ -155,8 +151,28 @@ def _scopes(engine: Engine, settings: Settings, key: str | None) -> Iterator[Sco
 
 
 def _context(connection: Connection, settings: Settings) -> Context:
-    newest = sa.select(runs).order_by(runs.c.id.desc()).limit(1)
-    return Context.read(connection, settings, connection.execute(newest).one())
+    return Context.read(connection, settings, _newest_to_repair(connection))
+
+
+def _newest_to_repair(connection: Connection) -> Any:
+    """The newest run that is not rolled back; asked before each page, as a run may open between.
+
+    Any run may be open, not only the newest: an older one may be retried or rolled back.
+    """
+    newest = status.find_run(connection, None)
+    query = sa.select(runs).where(runs.c.state != "rolled_back").order_by(runs.c.id.desc())
+    found = connection.execute(query).all()
+    for run in found:
+        if run.state in (*tables.OPEN_STATES, "rolling_back"):
+            raise NotAllowed(
+                f"Run {run.id} is {run.state}: a repair would be in its way", hint=LET_IT_END
+            )
+    if not found:
+        raise NotAllowed(
+            f"Run {newest.id} is rolled back, and no other run is left: there is nothing to repair",
+            hint="Migrate first: producer enqueue-all --wait",
+        )
+    return found[0]
 
 
 def _note(connection: Connection, what: str, repair: Repair, found: list[Change]) -> None:

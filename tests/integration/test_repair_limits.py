@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from sqlalchemy import Engine
 
+from models.errors import NotAllowed
 from models.ledger.selection import Choice
 from models.ledger.tables import RECONCILIATION, VERIFICATION
 from models.reports.run import RunReport
@@ -169,3 +171,41 @@ def test_of_two_runs_the_newer_one_says_which_values_were_there(
     assert whole_run(engine, settings).differences == {}
     lose_values(engine, user)
     assert repaired_values(engine, settings) == ["admin", "premium", "true"]
+
+
+def test_a_repair_is_refused_where_all_runs_are_rolled_back(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    assert roll_back(engine, settings, finished).state == "rolled_back"
+    before = shot(engine)
+    for what in PLANTS:
+        with pytest.raises(NotAllowed, match="is rolled back, and no other run is left"):
+            fix(engine, settings, what)
+    assert shot(engine) == before
+
+
+def test_what_is_repaired_after_a_rollback_belongs_to_a_run_that_is_not_rolled_back(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    change(
+        engine,
+        "INSERT INTO gpt_subscriptions (id, user_id, gpt_id, status)"
+        " SELECT 'late ' || user_id, user_id, 'later', 'active' FROM ai_suites",
+    )
+    roll_back(engine, settings, whole_run(engine, settings))
+    user, _ = keys(engine)
+    # The grant and the image that would say who migrated the user are lost.
+    rollback.forget(engine, finished.run_id)
+    change(engine, f"DELETE FROM credit_logs WHERE user_id = '{user}'")
+    assert fix(engine, settings, "tools", key=user)["changed"] == 3
+    made_by = f"SELECT DISTINCT session_id FROM tool_usage_logs WHERE user_id = '{user}'"
+    assert scalar(engine, f"SELECT string_agg(m, ' ') FROM ({made_by}) AS m(m)") == finished.run_id
+
+
+def test_a_repair_is_refused_while_an_older_run_is_open(
+    engine: Engine, settings: Settings, finished: RunReport
+) -> None:
+    roll_back(engine, settings, whole_run(engine, settings))
+    control.check_again(engine, settings, str(finished.run_id), VERIFICATION)
+    with pytest.raises(NotAllowed, match=f"Run {finished.run_id} is running"):
+        fix(engine, settings, "tools")
