@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from models.engine import current
 from models.engine.live.capture import Release
+from models.engine.live.cutover import SettleAgain
 from models.engine.retry import Keys
 from models.engine.step import Context, Counts, add, only_written
 from models.errors import NotAllowed
@@ -33,6 +34,7 @@ from producer.reports import status
 from producer.runs import advance, budget
 from producer.runs import retry as retried
 from producer.runs.standing import LET_IT_END
+from producer.runs.windows import CUT
 
 # Keys a batch when rows are tried again: they are few, and scattered over the table.
 RETRY_KEYS = 500
@@ -203,10 +205,10 @@ def _watch_again(connection: Connection, run: sa.Row[tuple[Any, ...]]) -> None:
         # Only a check of it was stopped, and during that nobody watches.
         return
     is_released = _is_released(connection, run.id)
-    if is_released or run.state == "cancelled":
-        _reopen_capture(connection, run)
-    if is_released:
+    if (is_released or run.state == "cancelled") and _reopen_capture(connection, run):
         _check_all(connection, run.id)
+    elif _has_settled_again(connection, run.id):
+        _restart(connection, run.id, (FINISH,))
 
 
 def _is_finished(connection: Connection, run_id: str) -> bool:
@@ -225,6 +227,14 @@ def _is_released(connection: Connection, run_id: str) -> bool:
         batches.c.state == "done",
     )
     return bool(connection.scalar(sa.select(is_any)))
+
+
+def _has_settled_again(connection: Connection, run_id: str) -> bool:
+    """Whether the run is past the step that takes up what was written while it waited."""
+    names = [step.name for step in current.migration().steps_of(FINISH)]
+    past = (*names[names.index(SettleAgain.name) + 1 :], CUT)
+    query = sa.select(stages.c.step).where(stages.c.run_id == run_id, stages.c.name == FINISH)
+    return connection.scalar(query) in past
 
 
 def _leave_out_idle(connection: Connection, run: sa.Row[tuple[Any, ...]]) -> None:
@@ -301,18 +311,20 @@ def _require_no_other(connection: Connection, run: Any) -> None:
         )
 
 
-def _reopen_capture(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
+def _reopen_capture(connection: Connection, run: sa.Row[tuple[object, ...]]) -> bool:
     """Let the triggers be put back, which the end of this run, or of a later one, took away.
 
     Since then nobody has watched what the application does. Also where the run failed after its
-    end, by a check of what the new application has changed since.
+    end, by a check of what the new application has changed since. True if so.
     """
     is_over = run.state in tables.COMPLETED_STATES or _is_released(connection, run.id)
     later = sa.select(runs.c.id).where(runs.c.id > run.id)
-    if is_over or connection.scalar(later.limit(1)):
+    is_unwatched = is_over or connection.scalar(later.limit(1)) is not None
+    if is_unwatched:
         connection.execute(sa.update(runs).where(runs.c.id == run.id).values(handed_over=True))
     _insert_keys(connection, run.id, retried.capture())
     advance.reopen_stages(connection, run.id, stages.c.name == retried.capture().stage)
+    return is_unwatched
 
 
 def _insert_keys(connection: Connection, run_id: str, found: Keys) -> None:

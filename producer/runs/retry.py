@@ -26,12 +26,18 @@ SELECT '{entity}', {key}::text, {root}::text, 'UPDATE' FROM {table} t
 WHERE {scope}
 """
 
+# What has no source row is replayed with its parent, or not at all: then it stays and fails.
 _FORGET = """
+DELETE FROM migration.differences d
+WHERE d.run_id = :run_id AND d.entity = '{entity}' AND d.legacy_key <> '*'
+  AND ({has_parent} OR EXISTS (SELECT FROM {table} t WHERE {key} = {named}))
+"""
+_FORGET_COUNTS = """
 UPDATE migration.batches b SET counts = b.counts
   || '{"differences": 0, "discrepancies": 0, "unaccounted": 0}'
-WHERE b.run_id = :run_id AND b.stage IN ('verification', 'reconciliation');
-DELETE FROM migration.differences d
-WHERE d.run_id = :run_id AND d.entity = ANY(:entities) AND d.legacy_key <> '*'
+WHERE b.run_id = :run_id AND b.stage IN ('verification', 'reconciliation')
+  AND NOT EXISTS (SELECT FROM migration.differences d
+    WHERE d.run_id = :run_id AND d.stage = b.stage AND d.legacy_key <> '*')
 """
 
 
@@ -77,6 +83,15 @@ def take_up_differences(context: Context) -> None:
             scope=scope.of(table),
         )
         context.connection.execute(text(note), scope.parameters)
-    values = {"run_id": context.run_id, "entities": list(context.sources)}
-    context.connection.execute(text(_FORGET), values)
+    for entity, table in context.sources.items():
+        named = context.sources.key_named(entity, "d.legacy_key")
+        forget = _FORGET.format(
+            entity=entity,
+            table=table.sql,
+            key=table.key_of("t"),
+            named=named,
+            has_parent=bool(table.source.parent),
+        )
+        context.connection.execute(text(forget), context.parameters)
+    context.connection.execute(text(_FORGET_COUNTS), context.parameters)
     sums.forget(context.connection, context.run_id, (VERIFICATION, RECONCILIATION))

@@ -11,7 +11,7 @@ from models.reports.run import RunReport
 from models.settings import Settings
 from producer.runs import advance, control
 from tests import oracle
-from tests.driving import change, go_on, scalar, start
+from tests.driving import change, go_on, scalar, start, whole_run
 from tests.integration.test_live_writes import snapshot, triggers, wrong_rows
 from worker import batch
 
@@ -24,6 +24,7 @@ WRITES = (
     "DELETE FROM users WHERE id = (SELECT min(legacy_key) FROM migration.quarantine"
     " WHERE entity = 'user')",
 )
+AGED = "UPDATE migration.changes SET captured_at = captured_at - interval '1 hour'"
 
 
 def work_until(engine: Engine, settings: Settings, run_id: str, step: str, nth: int = 1) -> None:
@@ -54,7 +55,7 @@ def assert_all_is_migrated(engine: Engine, ended: RunReport, before: oracle.Snap
     assert scalar(engine, gone) == 0
 
 
-@pytest.mark.parametrize("step", ["late_removed", "contract"])
+@pytest.mark.parametrize("step", ["late_removed", "contract", "totals", "release"])
 def test_what_is_written_while_a_run_is_paused_after_the_last_lock_is_migrated(
     engine: Engine, settings: Settings, step: str
 ) -> None:
@@ -62,8 +63,7 @@ def test_what_is_written_while_a_run_is_paused_after_the_last_lock_is_migrated(
     run_id = start(engine, settings)
     work_until(engine, settings, run_id, step)
     control.pause(engine, run_id)
-    aged = "UPDATE migration.changes SET captured_at = captured_at - interval '1 hour'"
-    change(engine, *WRITES, aged)
+    change(engine, *WRITES, AGED)
     control.resume(engine, settings, run_id)
     assert_all_is_migrated(engine, go_on(engine, settings, run_id), before)
 
@@ -94,3 +94,37 @@ def test_a_check_that_is_stopped_and_resumed_leaves_no_trigger(
     ended = go_on(engine, settings, finished.run_id)
     assert (ended.exit_status, ended.differences) == (3, {}), ended.error
     assert triggers(engine) == 0
+
+
+def test_a_user_who_becomes_bad_after_not_null_is_set_is_quarantined(
+    engine: Engine, settings: Settings
+) -> None:
+    """Type and balance of such a user stay: nothing may be null there any more."""
+    change(engine, "UPDATE users SET email = id || '@school.example'")
+    run_id = start(engine, settings)
+    work_until(engine, settings, run_id, "totals")
+    control.pause(engine, run_id)
+    bad = "(SELECT min(user_id) FROM ai_suites)"
+    balance = f"SELECT credits_balance FROM users WHERE id = {bad}"
+    assert scalar(engine, balance) > 0
+    change(engine, f"UPDATE users SET email = '' WHERE id = {bad}", AGED)
+    control.resume(engine, settings, run_id)
+    ended = go_on(engine, settings, run_id)
+    assert (ended.exit_status, ended.differences) == (3, {}), ended.error
+    assert ended.entities["users"].quarantined == 1
+    assert scalar(engine, "SELECT credits_balance FROM users WHERE email = ''") == 0
+    assert triggers(engine) == 0
+
+
+@pytest.mark.parametrize("step", ["accounting", "contract"])
+def test_a_cancelled_run_that_another_one_has_overtaken_judges_anew(
+    engine: Engine, settings: Settings, step: str
+) -> None:
+    before = snapshot(engine)
+    run_id = start(engine, settings)
+    work_until(engine, settings, run_id, step)
+    control.cancel(engine, run_id)
+    assert whole_run(engine, settings).exit_status == 3
+    change(engine, *WRITES)
+    control.resume(engine, settings, run_id)
+    assert_all_is_migrated(engine, go_on(engine, settings, run_id), before)

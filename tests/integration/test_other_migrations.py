@@ -233,6 +233,8 @@ def test_what_is_missing_or_too_much_is_found_and_a_retry_makes_what_is_missing(
     if other.add:
         change(engine, other.add)
         assert is_found(engine, settings, run_id, "extra")
+        # Nobody's row: a retry neither takes it away nor forgets it.
+        assert retried(engine, settings, run_id).exit_status == 4
     rows = differing.with_values(engine, settings, run_id, differing.read(engine, run_id))
     # A row that no run created has no source row: its own key is listed.
     assert all(row["target_key"] or row["detail"] == "not created by a run" for row in rows), rows

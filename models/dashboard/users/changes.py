@@ -109,7 +109,7 @@ restored AS (
       ELSE CAST(i.was ->> 'department_id' AS {department_type}) END,
     credits_balance = CASE WHEN g.amount IS NULL THEN u.credits_balance
       WHEN i.was ? 'credits_balance' THEN u.credits_balance - g.amount
-      ELSE nullif(u.credits_balance - g.amount, 0) END
+      ELSE nullif(u.credits_balance - g.amount, {nothing}) END
   FROM image i LEFT JOIN credit g ON g.id = i.id AND g.reason = 'migration_grant'
   WHERE u.id = i.id
 )
@@ -271,14 +271,16 @@ def _withdraw_renamed(context: Context) -> Iterator[Counts]:
 
 
 def _restore(context: Context, parameters: dict[str, Any], scope: str, was_key: str) -> Counts:
-    kind = context.sources.users.columns["id"].base
+    columns = context.sources.users.columns
+    kind = columns["id"].base
     statement = context.render(
         _WITHDRAW,
         scope=scope,
         was_key=was_key,
         suite_id=ids.id_of(context.sources, ids.SUITE, "g.was_key", kind),
         columns=_restored(context),
-        department_type=context.sources.users.columns["department_id"].type,
+        department_type=columns["department_id"].type,
+        nothing="NULL" if columns["credits_balance"].not_null else "0",
     )
     row = context.connection.execute(text(statement), context.parameters | parameters).one()
     return {
@@ -317,10 +319,14 @@ def _tools(context: Context, names: dict[str, str]) -> dict[str, str]:
 
 
 def _restored(context: Context) -> str:
-    """SET clauses that give the columns their values of before; what was kept is left alone."""
+    """SET clauses that give the columns their values of before; what was kept is left alone.
+
+    So is a value that was null before and cannot be null again: the end of a run sets NOT NULL.
+    """
     columns = context.sources.users.columns
     return "".join(
         f"{name} = CASE WHEN i.kept ? '{name}' THEN u.{name}"
-        f" ELSE CAST(i.was ->> '{name}' AS {columns[name].type}) END,\n    "
+        f" ELSE coalesce(CAST(i.was ->> '{name}' AS {columns[name].type}),"
+        f" {f'u.{name}' if columns[name].not_null else 'NULL'}) END,\n    "
         for name in (*(n for n in USER_DEFAULTS if n != "credits_balance"), "organization_id")
     )
