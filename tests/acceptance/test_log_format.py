@@ -6,6 +6,8 @@ import json
 import re
 from contextlib import ExitStack
 
+import pytest
+
 from producer.demo import sample
 from tests.acceptance.conftest import Product
 
@@ -20,6 +22,7 @@ QUEUES = {
 }
 
 
+@pytest.mark.long
 def test_every_line_of_a_workers_log_has_the_form(product: Product) -> None:
     with product.engine.begin() as connection:
         sample.load(connection, 60)

@@ -109,6 +109,7 @@ def test_a_claim_waits_for_open_stages_of_lower_positions_in_its_direction(
     assert bool(claim(engine)) == is_claimed
 
 
+@pytest.mark.long
 def test_a_claim_is_made_anew_on_another_connection(engine: Engine, database: str) -> None:
     with transaction(engine) as connection:
         broken = connection.scalar(sa.text("SELECT pg_backend_pid()"))

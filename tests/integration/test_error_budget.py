@@ -76,6 +76,7 @@ def test_five_batches_with_one_error_pause_the_run_and_it_goes_on_from_there(
         assert sum(f"{verb} by " in line for line in lines) == 1
 
 
+@pytest.mark.long
 def test_fewer_failures_than_the_budget_fail_the_run(engine: Engine, settings: Settings) -> None:
     settings = settings.model_copy(update={"error_budget": 9})
     run_id = refused(engine, settings)

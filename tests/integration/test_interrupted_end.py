@@ -13,6 +13,7 @@ from producer.runs import advance, control
 from tests import oracle
 from tests.driving import change, go_on, scalar, start, whole_run
 from tests.integration.test_live_writes import snapshot, triggers, wrong_rows
+from tests.short import short
 from worker import batch
 
 USERS, BATCH_SIZE = 60, 20
@@ -55,7 +56,9 @@ def assert_all_is_migrated(engine: Engine, ended: RunReport, before: oracle.Snap
     assert scalar(engine, gone) == 0
 
 
-@pytest.mark.parametrize("step", ["late_removed", "contract", "totals", "release"])
+@pytest.mark.parametrize(
+    "step", short(["late_removed", "contract", "totals", "release"], "contract", "release")
+)
 def test_what_is_written_while_a_run_is_paused_after_the_last_lock_is_migrated(
     engine: Engine, settings: Settings, step: str
 ) -> None:
@@ -116,7 +119,7 @@ def test_a_user_who_becomes_bad_after_not_null_is_set_is_quarantined(
     assert triggers(engine) == 0
 
 
-@pytest.mark.parametrize("step", ["accounting", "contract"])
+@pytest.mark.parametrize("step", short(["accounting", "contract"], "contract"))
 def test_a_cancelled_run_that_another_one_has_overtaken_judges_anew(
     engine: Engine, settings: Settings, step: str
 ) -> None:

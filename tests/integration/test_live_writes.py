@@ -87,6 +87,7 @@ def test_so_it_is_in_any_shape_of_the_legacy_database(
         live_on(engine, shaped, variant, seed=1)
 
 
+@pytest.mark.long
 def test_writes_before_the_last_lock_need_no_second_run(engine: Engine, settings: Settings) -> None:
     before = snapshot(engine)
     application = Application(engine, seed=11)

@@ -184,9 +184,7 @@ def prove(url: str, redis_url: str, settings: Settings, role: str, folder: Path)
     assert catalog(url) == before
 
 
-@pytest.mark.parametrize(
-    "case", short(SUPERUSER, "most of it together", "default privileges", "no schema public")
-)
+@pytest.mark.parametrize("case", short(SUPERUSER, "default privileges"))
 def test_a_superuser_puts_everything_back(
     database: str, redis_url: str, settings: Settings, tmp_path: Path, case: str
 ) -> None:
