@@ -9,7 +9,8 @@ from sqlalchemy import text
 
 from models.settings import DEFAULT_GRANTS, parse_grants
 from tests import variants
-from tests.acceptance.conftest import Product
+from tests.acceptance.conftest import Product, count
+from tests.wait import until
 
 GRANTS: dict[str, Decimal] = parse_grants(DEFAULT_GRANTS)
 
@@ -110,6 +111,9 @@ def test_a_table_that_refuses_all_rows_pauses_the_run_and_says_so_as_it_happens(
         # Whoever joins it now is told the same.
         again = product.run("status", "--watch", "--json")
         assert (again.status, again.json["error"]) == (1, ended.json["error"])
+        # One that is under way would find its rows refused and then let through.
+        under_way = "SELECT count(*) FROM migration.batches WHERE state = 'running'"
+        until(lambda: count(product, under_way) == 0, "a batch is under way")
         with product.engine.begin() as connection:
             connection.exec_driver_sql("DROP FUNCTION refuse() CASCADE")
         fixed = product.run("retry", "--wait", "--json")

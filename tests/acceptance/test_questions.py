@@ -12,6 +12,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import text
 
@@ -69,6 +70,8 @@ def _end(process: subprocess.Popen[bytes], sent: signal.Signals | None) -> bytes
     """
     for _ in range(ATTEMPTS):
         if sent:
+            asked = psutil.Process(process.pid)
+            until(lambda: asked.status() == psutil.STATUS_SLEEPING, "it does not read the answer")
             process.send_signal(sent)
         with suppress(subprocess.TimeoutExpired):
             return process.communicate(timeout=PATIENCE_SECONDS / ATTEMPTS)[0]
