@@ -63,6 +63,10 @@ def answered(product: Product, answer: bytes | None, *arguments: str) -> tuple[i
     return process.returncode, " ".join(shown.split())
 
 
+def _is_asleep(pid: int) -> bool:
+    return psutil.Process(pid).status() == psutil.STATUS_SLEEPING
+
+
 def _end(process: subprocess.Popen[bytes], sent: signal.Signals | None) -> bytes:
     """What it says on stdout until it ends; the signal again where it came just before the read.
 
@@ -70,8 +74,7 @@ def _end(process: subprocess.Popen[bytes], sent: signal.Signals | None) -> bytes
     """
     for _ in range(ATTEMPTS):
         if sent:
-            asked = psutil.Process(process.pid)
-            until(lambda: asked.status() == psutil.STATUS_SLEEPING, "it does not read the answer")
+            until(lambda: _is_asleep(process.pid), "it does not read the answer")
             process.send_signal(sent)
         with suppress(subprocess.TimeoutExpired):
             return process.communicate(timeout=PATIENCE_SECONDS / ATTEMPTS)[0]
