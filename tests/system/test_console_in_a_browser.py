@@ -99,6 +99,8 @@ def test_from_a_failed_batch_over_the_retry_to_the_green_end(
         assert "waits for nothing" in browser.text and look_at(browser) == []
         browser.driver.get(f"{served.address}/repairs/credits")
         browser.press("Look")
+        # It reads the whole table first.
+        browser.until("document.body.textContent.includes('changes would be made')")
         assert "0 changes would be made" in browser.text and look_at(browser) == []
         browser.follow("Runs")
         browser.driver.find_element("css selector", "tbody a").click()
