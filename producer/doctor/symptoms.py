@@ -11,15 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, text
 
 from models.ledger.claims import is_expired
-from models.ledger.tables import (
-    BACK,
-    WORKED_ON,
-    batches,
-    runs,
-    stages,
-    stages_in_turn,
-    throttled_by,
-)
+from models.ledger.tables import WORKED_ON, batches, runs, stages_in_turn, throttled_by
 from models.reports.diagnosis import Blocker, OpenStage, QueueState, Work
 from producer.broker.messages import QUEUES, Message
 from producer.broker.snapshot import Broker
@@ -82,8 +74,7 @@ def ledger(connection: Connection, run_id: str | None) -> Ledger:
     )
     by_id = {batch.id: batch for batch in still}
     throttled = connection.scalar(sa.select(throttled_by).where(runs.c.id == run.id))
-    back = sa.exists().where(stages.c.run_id == run.id, stages.c.direction == BACK)
-    is_undone = bool(connection.scalar(sa.select(back)))
+    is_undone = status.has_rollback_begun(connection, run.id)
     return Ledger(run, moment, list(in_order), by_id, throttled, is_undone)
 
 

@@ -12,6 +12,7 @@ from models.engine import current
 from models.errors import UnknownRun
 from models.ledger import audit
 from models.ledger.tables import (
+    BACK,
     OPEN_STATES,
     RECONCILIATION,
     SCHEMA,
@@ -22,6 +23,7 @@ from models.ledger.tables import (
     differences,
     quarantine,
     runs,
+    stages,
     throttled_by,
 )
 from models.postgres.database import transaction
@@ -298,6 +300,12 @@ def _take_back(report: RunReport) -> None:
 def continues(*, is_undone: bool) -> str:
     """The command that continues a failed run, or the failed rollback of one."""
     return f"producer {'rollback' if is_undone else 'retry'} --wait"
+
+
+def has_rollback_begun(connection: Connection, run_id: str) -> bool:
+    """Whether the run has stages of a rollback: nothing else can be done to it then."""
+    back = sa.exists().where(stages.c.run_id == run_id, stages.c.direction == BACK)
+    return bool(connection.scalar(sa.select(back)))
 
 
 def _is_undone(found: list[Stage]) -> bool:

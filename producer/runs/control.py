@@ -201,21 +201,16 @@ def _resume(connection: Connection, run: sa.Row[tuple[object, ...]]) -> None:
 
 def _watch_again(connection: Connection, run: sa.Row[tuple[Any, ...]]) -> None:
     """Let the triggers be put back, and what was judged while one was missing be judged anew."""
-    if _is_finished(connection, run.id):
+    of_finish = stages.c.run_id == run.id, stages.c.name == FINISH
+    finish = connection.execute(sa.select(stages.c.state, stages.c.step).where(*of_finish)).one()
+    if finish.state == "done":
         # Only a check of it was stopped, and during that nobody watches.
         return
     is_released = _is_released(connection, run.id)
     if (is_released or run.state == "cancelled") and _reopen_capture(connection, run):
         _check_all(connection, run.id)
-    elif _has_settled_again(connection, run.id):
+    elif finish.step in _steps_past_the_last_lock():
         _restart(connection, run.id, (FINISH,))
-
-
-def _is_finished(connection: Connection, run_id: str) -> bool:
-    is_done = sa.exists().where(
-        stages.c.run_id == run_id, stages.c.name == FINISH, stages.c.state == "done"
-    )
-    return bool(connection.scalar(sa.select(is_done)))
 
 
 def _is_released(connection: Connection, run_id: str) -> bool:
@@ -229,12 +224,10 @@ def _is_released(connection: Connection, run_id: str) -> bool:
     return bool(connection.scalar(sa.select(is_any)))
 
 
-def _has_settled_again(connection: Connection, run_id: str) -> bool:
-    """Whether the run is past the step that takes up what was written while it waited."""
+def _steps_past_the_last_lock() -> tuple[str, ...]:
+    """Where the finish no longer replays what was written while it waited."""
     names = [step.name for step in current.migration().steps_of(FINISH)]
-    past = (*names[names.index(SettleAgain.name) + 1 :], CUT)
-    query = sa.select(stages.c.step).where(stages.c.run_id == run_id, stages.c.name == FINISH)
-    return connection.scalar(query) in past
+    return (*names[names.index(SettleAgain.name) + 1 :], CUT)
 
 
 def _leave_out_idle(connection: Connection, run: sa.Row[tuple[Any, ...]]) -> None:
@@ -271,11 +264,7 @@ def _reopen(
     connection: Connection, run_id: str | None, what: str, after: object = None
 ) -> sa.Row[tuple[object, ...]]:
     run: sa.Row[tuple[object, ...]] = status.find_run(connection, run_id)
-    if connection.scalar(
-        sa.select(stages.c.name)
-        .where(stages.c.run_id == run.id, stages.c.direction == tables.BACK)
-        .limit(1)
-    ):
+    if status.has_rollback_begun(connection, run.id):
         raise NotAllowed(
             f"Run {run.id} is {run.state}, its rollback has begun: there is no {what} of it",
             hint="Finish the rollback: producer rollback --wait. Migrate again: producer"
