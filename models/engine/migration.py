@@ -19,11 +19,11 @@ from models.engine.authored import Authored, UndoOf
 from models.engine.checks import expects, source_tables
 from models.engine.checks.accounting import Accounting, Totals
 from models.engine.checks.answers import Proof, Rule, Summary
-from models.engine.checks.judgement import LastRemoved, LateRemoved, Removed
+from models.engine.checks.judgement import LateRemoved, Removed
 from models.engine.declarations import require_declared
 from models.engine.live import replay
 from models.engine.live.capture import Capture, Release
-from models.engine.live.cutover import Settle, SettleAgain
+from models.engine.live.cutover import LastRemoved, Settle, SettleAgain
 from models.engine.live.replay import Replay, ReplayOf, late
 from models.engine.repair import Repair
 from models.engine.rollback import Loosen, Tidy, UndoRest

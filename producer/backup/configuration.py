@@ -41,10 +41,7 @@ def save(config: Path, place: Path) -> dict[str, str]:
     Links are followed. The copy keeps its modes until the backup is closed.
     """
     shutil.copytree(config, place)
-    return {
-        path.relative_to(place).as_posix(): f"{_mode(path):04o}"
-        for path in (place, *sorted(place.rglob("*")))
-    }
+    return {path.relative_to(place).as_posix(): f"{_mode(path):04o}" for path in _everything(place)}
 
 
 def put_back(place: Path, config: Path, modes: Mapping[str, str]) -> None:
@@ -54,7 +51,7 @@ def put_back(place: Path, config: Path, modes: Mapping[str, str]) -> None:
     gets that of any new file.
     """
     folders: list[tuple[Path, int]] = []
-    for source in (place, *sorted(place.rglob("*"))):
+    for source in _everything(place):
         name = source.relative_to(place)
         saved = modes.get(name.as_posix())
         mode = None if saved is None else int(saved, 8)
@@ -81,6 +78,11 @@ def _write(source: Path, target: Path, mode: int | None) -> None:
     os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
     if mode is not None:
         _set_mode(target, mode)
+
+
+def _everything(place: Path) -> list[Path]:
+    """The folder and all that it holds, each folder before what is in it."""
+    return [place, *sorted(place.rglob("*"))]
 
 
 def _mode(path: Path) -> int:

@@ -319,14 +319,14 @@ def _tools(context: Context, names: dict[str, str]) -> dict[str, str]:
 
 
 def _restored(context: Context) -> str:
-    """SET clauses that give the columns their values of before; what was kept is left alone.
-
-    So is a value that was null before and cannot be null again: the end of a run sets NOT NULL.
-    """
+    """SET clauses that give the columns their values of before; what was kept is left alone."""
     columns = context.sources.users.columns
-    return "".join(
-        f"{name} = CASE WHEN i.kept ? '{name}' THEN u.{name}"
-        f" ELSE coalesce(CAST(i.was ->> '{name}' AS {columns[name].type}),"
-        f" {f'u.{name}' if columns[name].not_null else 'NULL'}) END,\n    "
-        for name in (*(n for n in USER_DEFAULTS if n != "credits_balance"), "organization_id")
-    )
+    clauses = []
+    for name in (*(n for n in USER_DEFAULTS if n != "credits_balance"), "organization_id"):
+        stays = f"i.kept ? '{name}'"
+        if columns[name].not_null:
+            # The end of a run sets NOT NULL: what was null before cannot be null again.
+            stays += f" OR i.was ->> '{name}' IS NULL"
+        was = f"CAST(i.was ->> '{name}' AS {columns[name].type})"
+        clauses.append(f"{name} = CASE WHEN {stays} THEN u.{name} ELSE {was} END,\n    ")
+    return "".join(clauses)

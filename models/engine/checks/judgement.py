@@ -142,10 +142,6 @@ WITH removed AS (
 )
 SELECT count(*) FROM removed
 """
-_IS_HELD_AGAIN = """
-SELECT EXISTS (SELECT FROM migration.batches
-  WHERE run_id = :run_id AND stage = 'finish' AND step = 'settle_again')
-"""
 
 
 class Removed(Step):
@@ -174,14 +170,3 @@ class LateRemoved(Removed):
 
     name = "late_removed"
     stage = "finish"
-
-
-class LastRemoved(Removed):
-    """And once more where the last lock was held again."""
-
-    name = "last_removed"
-    stage = "finish"
-
-    def items(self, context: Context) -> list[str]:
-        held = context.connection.scalar(text(_IS_HELD_AGAIN), {"run_id": context.run_id})
-        return super().items(context) if held else []

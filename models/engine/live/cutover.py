@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import text
 
+from models.engine.checks.judgement import Removed
 from models.engine.live.replay import KEYS_A_BATCH, Replay
 from models.engine.step import Context, Scope, Step
 from models.ledger import selection
@@ -17,6 +18,10 @@ HELD_MS = 1_200
 _HAS_WAITED = """
 SELECT EXISTS (SELECT FROM migration.changes c
   WHERE c.captured_at < clock_timestamp() - interval '10 seconds' AND {selected})
+"""
+_IS_HELD_AGAIN = """
+SELECT EXISTS (SELECT FROM migration.batches
+  WHERE run_id = :run_id AND stage = :stage AND step = :step)
 """
 
 
@@ -41,6 +46,18 @@ class SettleAgain(Settle):
         statement = text(_HAS_WAITED.format(selected=selection.of_change(context)))
         has_waited = context.connection.scalar(statement, context.parameters)
         return super().items(context) if has_waited else []
+
+
+class LastRemoved(Removed):
+    """Closes the entries of rows that are gone, once more where the lock was held again."""
+
+    name = "last_removed"
+    stage = "finish"
+
+    def items(self, context: Context) -> list[str]:
+        names = {"stage": SettleAgain.stage, "step": SettleAgain.name}
+        held = context.connection.scalar(text(_IS_HELD_AGAIN), context.parameters | names)
+        return super().items(context) if held else []
 
 
 def lock(context: Context) -> None:
