@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import Engine, event, text
+from sqlalchemy import Connection, Engine, event, text
 
 from models.ledger.tables import WORKED_ON, batches, runs
 from models.postgres import database as databases
@@ -55,6 +55,12 @@ def start(engine: Engine, settings: Settings) -> str:
     return run_id
 
 
+def pending(connection: Connection, run_id: str) -> Sequence[Any]:
+    """The batches of a run that wait for a worker, in their order."""
+    query = sa.select(batches).where(batches.c.run_id == run_id, batches.c.state == "pending")
+    return connection.execute(query.order_by(batches.c.id)).all()
+
+
 def go_on(
     engine: Engine,
     settings: Settings,
@@ -66,17 +72,12 @@ def go_on(
     """Advance and work until the run is over; `before` is called with each batch's stage."""
     while True:
         advance.advance(engine, settings, run_id)
-        order = batches.c.id.desc() if backwards else batches.c.id
         with engine.connect() as connection:
-            waiting = connection.execute(
-                sa.select(batches.c.id, batches.c.stage)
-                .where(batches.c.run_id == run_id, batches.c.state == "pending")
-                .order_by(order)
-            ).all()
+            waiting = pending(connection, run_id)
             state = connection.scalar(sa.select(runs.c.state).where(runs.c.id == run_id))
         if state not in WORKED_ON:
             return status.read(engine, run_id)
-        for row in waiting:
+        for row in reversed(waiting) if backwards else waiting:
             before(row.stage)
             batch.run(engine, settings, run_id, row.id, "test")
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from models.engine.live import replay
 from models.engine.live.cutover import Settle
 from models.ledger import identity
-from models.ledger.tables import VERIFICATION, WORKED_ON, batches, stages
+from models.ledger.tables import VERIFICATION, WORKED_ON, stages
 from models.postgres import database as databases
 from models.postgres.database import sqlstate
 from models.reports.run import RunReport
@@ -34,6 +34,7 @@ from producer.runs import advance
 from producer.schema import upgrade
 from tests import oracle, variants
 from tests.application import FOREIGN_KEY_VIOLATION, Application
+from tests.driving import pending
 from worker import batch
 
 USERS, ROWS_A_BATCH, KEYS_A_BATCH = 18, 6, 3
@@ -213,11 +214,7 @@ def _run(
             while True:
                 advance.advance(main, settings, run_id)
                 with main.connect() as connection:
-                    waiting = connection.execute(
-                        sa.select(batches.c.id, batches.c.step)
-                        .where(batches.c.run_id == run_id, batches.c.state == "pending")
-                        .order_by(batches.c.id)
-                    ).all()
+                    waiting = pending(connection, run_id)
                     if not stops and _has_begun(connection, run_id, VERIFICATION):
                         for application in applications:
                             application.spare()

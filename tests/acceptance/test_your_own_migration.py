@@ -118,15 +118,22 @@ def test_every_command_works_for_the_step_of_the_page_with_live_writes_a_kill_an
             product,
             "UPDATE badges SET name = 'named' WHERE name IS NULL AND id < 500",
             "DELETE FROM badges WHERE name IS NULL OR id = 777",
-            "DELETE FROM new_badges WHERE title = 'NAME 9'",
+            "UPDATE new_badges SET title = 'forged' WHERE title = 'NAME 9'",
+            "DELETE FROM new_badges WHERE title = 'NAME 11'",
         )
         found = product.run("verify", "--wait", "--json")
         assert (found.status, found.json["differences"]) == (
             4,
-            {"badge missing new_badges": 1},
+            {"badge missing new_badges": 1, "badge wrong_value new_badges.title": 1},
         )
-        (row,) = product.run("differences", "--values", "--json").json["rows"]
-        assert (row["kind"], row["key"]) == ("missing", "9")
+        differing = product.run("differences", "--values", "--json").json["rows"]
+        rows = {row["kind"]: row for row in differing}
+        row = rows["wrong_value"]
+        assert (row["expected"], row["found"]) == ("NAME 9", "forged")
+        assert row["target_key"]
+        assert rows["missing"]["key"] == "11"
+        # After the end it is the new application's: a retry leaves it as it is.
+        change(product, "UPDATE new_badges SET title = 'NAME 9' WHERE title = 'forged'")
         fixed = product.run("retry", "--wait", "--json")
         assert (fixed.status, fixed.json["differences"]) == (0, {}), fixed.err
         assert product.run("report").status == 0

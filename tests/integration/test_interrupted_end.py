@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
-import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from models.ledger.tables import batches
 from models.reports.run import RunReport
 from models.settings import Settings
 from producer.runs import advance, control
 from tests import oracle
-from tests.driving import change, go_on, scalar, start, whole_run
+from tests.driving import change, go_on, pending, scalar, start, whole_run
 from tests.integration.test_live_writes import snapshot, triggers, wrong_rows
 from tests.short import short
 from worker import batch
+
+Stop = Callable[[Engine, str], str]
 
 USERS, BATCH_SIZE = 60, 20
 WRITES = (
@@ -33,11 +35,7 @@ def work_until(engine: Engine, settings: Settings, run_id: str, step: str, nth: 
     while True:
         advance.advance(engine, settings, run_id)
         with engine.connect() as connection:
-            waiting = connection.execute(
-                sa.select(batches.c.id, batches.c.step)
-                .where(batches.c.run_id == run_id, batches.c.state == "pending")
-                .order_by(batches.c.id)
-            ).all()
+            waiting = pending(connection, run_id)
         assert waiting, f"there is no batch {nth} of {step}"
         for row in waiting:
             nth -= row.step == step
@@ -73,13 +71,12 @@ def test_what_is_written_while_a_run_is_paused_after_the_last_lock_is_migrated(
 
 @pytest.mark.parametrize("stop", [control.cancel, control.pause], ids=["cancel", "pause"])
 def test_what_is_written_while_some_triggers_are_gone_already_is_migrated(
-    engine: Engine, settings: Settings, stop: object
+    engine: Engine, settings: Settings, stop: Stop
 ) -> None:
     before = snapshot(engine)
     run_id = start(engine, settings)
     work_until(engine, settings, run_id, "release", nth=3)
     assert triggers(engine) > 0
-    assert callable(stop)
     stop(engine, run_id)
     change(engine, *WRITES)
     control.resume(engine, settings, run_id)
@@ -88,9 +85,9 @@ def test_what_is_written_while_some_triggers_are_gone_already_is_migrated(
 
 @pytest.mark.parametrize("stop", [control.cancel, control.pause], ids=["cancel", "pause"])
 def test_a_check_that_is_stopped_and_resumed_leaves_no_trigger(
-    engine: Engine, settings: Settings, finished: RunReport, stop: object
+    engine: Engine, settings: Settings, finished: RunReport, stop: Stop
 ) -> None:
-    assert finished.run_id and callable(stop)
+    assert finished.run_id
     control.check_again(engine, settings, finished.run_id, "verification")
     stop(engine, finished.run_id)
     control.resume(engine, settings, finished.run_id)
@@ -102,7 +99,7 @@ def test_a_check_that_is_stopped_and_resumed_leaves_no_trigger(
 def test_a_user_who_becomes_bad_after_not_null_is_set_is_quarantined(
     engine: Engine, settings: Settings
 ) -> None:
-    """Type and balance of such a user stay: nothing may be null there any more."""
+    """The type stays and the balance is 0: neither may be null any more."""
     change(engine, "UPDATE users SET email = id || '@school.example'")
     run_id = start(engine, settings)
     work_until(engine, settings, run_id, "totals")

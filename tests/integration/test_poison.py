@@ -9,12 +9,11 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, text
 
 from models.ledger import claims
-from models.ledger.tables import batches
 from models.postgres import database as databases
 from models.settings import Settings
 from producer.reports import status
 from producer.runs import advance, control, reconciler
-from tests.driving import change, go_on, scalar, start
+from tests.driving import change, go_on, pending, scalar, start
 from worker import batch
 
 USERS = 150
@@ -39,11 +38,7 @@ class Workers:
         while status.read(self.engine, self.run_id).state in ("preparing", "running"):
             advance.advance(self.engine, self.settings, self.run_id)
             with self.engine.connect() as connection:
-                waiting = connection.execute(
-                    sa.select(batches)
-                    .where(batches.c.run_id == self.run_id, batches.c.state == "pending")
-                    .order_by(batches.c.id)
-                ).all()
+                waiting = pending(connection, self.run_id)
             for row in waiting:
                 before(row.stage)
                 if row.step == step and row.stage != "verification":

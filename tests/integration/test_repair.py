@@ -21,6 +21,11 @@ USERS = 300
 PLANTED = 100
 # Made anew by a repair, as by the migration: when is no matter of what is right.
 MOMENTS = {"created_at", "updated_at", "assigned_at", "started_at", "completed_at"}
+# One more for each user with a suite, so that a second run has something to make.
+LATE_SUBSCRIPTIONS = (
+    "INSERT INTO gpt_subscriptions (id, user_id, gpt_id, status)"
+    " SELECT 'late ' || user_id, user_id, 'later', 'active' FROM ai_suites"
+)
 
 
 def shot(engine: Engine) -> dict[str, list[dict[str, Any]]]:
@@ -109,11 +114,7 @@ def test_planted_damage_is_repaired_exactly_and_a_second_repair_finds_nothing(
 def test_a_repair_stays_with_the_run_that_migrated_the_user(
     engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    change(
-        engine,
-        "INSERT INTO gpt_subscriptions (id, user_id, gpt_id, status)"
-        " SELECT 'late ' || user_id, user_id, 'later', 'active' FROM ai_suites",
-    )
+    change(engine, LATE_SUBSCRIPTIONS)
     between = shot(engine)
     second = whole_run(engine, settings)
     assert second.rows["ai_tools"] > 0

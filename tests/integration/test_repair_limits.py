@@ -13,7 +13,7 @@ from models.settings import Settings
 from producer.runs import advance, control, rollback
 from producer.schema import upgrade
 from tests.driving import change, go_on, scalar, whole_run
-from tests.integration.test_repair import PLANTS, fix, shot
+from tests.integration.test_repair import LATE_SUBSCRIPTIONS, PLANTS, fix, shot
 
 USERS = 60
 MIGRATABLE = """
@@ -187,11 +187,7 @@ def test_a_repair_is_refused_where_all_runs_are_rolled_back(
 def test_what_is_repaired_after_a_rollback_belongs_to_a_run_that_is_not_rolled_back(
     engine: Engine, settings: Settings, finished: RunReport
 ) -> None:
-    change(
-        engine,
-        "INSERT INTO gpt_subscriptions (id, user_id, gpt_id, status)"
-        " SELECT 'late ' || user_id, user_id, 'later', 'active' FROM ai_suites",
-    )
+    change(engine, LATE_SUBSCRIPTIONS)
     roll_back(engine, settings, whole_run(engine, settings))
     user, _ = keys(engine)
     # The grant and the image that would say who migrated the user are lost.
