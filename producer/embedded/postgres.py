@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from contextlib import closing
@@ -93,10 +94,12 @@ def _make_cluster(programs: Path, place: Place) -> None:
             f"User {place.owner.uid} has no name on this machine, and initdb needs one",
             hint="Run the command as a user of /etc/passwd, or set DATABASE_URL and REDIS_URL.",
         )
-    # Made under another name, so that an interrupted initdb is not taken for a cluster.
-    unfinished = place.postgres / "unfinished"
+    # Made under another name, so that an interrupted initdb is not taken for a cluster; and under
+    # one of this process: the initdb of one that was killed may still write to its own.
+    unfinished = place.postgres / f"unfinished-{os.getpid()}"
     for locale in ("C.UTF-8", "C"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for left in place.postgres.glob("unfinished*"):
+            shutil.rmtree(left, ignore_errors=True)
         made = place.owner.run(
             programs / "initdb",
             f"--pgdata={unfinished}",
