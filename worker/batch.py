@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import structlog
 from sqlalchemy import Connection, Engine
@@ -19,9 +20,10 @@ from sqlalchemy.exc import DBAPIError
 
 from models.engine import current
 from models.engine.step import Context, Counts, Step, add
-from models.errors import LeaseLost, MigrationError, OtherTables, Stopped, Transient
+from models.errors import BadRow, LeaseLost, MigrationError, OtherTables, Stopped, Transient
 from models.ledger import claims, relations
 from models.ledger.claims import Claim
+from models.ledger.relations import Here
 from models.ledger.tables import RECONCILIATION, VERIFICATION
 from models.postgres import sessions
 from models.postgres.database import as_ours, classify, transaction
@@ -51,7 +53,7 @@ def run(
 
     Safe to call for any id, any number of times, at the same time: the claim decides.
     """
-    claim = _claim(engine, run_id, batch_id, worker)
+    claim = _claim(engine, settings, run_id, batch_id, worker)
     if claim is None:
         return {"outcome": "skipped"}
     logger = log.bind(run=run_id, batch=batch_id, step=claim.step, attempt=claim.attempt)
@@ -85,11 +87,13 @@ def run(
     return {"outcome": "done"}
 
 
-def _claim(engine: Engine, run_id: str, batch_id: int, worker: str) -> Claim | None:
+def _claim(
+    engine: Engine, settings: Settings, run_id: str, batch_id: int, worker: str
+) -> Claim | None:
     for is_last in (False, True):
         try:
-            with transaction(engine, also=UNHURRIED) as connection:
-                return claims.claim(connection, run_id, batch_id, worker)
+            with transaction(engine, also=UNHURRIED, is_single=True) as connection:
+                return claims.claim(connection, run_id, batch_id, worker, settings)
         except DBAPIError as failure:
             # A connection that was in use a moment ago is not asked whether it still works.
             if is_last or not failure.connection_invalidated:
@@ -130,11 +134,18 @@ def _with_retries(engine: Engine, settings: Settings, claim: Claim, watch: Watch
         try:
             with as_ours():
                 return _attempt(engine, settings, claim, watch)
+        except BadRow:
+            # A row that COMMIT refuses: by a constraint that is newer than the catalog as read.
+            if retry or not _catalogs:
+                raise
+            _catalogs.clear()
         except Transient:
             shutdown.check()
             if retry == MAX_RETRIES:
                 raise
             watch.sleep(0.2 * 2**retry * random.uniform(0.5, 1.0))
+        # Perhaps on another server.
+        claim = replace(claim, seen=None)
     raise AssertionError("unreachable")
 
 
@@ -143,7 +154,8 @@ def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> 
     if claim.stage not in (VERIFICATION, RECONCILIATION) and not step.transactional:
         return _apply_outside(engine, settings, claim, step, watch)
     if step.is_cutover:
-        read = functools.partial(_context, settings=settings, claim=claim)
+        # Rounds take their time.
+        read = functools.partial(_context, settings=settings, claim=replace(claim, seen=None))
         return cutover.run(engine, read, claim, watch)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.
     settled = f"{UNHURRIED}; {sessions.BATCH_PLANNING}"
@@ -186,23 +198,34 @@ def _context(connection: Connection, settings: Settings, claim: Claim) -> Contex
     """The context of a batch.
 
     Batches of the same turn, which may be two stages at a time, share what one of them has read in
-    the catalog lately: in between, none of them changes it.
+    the catalog lately: in between, none of them changes it. That the tables are still those, the
+    claim has just seen.
     """
+    is_shared = claim.scope.keys is None or claim.stage in (VERIFICATION, RECONCILIATION)
+    if is_shared and claim.seen and (context := _lately(settings, claim, *claim.seen)):
+        return replace(context, connection=connection, batch_id=claim.batch_id)
     found = relations.read_run(connection, settings, claim.run_id)
     assert found is not None
     run, here = found
     relations.require(run, settings, here)
     namespace.note(here.ledger_id)
-    if claim.scope.keys is not None and claim.stage not in (VERIFICATION, RECONCILIATION):
-        return Context.read(connection, settings, run, batch_id=claim.batch_id)
-    position = current.migration().stages.get(claim.stage, claim.stage)
-    turn = (run.id, position, run.handed_over, run.forced)
-    read_at, context = _catalogs.get(turn, (float("-inf"), None))
-    if context is None or time.monotonic() - read_at > CATALOG_SECONDS:
+    context = Context.read(connection, settings, run, batch_id=claim.batch_id)
+    if is_shared:
         _catalogs.clear()
-        context = Context.read(connection, settings, run)
-        _catalogs[turn] = time.monotonic(), context
-    return replace(context, connection=connection, batch_id=claim.batch_id)
+        _catalogs[_turn(claim, run)] = time.monotonic(), context
+    return context
+
+
+def _lately(settings: Settings, claim: Claim, run: Any, here: Here) -> Context | None:
+    """The context that a batch of the same turn has read, if that is not too long ago."""
+    relations.require(run, settings, here)
+    read_at, context = _catalogs.get(_turn(claim, run), (float("-inf"), None))
+    return context if time.monotonic() - read_at <= CATALOG_SECONDS else None
+
+
+def _turn(claim: Claim, run: Any) -> tuple[object, ...]:
+    position = current.migration().stages.get(claim.stage, claim.stage)
+    return run.id, position, run.handed_over, run.forced
 
 
 def worker_name(hostname: str, pid: int) -> str:

@@ -91,7 +91,8 @@ class _Trial:
         # Sent because the batch failed as a whole.
         self.statements = 0
         # Deferred: where a transaction has several trials, the one before has checked at once.
-        sessions.precede(context.connection, f"{DEFER_AGAIN}; SAVEPOINT passed")
+        self._mark = f"{DEFER_AGAIN}; SAVEPOINT passed" if context.may_defer else "SAVEPOINT passed"
+        sessions.precede(context.connection, self._mark)
 
     def run(self, scope: Scope, rows: int = 0) -> Counts:
         """One attempt; an attempt that fails is undone before the next one begins."""
@@ -104,10 +105,10 @@ class _Trial:
         self.statements += 1
         with as_ours():
             counts = self._step.apply(context, scope)
-            if before is None:
-                context.connection.exec_driver_sql(CHECK_NOW)
-            else:
+            if before is not None:
                 self._note(refusals.writes(context, CHECK_NOW) - before)
+            elif context.may_defer:
+                context.connection.exec_driver_sql(CHECK_NOW)
         self._has_failed = False
         return counts
 
@@ -123,7 +124,7 @@ class _Trial:
 
     def _going_on(self, then: str) -> str:
         """Keep or undo the last attempt: the statements for it, which must be sent at once."""
-        passed = f"RELEASE SAVEPOINT passed; {DEFER_AGAIN}; SAVEPOINT passed"
+        passed = f"RELEASE SAVEPOINT passed; {self._mark}"
         mark = "ROLLBACK TO SAVEPOINT passed" if self._has_failed else passed
         self._has_failed = False
         self.statements += 1

@@ -84,7 +84,7 @@ class Watch:
                 continue
             renewed = time.monotonic()
             try:
-                with transaction(self._engine) as connection:
+                with transaction(self._engine, is_single=True) as connection:
                     claims.renew(connection, self._claim)
             except LeaseLost:
                 return

@@ -100,7 +100,7 @@ def _tuned(engine: Engine, settings: Settings, run_id: str) -> _Tuned | None:
     None for a run that nobody works on: the claim refuses its batch, and another run, or the
     rollback of an older one, needs the worker.
     """
-    with transaction(engine) as connection:
+    with transaction(engine, is_single=True) as connection:
         row = connection.execute(
             sa.select(
                 runs.c.state, runs.c.throttle, runs.c.hours, sa.func.clock_timestamp().label("now")

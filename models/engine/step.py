@@ -22,6 +22,7 @@ from models.ledger.quarantine import QUARANTINE_AGAIN, quarantine_rows, resolve
 from models.ledger.tables import RECONCILIATION, VERIFICATION
 from models.postgres import sessions
 from models.postgres.catalog import Table
+from models.postgres.deferred import IS_ANY
 from models.postgres.keys import list_cast
 from models.settings import Settings
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from models.engine.migration import Migration
 
 Counts = dict[str, Any]
+_AROUND = text(f"SELECT EXISTS (SELECT FROM migration.runs WHERE id <> :run_id), {IS_ANY}")
 # The queues of the verification, and of the engine's own steps.
 VERIFY, CONTROL = "migration.verify", "migration.control"
 
@@ -116,6 +118,8 @@ class Context:
     forced: bool = False
     # The run is of selected rows only (`models.ledger.selection`), and hands none over.
     is_canary: bool = False
+    # Constraints or triggers of the database may wait for COMMIT.
+    may_defer: bool = True
 
     @classmethod
     def read(
@@ -125,10 +129,7 @@ class Context:
         migration = current.migration()
         sources = migration.read(connection, settings)
         target = target_tables.of(migration.schema, sources)
-        is_repeat = connection.scalar(
-            text("SELECT EXISTS (SELECT FROM migration.runs WHERE id <> :run_id)"),
-            {"run_id": run.id},
-        )
+        is_repeat, may_defer = connection.execute(_AROUND, {"run_id": run.id}).one()
         return cls(
             connection,
             run.id,
@@ -141,6 +142,7 @@ class Context:
             own_run=None if run.handed_over else run.id,
             forced=run.forced,
             is_canary=run.selection is not None and run.state != "rolling_back",
+            may_defer=may_defer,
         )
 
     def may_be_there(self, scope: Scope) -> bool:

@@ -7,7 +7,7 @@ comes back after its lease expired finds it raised, and changes nothing.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -15,7 +15,10 @@ from sqlalchemy import Connection
 
 from models.engine.step import Counts, Scope, add
 from models.errors import LeaseLost
+from models.ledger import relations
+from models.ledger.relations import Here
 from models.ledger.tables import WORKED_ON, batches, move_batches, runs, stages
+from models.settings import Settings
 
 LEASE_SECONDS = 20
 # After so many leases that ran out a batch is split, so that what kills its workers is found.
@@ -34,6 +37,8 @@ class Claim:
     step: str
     attempt: int
     scope: Scope
+    # The run and the tables, as the claim's own statement found them.
+    seen: tuple[Any, Here] | None = field(default=None, repr=False, compare=False)
 
 
 def lease_end() -> sa.ColumnElement[Any]:
@@ -51,19 +56,30 @@ def expires_too_often() -> sa.ColumnElement[bool]:
     return batches.c.lapses + 1 >= MAX_LEASE_EXPIRIES
 
 
-def claim(connection: Connection, run_id: str, batch_id: int, worker: str) -> Claim | None:
+def claim(
+    connection: Connection,
+    run_id: str,
+    batch_id: int,
+    worker: str,
+    settings: Settings | None = None,
+) -> Claim | None:
     """Claim a batch that waits, or whose lease expired; None when it cannot be claimed.
 
-    It cannot be claimed while an earlier stage is open, or when the run is paused or over.
+    It cannot be claimed while an earlier stage is open, or when the run is paused or over. With
+    settings, the claim tells what was `seen`.
 
     Counts on the primary key of `batches`, and on the row lock of the UPDATE: of two workers at
     the same moment the second one finds the state changed.
     """
     values = {"wanted": batch_id, "of_run": run_id, "by": worker}
-    row = connection.execute(_claiming(), values).one_or_none()
+    statement = _claiming()
+    if settings:
+        statement = statement.returning(*relations.beside_run(settings))
+    row = connection.execute(statement, values).one_or_none()
     if row is None:
         return None
-    return Claim(run_id, batch_id, row.stage, row.step, row.attempt, scope_of(row._mapping))
+    seen = relations.seen_beside(row, settings) if settings else None
+    return Claim(run_id, batch_id, row.stage, row.step, row.attempt, scope_of(row._mapping), seen)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
@@ -136,6 +137,20 @@ def read_run(
         query = query.with_for_update(of=runs)
     row = connection.execute(query).one_or_none()
     return None if row is None else (row, _found(row, settings))
+
+
+def beside_run(settings: Settings) -> list[sa.ColumnElement[Any]]:
+    """The columns of `runs`, and what this session resolves, for a statement about the run."""
+    here = _here(settings)
+    pairs = [part for column in here.c for part in (sa.literal(column.name, sa.Text), column)]
+    seen = sa.select(sa.func.jsonb_build_object(*pairs, type_=pg.JSONB)).scalar_subquery()
+    return [*(column.label(f"runs_{column.name}") for column in runs.c), seen.label("here")]
+
+
+def seen_beside(row: Any, settings: Settings) -> tuple[Any, Here]:
+    """The run and what the session resolved, from a row with those columns."""
+    run = SimpleNamespace(**{c.name: row._mapping[f"runs_{c.name}"] for c in runs.c})
+    return run, _found(SimpleNamespace(**row.here), settings)
 
 
 def _found(row: Any, settings: Settings) -> Here:

@@ -166,11 +166,12 @@ def transaction(
     idle_timeout_ms: int = 15_000,
     mode: str = sessions.READ_COMMITTED,
     also: str = "",
+    is_single: bool = False,
 ) -> Iterator[Connection]:
     """One transaction with its settings made locally; commits at the end of the block.
 
     The idle limit frees the row locks of a process that froze inside the transaction. `also` are
-    further settings, `SET LOCAL …`.
+    further settings, `SET LOCAL …`. `is_single` promises one statement, which costs one round trip.
     """
     with engine.begin() as connection:
         sessions.begin(
@@ -180,6 +181,7 @@ def transaction(
             idle_timeout_ms=idle_timeout_ms,
             mode=mode,
             also=also,
+            is_single=is_single,
         )
         yield connection
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 CHECK_NOW = "SET CONSTRAINTS ALL IMMEDIATE"
+# Whether any constraint, or constraint trigger, can wait at all.
+IS_ANY = "EXISTS (SELECT FROM pg_constraint WHERE condeferrable)"
 
 # Only what is deferred by default is deferred again. Several constraints of a schema may have one
 # name, which PostgreSQL refuses here where one of them is not deferrable.

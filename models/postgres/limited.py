@@ -52,15 +52,17 @@ class Connection(connection):
         self.address = dsn
         self.used_at = time.monotonic()
         # Whether `begin` began the present transaction; what is still to be sent.
-        self._is_begun = False
+        self._is_begun = self._is_single = False
         self._unsent: list[str] = []
 
-    def begin(self, opening: str) -> None:
+    def begin(self, opening: str, *, is_single: bool = False) -> None:
         """Begin a transaction by these statements, of which the first is BEGIN.
 
         They are sent with the next statement: the driver alone would ask three times for it.
+        Without a BEGIN, what is sent at once is a transaction, and the statement is a `single` one.
         """
         self.autocommit = self._is_begun = True
+        self._is_single = is_single
         self._unsent = [opening]
 
     def precede(self, statements: str) -> None:
@@ -71,6 +73,8 @@ class Connection(connection):
     def unsent(self) -> str:
         """What has to be sent before the next statement."""
         found, self._unsent = "; ".join(self._unsent), []
+        if self._is_begun and self._is_single and not found:
+            raise RuntimeError("A transaction of a single statement got another one")
         return found
 
     def commit(self) -> None:
@@ -93,7 +97,7 @@ class Connection(connection):
         self._unsent = []
         if not self._is_begun or self.closed:
             return False
-        self._is_begun = False
+        self._is_begun = self._is_single = False
         try:
             if self.info.transaction_status != TRANSACTION_STATUS_IDLE:
                 with self.cursor() as last:

@@ -36,6 +36,8 @@ _VALUES = {
     "jit": "off",
     "migration.worker": "on",
 }
+# Outside a transaction there is none to say it for.
+_BETWEEN = {"default_transaction_isolation": "read committed"}
 READ_COMMITTED = "ISOLATION LEVEL READ COMMITTED"
 # For each transaction that applies or checks a batch, and for whatever tries one before a run.
 # Statements pass a batch's rows through a dozen CTEs: without memory these go over disk. They find
@@ -57,6 +59,11 @@ _SEARCH_PATH = (
     " 'pg_temp'), true)"
 )
 
+_SET_BACK = text(
+    "SELECT set_config(s.name, s.value, false)"
+    " FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS s(name, value)"
+)
+
 
 def settings(
     connection: Connection,
@@ -66,16 +73,20 @@ def settings(
     idle_timeout_ms: int = 0,
 ) -> str:
     """The statements that set all of it for the rest of the transaction; 0 is no limit."""
-    values = _VALUES | {
-        "statement_timeout": str(int(statement_timeout_ms)),
-        "lock_timeout": str(int(lock_timeout_ms)),
-        "idle_in_transaction_session_timeout": str(int(idle_timeout_ms)),
+    limits = _limits(connection, statement_timeout_ms, lock_timeout_ms, idle_timeout_ms)
+    values = (_VALUES | limits).items()
+    return "; ".join([*(f"SET LOCAL {name} = '{value}'" for name, value in values), _SEARCH_PATH])
+
+
+def _limits(
+    connection: Connection, statement_ms: int, lock_ms: int, idle_ms: int
+) -> dict[str, str]:
+    values = {
+        "statement_timeout": str(int(statement_ms)),
+        "lock_timeout": str(int(lock_ms)),
+        "idle_in_transaction_session_timeout": str(int(idle_ms)),
     }
-    if server_version(connection) >= 170000:
-        values["transaction_timeout"] = "0"
-    return "; ".join(
-        [*(f"SET LOCAL {name} = '{value}'" for name, value in values.items()), _SEARCH_PATH]
-    )
+    return values | ({"transaction_timeout": "0"} if server_version(connection) >= 170000 else {})
 
 
 def begin(
@@ -86,10 +97,14 @@ def begin(
     idle_timeout_ms: int = 0,
     mode: str = READ_COMMITTED,
     also: str = "",
+    is_single: bool = False,
 ) -> None:
     """Begin a transaction and settle it, together with its first statement: one round trip.
 
     Its mode comes before its first snapshot. `also` are further settings, which come last.
+    A transaction of a single statement commits with it: what is sent at once, without a BEGIN, is a
+    transaction of its own (https://www.postgresql.org/docs/current/protocol-flow.html, "Multiple
+    Statements in a Simple Query").
 
     Under READ COMMITTED, a statement after a lock sees all that was committed before the lock.
     """
@@ -99,7 +114,9 @@ def begin(
         lock_timeout_ms=lock_timeout_ms,
         idle_timeout_ms=idle_timeout_ms,
     )
-    _driver(connection).begin(f"BEGIN; SET TRANSACTION {mode}; {limits}; {also}")
+    begin = "" if is_single else "BEGIN; "
+    opening = f"{begin}SET TRANSACTION {mode}; {limits}; {also}"
+    _driver(connection).begin(opening, is_single=is_single)
 
 
 def precede(connection: Connection, statements: str) -> None:
@@ -109,21 +126,29 @@ def precede(connection: Connection, statements: str) -> None:
 
 @contextmanager
 def outside(connection: Connection) -> Iterator[None]:
-    """The same, without limits, for a connection in autocommit; it is closed after the block.
+    """The same, without limits, for the block, in which the connection is in autocommit.
 
     Behind a pooler the session belongs to other clients too: there, nothing is set.
     """
-    pid = connection.scalar(text("SELECT pg_catalog.pg_backend_pid()"))
-    if pid != _driver(connection).info.backend_pid:
+    values = _VALUES | _limits(connection, 0, 0, 0) | _BETWEEN
+    names = [*values, "search_path"]
+    set_all = [f"pg_catalog.set_config('{n}', '{value}', false)" for n, value in values.items()]
+    set_all.append(_SEARCH_PATH.removeprefix("SELECT ").replace(", true)", ", false)"))
+    pid = _driver(connection).info.backend_pid
+    is_own = f"pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {pid}"
+    before = ", ".join(f"pg_catalog.current_setting('{name}', true)" for name in names)
+    guarded = ", ".join(f"CASE WHEN {is_own} THEN {one} END" for one in set_all)
+    found = connection.exec_driver_sql(f"SELECT {is_own}, ARRAY[{before}], {guarded}").one()
+    if not found[0]:
         yield
         return
-    limits = settings(connection, statement_timeout_ms=0, lock_timeout_ms=0)
-    limits = limits.replace("SET LOCAL", "SET").replace("'pg_temp'), true)", "'pg_temp'), false)")
-    connection.exec_driver_sql(f"SET default_transaction_isolation = 'read committed'; {limits}")
     try:
         yield
-    finally:
+        connection.execute(_SET_BACK, {"names": names, "values": [v or "" for v in found[1]]})
+    except BaseException:
+        # Whatever its settings are now.
         connection.invalidate()
+        raise
 
 
 def server_version(connection: Connection) -> int:

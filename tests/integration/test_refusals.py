@@ -5,6 +5,8 @@ The engine runs in this process, on tables with constraints and triggers of the 
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from sqlalchemy import Engine, event
 
@@ -14,6 +16,7 @@ from producer.runs import control, rollback
 from tests.driving import change, go_on, scalar, start, whole_run
 from tests.integration.test_live_writes import snapshot, wrong_rows
 from tests.short import short
+from worker import batch
 
 USERS, BATCH_SIZE = 200, 100
 
@@ -34,6 +37,8 @@ REJECTED = (
     "SELECT count(*) FROM migration.quarantine"
     " WHERE reason = 'rejected' AND state = 'open' AND entity = '{}'"
 )
+
+ATTEMPTED = "SELECT count(*) FROM migration.batches WHERE stage = 'users' AND step = 'users'"
 
 
 def rejected(engine: Engine, entity: str) -> int:
@@ -95,6 +100,31 @@ def test_a_deferred_trigger_that_raises_for_three_rows_costs_these_three(
     assert go_on(engine, settings, run_id).exit_status == 3
     assert rejected(engine, entity) == 0
     assert wrong_rows(engine, before) == []
+
+
+def test_a_deferred_trigger_that_is_newer_than_the_catalog_as_read_costs_its_rows_too(
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = three(engine, GOOD_USERS)
+    run_id = start(engine, settings)
+    steps: list[str] = []
+    real = batch._attempt
+
+    def attempt(*arguments: Any) -> Any:
+        claim = arguments[2]
+        steps.append(claim.step)
+        if steps.count("users") == 2 and steps[-1] == "users":
+            late = LATE.format(when=f"NEW.user_id IN ({bad})")
+            change(engine, late, TRIGGER.replace(" OR DELETE", "").format(table="ai_suites"))
+        return real(*arguments)
+
+    monkeypatch.setattr(batch, "_attempt", attempt)
+    ended = go_on(engine, settings, run_id)
+    assert ended.exit_status == 3, (ended.error, ended.differences)
+    # The first batch has committed its rows before.
+    assert 0 < rejected(engine, "user") < 3
+    # It was attempted twice: as the catalog was, and as it is.
+    assert steps.count("users") > scalar(engine, ATTEMPTED)
 
 
 @pytest.mark.long
