@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ from producer.broker.transport import Moved
 from producer.logs import Log
 
 ALIVE_SECONDS = 15.0
+# What watchers hear of tasks may be so old. Each sending costs the main loop a round trip, during
+# which it fetches no message.
+EVENT_SECONDS = 0.5
 log = Log("migration.worker")
 
 
@@ -46,12 +51,26 @@ class Consumer(CelerysConsumer):
         # What gossip tells of other workers nobody here reads, and it fails when Redis goes away.
         without = {"without_mingle": True, "without_gossip": True}
         super().__init__(*arguments, **options | without)
+        self._events_due = float("-inf")
 
     def loop_args(self) -> Any:
         """What Celery's event loop gets, which shows life from now on."""
         show_life()
         self.timer.call_repeatedly(ALIVE_SECONDS, show_life)
         return super().loop_args()
+
+    def on_send_event_buffered(self) -> None:
+        """Send the events of tasks together, with those that come soon."""
+        # By the time it is due, and not until it was done: a lost connection clears the timer.
+        if self.hub and time.monotonic() >= self._events_due:
+            self._events_due = time.monotonic() + EVENT_SECONDS
+            self.hub.call_later(EVENT_SECONDS, self._flush_events)
+
+    def stop(self) -> None:
+        """Stop, and send the last events before."""
+        with suppress(*self.connection_errors):
+            self._flush_events()
+        super().stop()
 
     def ensure_connected(self, conn: Any) -> Any:
         """Wait for the broker, and show life before each attempt, at most half a minute apart."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from base64 import b64decode
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+import redis
 
-from tests.acceptance.conftest import Product
+from tests import variants
+from tests.acceptance.conftest import Product, count
 from tests.wait import until
 
 PASSWORD = "flower-Secret/3"
@@ -82,6 +87,31 @@ def test_with_a_login_from_a_file_every_page_asks_for_it_and_control_is_refused(
         assert worker_name(product) == name
     log = product.folder / f"celery-{len(product.workers) - 1}.log"
     assert PASSWORD not in log.read_text()
+
+
+def test_the_events_of_many_tasks_are_sent_together_and_none_is_missing(product: Product) -> None:
+    with product.engine.begin() as connection:
+        variants.PLAIN.build(connection, 300)
+    with (
+        closing(redis.from_url(product.environment["REDIS_URL"])) as client,
+        client.pubsub() as heard,
+    ):
+        heard.psubscribe("*.celeryev*")
+        with product.worker() as worker:
+            product.run("enqueue-all", "--wait", MIGRATION_BATCH_SIZE="50")
+            worker.terminate()
+            until(lambda: worker.poll() is not None)
+        sent: list[list[dict[str, Any]]] = []
+        while message := heard.get_message(timeout=1):
+            if message["type"] == "pmessage":
+                found = json.loads(b64decode(json.loads(message["data"])["body"]))
+                sent.append(found if isinstance(found, list) else [found])
+    ended = [event for events in sent for event in events if event["type"] == "task-succeeded"]
+    # The last one, too, after which the worker is stopped.
+    began = {event["uuid"] for events in sent for event in events if event["type"] == "task-started"}
+    assert {event["uuid"] for event in ended} == began
+    assert len(ended) == len(began) > count(product, "SELECT count(*) FROM migration.batches")
+    assert sum(events[0]["type"].startswith("task-") for events in sent) < len(ended)
 
 
 @pytest.mark.long
