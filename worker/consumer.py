@@ -45,6 +45,10 @@ def show_life() -> None:
 class Consumer(CelerysConsumer):
     """Connects anew where the process works for another ledger now; running tasks continue."""
 
+    hub: Any
+    connection_errors: tuple[type[Exception], ...]
+    _flush_events: Any
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         # At each connection, mingling waits a second for what other workers know of revoked
         # tasks: none is ever revoked.
@@ -59,7 +63,7 @@ class Consumer(CelerysConsumer):
         self.timer.call_repeatedly(ALIVE_SECONDS, show_life)
         return super().loop_args()
 
-    def on_send_event_buffered(self) -> None:
+    def on_send_event_buffered(self) -> Any:
         """Send the events of tasks together, with those that come soon."""
         # By the time it is due, and not until it was done: a lost connection clears the timer.
         if self.hub and time.monotonic() >= self._events_due:
