@@ -91,7 +91,7 @@ class Orphans(Step):
     stage = "users"
     queue = "migration.users"
     entity = "subscription"
-    weight = 24
+    weight = 2
     is_counted = False
     is_verified = True
     undone_by = "undo_rest"

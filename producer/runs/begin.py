@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
+
 from sqlalchemy import Engine
 
 from models.engine import current
@@ -24,6 +27,7 @@ def begin(engine: Engine, settings: Settings, choice: Choice | None = None) -> t
     """
     tracing.require(settings)
     send.require(settings)
+    threading.Thread(target=_load_publishing, daemon=True, name="load").start()
     database.check_reachable(engine)
     readiness.require()
     tried = preflight.require(engine, settings)
@@ -33,6 +37,12 @@ def begin(engine: Engine, settings: Settings, choice: Choice | None = None) -> t
     if not tried.is_real:
         preflight.require(engine, settings, before=tried)
     return advance.open_run(engine, settings, choice)
+
+
+def _load_publishing() -> None:
+    """Load Celery while the command waits for the database; what fails, fails where it is used."""
+    with suppress(Exception):
+        from producer.broker import queue  # noqa: F401
 
 
 def _require_rows(engine: Engine, settings: Settings, choice: Choice) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from models.dashboard.projects.switch import Switch
 from models.engine.schema.indexes import TargetIndexes
 from models.engine.step import Context, Counts, Scope, Step
 from models.reports.run import RunReport
@@ -82,6 +83,14 @@ def test_a_step_begins_at_the_pace_of_those_before_it_and_goes_on_at_its_own(
             paces.append(windows._pace(connection, stage, step))
         assert found.statements == 1
     assert [pace.rows for pace in paces if pace] == [100, 400]
+    # A lighter one has more rows in the same time; a heavier one has to learn what it takes.
+    change(engine, "UPDATE migration.batches SET rows = 0 WHERE step <> 'switch'")
+    step.name = "new"
+    for step.weight, rows in ((Switch.weight / 2, 200), (Switch.weight * 2, 100)):
+        with engine.begin() as connection:
+            pace = windows._pace(connection, stage, step)
+        assert pace and pace.rows == rows
+    change(engine, "UPDATE migration.batches SET rows = 400 WHERE step <> 'switch'")
     # Pages without rows tell nothing.
     change(engine, "UPDATE migration.batches SET rows = 0 WHERE step = 'switch'")
     step.name = "switch"

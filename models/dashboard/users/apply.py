@@ -35,7 +35,7 @@ class Users(Step):
     queue = "migration.users"
     source = USERS
     entity = "user"
-    weight = 24
+    weight = 46
     part_entity = "subscription"
     part_table = "ai_tools"
     is_verified = True
