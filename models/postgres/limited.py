@@ -61,6 +61,9 @@ class Connection(connection):
         They are sent with the next statement: the driver alone would ask three times for it.
         Without a BEGIN, what is sent at once is a transaction, and the statement is a `single` one.
         """
+        # SQLAlchemy names a level after an autocommit, and the driver would then set it back each
+        # time, in a round trip.
+        self.isolation_level = None
         self.autocommit = self._is_begun = True
         self._is_single = is_single
         self._unsent = [opening]

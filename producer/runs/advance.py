@@ -197,6 +197,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
         sums.fold(connection, run_id)
     namespace.note(here.ledger_id)
     read = functools.cache(lambda: Context.read(connection, settings, run))
+    analyze = functools.cache(lambda: connection.exec_driver_sql(_ANALYZE))
     opened: list[list[Message]] = []
     turn: int | None = None
     for stage in in_turn:
@@ -204,7 +205,7 @@ def _advance(connection: Connection, settings: Settings, run_id: str) -> list[li
             break
         if stage.state == "done":
             continue
-        state, windows = _advance_stage(connection, read, run, stage)
+        state, windows = _advance_stage(connection, read, analyze, run, stage)
         if state == "failed":
             return []
         if state != "done":
@@ -270,7 +271,11 @@ def read_stages(connection: Connection, run: Any) -> Sequence[Any]:
 
 
 def _advance_stage(
-    connection: Connection, read: Callable[[], Context], run: Any, stage: Any
+    connection: Connection,
+    read: Callable[[], Context],
+    analyze: Callable[[], Any],
+    run: Any,
+    stage: Any,
 ) -> tuple[str, list[list[Message]]]:
     """Move on a stage whose turn has come; returns its state, and the windows to publish.
 
@@ -294,7 +299,7 @@ def _advance_stage(
         return "failed", []
     if stage.started_at is None:
         # New tables fill within minutes; taken for empty, they are looped over row by row.
-        connection.exec_driver_sql(_ANALYZE)
+        analyze()
     cut = _open_windows(connection, read(), run, stage)
     if is_open or cut:
         return "running", waiting + cut

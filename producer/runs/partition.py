@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from models.engine.source import SourceTable
+from models.postgres import sessions
 from models.postgres.keys import key_cast
 
 TARGET_SECONDS = 2.0
@@ -18,6 +19,22 @@ KNOWN_PACE = 2
 # the others. But it has so many times the work of a pause between two batches of a worker, which is
 # what it costs besides: a few percent.
 SHARES, SHORTEST_SECONDS, PAUSES = 8, 0.2, 16
+
+# The last row of each page, and whether there is one behind it.
+_ENDS = """
+WITH RECURSIVE page AS (
+  SELECT 1 AS number,
+    ARRAY(SELECT {key} FROM {table} t WHERE {bound} ORDER BY {key} OFFSET :before LIMIT 2) AS ends
+  UNION ALL
+  SELECT p.number + 1, ARRAY(
+    SELECT {key} FROM {table} t WHERE {key} > p.ends[1] ORDER BY {key} OFFSET :before LIMIT 2)
+  FROM page p WHERE p.number < :pages AND p.ends[2] IS NOT NULL
+)
+SELECT ends[1]::text AS high, ends[2] IS NULL AS is_last FROM page ORDER BY number
+"""
+# The planner does not know how far a page is from the end, and might sort the table for each.
+_BY_THE_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"
+_AS_BEFORE = "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL enable_sort TO DEFAULT"
 
 
 @dataclass(frozen=True)
@@ -59,25 +76,23 @@ def cut(
     Reads the unique index on the key only, and of that the keys of these pages.
     """
     kind, key = key_cast(table.key.base), table.key_of("t")
+    bound = "true" if after is None else f"{key} > CAST(:after AS {kind})"
+    names = {"table": table.sql, "key": key, "bound": bound}
+    values = {"after": after, "before": rows - 1, "pages": pages}
+    sessions.precede(connection, _BY_THE_INDEX)
+    ends = connection.execute(text(_ENDS.format(**names)), values).all()
+    sessions.precede(connection, _AS_BEFORE)
     result: list[Page] = []
-    low = after
-    while True:
+    for high, is_last in ends:
+        low = result[-1].high if result else after
+        result.append(Page(low, None if is_last else high, rows))
+    if ends[-1].high is None:
+        # The last page is not full.
+        low = result[-1].low
         bound = "true" if low is None else f"{key} > CAST(:low AS {kind})"
-        ordered = f"FROM {table.sql} t WHERE {bound} ORDER BY {key}"
-        # The last row of the page, and the first behind it: whether there is one.
-        ends = connection.scalars(
-            text(f"SELECT {key}::text {ordered} OFFSET :before LIMIT 2"),
-            {"low": low, "before": rows - 1},
-        ).all()
-        if len(ends) == 2:
-            result.append(Page(low, ends[0], rows))
-        else:
-            held = text(f"SELECT count(*) FROM (SELECT {ordered} LIMIT :rows) AS page")
-            count = rows if ends else connection.scalar(held, {"low": low, "rows": rows})
-            result.append(Page(low, None, int(count or 0)))
-        low = result[-1].high
-        if low is None or len(result) == pages:
-            return result
+        held = text(f"SELECT count(*) FROM {table.sql} t WHERE {bound}")
+        result[-1] = Page(low, None, int(connection.scalar(held, {"low": low}) or 0))
+    return result
 
 
 def window_pages(window: int) -> int:

@@ -39,16 +39,18 @@ def watching(engine: Engine, stage: list[str], most: float) -> Iterator[list[str
         # The accounting is no page: it reads each table once.
         if "since AS MATERIALIZED" in statement:
             return
-        # Cutting pages reads the keys of a window; building an index reads a table.
-        options = connection.get_execution_options()
-        if "row_number()" in statement or options.get("isolation_level") == "AUTOCOMMIT":
+        # Building an index reads a table; cutting pages reads the keys of a window.
+        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
             return
+        reads_keys = "WITH RECURSIVE page AS" in statement
         cursor.execute("SAVEPOINT explained")
         cursor.execute(f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {statement}", parameters)
         (plan,) = cursor.fetchone()
         cursor.execute("ROLLBACK TO SAVEPOINT explained; RELEASE SAVEPOINT explained")
         (top,) = plan if isinstance(plan, list) else json.loads(plan)
         for table, kind, rows in _scans(top["Plan"]):
+            if reads_keys and kind == "Index Only Scan":
+                continue
             if rows > most * LARGE.get(table, rows):
                 words = " ".join(statement.split())
                 found.append(f"{stage[-1]}: {kind} of {rows:.0f} rows of {table} in {words[:400]}")
