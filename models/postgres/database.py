@@ -90,6 +90,8 @@ def create(url: str, *, application: str = "migration") -> Engine:
         max_overflow=2,
         # An error of a statement would quote rows.
         hide_parameters=True,
+        # Else each connection asks for it first.
+        use_native_hstore=False,
         connect_args={
             "connect_timeout": 10,
             "application_name": application,
@@ -255,7 +257,7 @@ def lock_tables(connection: Connection, tables: Sequence[str]) -> None:
             connection.exec_driver_sql(
                 f"SET LOCAL lock_timeout = {left}; LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE"
             )
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{limit}'")
+        sessions.precede(connection, f"SET LOCAL lock_timeout = '{limit}'")
 
 
 def retry_locks(action: Callable[[], T]) -> T:

@@ -359,7 +359,6 @@ def sweep(engine: Engine, written: list[int]) -> None:
         sessions.outside(connection),
     ):
         found = connection.execute(_SWEPT, {"oids": written, "most": SWEPT_BYTES})
-        for name in found.scalars().all():
-            # A role that does not own the table is warned, and passes it over.
-            table = name.replace("%", "%%")
-            connection.exec_driver_sql(f"VACUUM (SKIP_LOCKED, INDEX_CLEANUP) {table}")
+        if tables := ", ".join(found.scalars().all()).replace("%", "%%"):
+            # A role that does not own a table is warned, and passes it over.
+            connection.exec_driver_sql(f"VACUUM (SKIP_LOCKED, INDEX_CLEANUP) {tables}")

@@ -27,6 +27,7 @@ from models.ledger.tables import FINISH, RECONCILIATION, VERIFICATION
 from models.postgres import refusals, sessions
 from models.postgres.catalog import Table, quote
 from models.postgres.database import classify, transaction
+from models.postgres.deferred import CHECK_NOW
 from models.postgres.keys import list_cast
 from models.postgres.rows import estimate
 from models.preflight.obstacles import Obstacle
@@ -335,10 +336,11 @@ def _attempt(context: Context, step: Step, keys: Sequence[str]) -> DBAPIError | 
             with context.connection.begin_nested():
                 step.prepare(context, attempt)
                 step.apply(context, attempt)
-                # Undone by itself, so that constraints are deferred again for the next step.
-                with context.connection.begin_nested() as look:
-                    context.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
-                    look.rollback()
+                if context.may_defer:
+                    # Undone by itself, so that they are deferred again for the next step.
+                    with context.connection.begin_nested() as look:
+                        context.connection.exec_driver_sql(CHECK_NOW)
+                        look.rollback()
                 return None
         except DBAPIError as failure:
             _raise_if_passing(failure)

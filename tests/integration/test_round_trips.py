@@ -23,7 +23,7 @@ from worker import batch
 USERS, BATCH_SIZE = 250, 50
 # Claim and its COMMIT included; the COMMIT of the rows is not. BEGIN goes with the first statement.
 # The checks and the trial on copies, the schema step, the trial on the tables, the run.
-BEFORE_PUBLISHING, AGAIN = 322, 20
+BEFORE_PUBLISHING, AGAIN = 255, 20
 INDEXES = 10
 STATEMENTS = {
     "users/users": 4,

@@ -157,23 +157,24 @@ def expand(connection: Connection, schema: Schema, sources: Sources) -> list[tup
     metadata = schema.declare(sources)
     added: list[tuple[str, str, str]] = []
     enums = enums_there(connection, schema, target.schema)
+    # The driver takes a lone percent sign for a parameter; what is compiled knows that.
+    within = quote(target.schema).replace("%", "%%")
+    statements: list[str] = []
     for name, labels in schema.enums.items():
         if name not in enums:
-            literals = ", ".join(f"'{label}'" for label in labels)
-            connection.exec_driver_sql(
-                f"CREATE TYPE {quote(target.schema)}.{name} AS ENUM ({literals})"
-            )
+            literals = ", ".join(f"'{label}'" for label in labels).replace("%", "%%")
+            statements.append(f"CREATE TYPE {within}.{name} AS ENUM ({literals})")
             added.append(("type", "", name))
     for name in schema.tables:
         if name not in target.tables:
             table = metadata.tables[f"{target.schema}.{name}"]
-            connection.execute(CreateTable(table))
+            statements.append(str(CreateTable(table).compile(dialect=connection.dialect)))
             # A vacuum in the middle of the load finds nothing to do, and keeps those waiting who
             # build indexes and keys. It may come when the run is over: see `constraints`.
-            connection.exec_driver_sql(
-                f"ALTER TABLE {quote(target.schema)}.{name} SET (autovacuum_enabled = false)"
-            )
+            statements.append(f"ALTER TABLE {within}.{name} SET (autovacuum_enabled = false)")
             added.append(("table", name, name))
+    if statements:
+        connection.exec_driver_sql(";".join(statements))
     for name, column in schema.early_indexes:
         # On an adopted table it is built concurrently, in `models.engine.schema.indexes`.
         if name not in target.tables:
