@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
 import warnings
 from typing import Any
 
@@ -82,15 +81,6 @@ def _log_in_lines(loglevel: int | str | None = None, **_: Any) -> None:
 def _forget_the_parents_connections(**_: Any) -> None:
     # A pool that crossed the fork shares its sockets with the parent: leave them unclosed to it.
     connect.engine().dispose(close=False)
-    # A process that starts is not to wait for a server.
-    threading.Thread(target=_warm_up, daemon=True, name="warm-up").start()
-
-
-def _warm_up() -> None:
-    # Imported where the tasks are, too: after this module.
-    from worker import batch
-
-    batch.warm_up(connect.engine(), connect.settings().base)
 
 
 @worker_process_shutdown.connect

@@ -102,16 +102,6 @@ def _claim(
     raise AssertionError("unreachable")
 
 
-def warm_up(engine: Engine, settings: Settings) -> None:
-    """Do once what the first claim of a process takes long for; whatever fails then fails here too.
-
-    The driver asks a new server what it is, and a statement is compiled. No session stays.
-    """
-    with suppress(DBAPIError, MigrationError), transaction(engine, is_single=True) as connection:
-        claims.claim(connection, "", 0, "", settings)
-    engine.dispose()
-
-
 def _give_up(
     engine: Engine, claim: Claim, how: Callable[[Connection, Claim, str], None], error: str
 ) -> dict[str, str]:
