@@ -207,8 +207,7 @@ def _context(connection: Connection, settings: Settings, claim: Claim) -> Contex
     found = relations.read_run(connection, settings, claim.run_id)
     assert found is not None
     run, here = found
-    relations.require(run, settings, here)
-    namespace.note(here.ledger_id)
+    _require(settings, run, here)
     context = Context.read(connection, settings, run, batch_id=claim.batch_id)
     if is_shared:
         _catalogs.clear()
@@ -218,9 +217,14 @@ def _context(connection: Connection, settings: Settings, claim: Claim) -> Contex
 
 def _lately(settings: Settings, claim: Claim, run: Any, here: Here) -> Context | None:
     """The context that a batch of the same turn has read, if that is not too long ago."""
-    relations.require(run, settings, here)
+    _require(settings, run, here)
     read_at, context = _catalogs.get(_turn(claim, run), (float("-inf"), None))
     return context if time.monotonic() - read_at <= CATALOG_SECONDS else None
+
+
+def _require(settings: Settings, run: Any, here: Here) -> None:
+    relations.require(run, settings, here)
+    namespace.note(here.ledger_id)
 
 
 def _turn(claim: Claim, run: Any) -> tuple[object, ...]:
