@@ -90,16 +90,25 @@ def run(
 def _claim(
     engine: Engine, settings: Settings, run_id: str, batch_id: int, worker: str
 ) -> Claim | None:
-    for is_last in (False, True):
+    look: Settings | None = settings
+    error: MigrationError | None = None
+    for _ in range(3):
         try:
             with transaction(engine, also=UNHURRIED, is_single=True) as connection:
-                return claims.claim(connection, run_id, batch_id, worker, settings)
+                return claims.claim(connection, run_id, batch_id, worker, look)
+        except MigrationError as refused:
+            error = refused
         except DBAPIError as failure:
-            # A connection that was in use a moment ago is not asked whether it still works.
-            if is_last or not failure.connection_invalidated:
-                log.warning("batch not claimed", batch=batch_id, error=classify(failure).message)
-                return None
-    raise AssertionError("unreachable")
+            error = classify(failure)
+            if failure.connection_invalidated:
+                # A connection that was in use a moment ago is not asked whether it still works.
+                continue
+        if look is None or isinstance(error, Transient):
+            break
+        # What keeps the tables from being seen, the batch itself meets, and says.
+        look = None
+    log.warning("batch not claimed", batch=batch_id, error=error.message if error else "")
+    return None
 
 
 def _give_up(
@@ -130,14 +139,15 @@ def _fail(engine: Engine, settings: Settings, claim: Claim, error: str) -> dict[
 
 def _with_retries(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> Counts:
     """Attempt the batch until it is done, or cannot be; back-off doubles, with jitter."""
+    is_anew = False
     for retry in range(MAX_RETRIES + 1):
         try:
             with as_ours():
                 return _attempt(engine, settings, claim, watch)
         except BadRow:
-            # A row that COMMIT refuses: by a constraint that is newer than the catalog as read.
-            if retry or not _catalogs:
+            if is_anew or not _may_be_newer(claim):
                 raise
+            is_anew = True
             _catalogs.clear()
         except Transient:
             shutdown.check()
@@ -149,12 +159,18 @@ def _with_retries(engine: Engine, settings: Settings, claim: Claim, watch: Watch
     raise AssertionError("unreachable")
 
 
+def _may_be_newer(claim: Claim) -> bool:
+    """Whether COMMIT may have refused a row for a constraint that is newer than the catalog."""
+    is_one_commit = current.migration().step(claim.step).transactional
+    return is_one_commit and any(not read.may_defer for _, read in _catalogs.values())
+
+
 def _attempt(engine: Engine, settings: Settings, claim: Claim, watch: Watch) -> Counts:
     step = current.migration().step(claim.step)
     if claim.stage not in (VERIFICATION, RECONCILIATION) and not step.transactional:
         return _apply_outside(engine, settings, claim, step, watch)
     if step.is_cutover:
-        # Rounds take their time.
+        # What the claim saw is too old for the last round.
         read = functools.partial(_context, settings=settings, claim=replace(claim, seen=None))
         return cutover.run(engine, read, claim, watch)
     # Rows, quarantine and state commit together; `complete` is the fence, and comes last.

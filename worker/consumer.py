@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,6 @@ class Consumer(CelerysConsumer):
     """Connects anew where the process works for another ledger now; running tasks continue."""
 
     hub: Any
-    connection_errors: tuple[type[Exception], ...]
     _flush_events: Any
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -72,8 +70,7 @@ class Consumer(CelerysConsumer):
 
     def stop(self) -> None:
         """Stop, and send the last events before."""
-        with suppress(*self.connection_errors):
-            self._flush_events()
+        self._flush_events()
         super().stop()
 
     def ensure_connected(self, conn: Any) -> Any:

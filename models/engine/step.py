@@ -201,7 +201,8 @@ class Step:
     part_table: str = ""
     # False: `apply` runs outside a transaction, key by key, and is idempotent (docs/engine.md).
     transactional: bool = True
-    # Microseconds that a row takes, before its run has a pace: what counts is how steps compare.
+    # Microseconds that a row takes, roughly: how steps compare decides how large the first pages of
+    # a light one are, and the time that is left while the run has no pace.
     weight: int = 25
     # False: it pages through rows that another step of its stage goes through, too.
     is_counted: bool = True

@@ -72,14 +72,12 @@ def claim(
     the same moment the second one finds the state changed.
     """
     values = {"wanted": batch_id, "of_run": run_id, "by": worker}
-    statement = _claiming()
-    if settings:
-        statement = statement.returning(*relations.beside_run(settings))
-    row = connection.execute(statement, values).one_or_none()
+    columns, read = relations.beside_run(settings) if settings else ([], None)
+    row = connection.execute(_claiming().returning(*columns), values).one_or_none()
     if row is None:
         return None
-    seen = relations.seen_beside(row, settings) if settings else None
-    return Claim(run_id, batch_id, row.stage, row.step, row.attempt, scope_of(row._mapping), seen)
+    scope, seen = scope_of(row._mapping), read(row) if read else None
+    return Claim(run_id, batch_id, row.stage, row.step, row.attempt, scope, seen)
 
 
 @functools.cache

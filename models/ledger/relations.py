@@ -6,7 +6,7 @@ The same words lead elsewhere where an address or a role has another search_path
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -124,7 +124,7 @@ def _here(settings: Settings) -> sa.Subquery:
 
 def read(connection: Connection, settings: Settings) -> Here:
     """What this session resolves."""
-    return _found(connection.execute(sa.select(_here(settings))).one(), settings)
+    return _reader(settings)(connection.execute(sa.select(_here(settings))).one())
 
 
 def read_run(
@@ -136,27 +136,36 @@ def read_run(
     if is_locked:
         query = query.with_for_update(of=runs)
     row = connection.execute(query).one_or_none()
-    return None if row is None else (row, _found(row, settings))
+    return None if row is None else (row, _reader(settings)(row))
 
 
-def beside_run(settings: Settings) -> list[sa.ColumnElement[Any]]:
-    """The columns of `runs`, and what this session resolves, for a statement about the run."""
-    here = _here(settings)
+def beside_run(
+    settings: Settings,
+) -> tuple[list[sa.ColumnElement[Any]], Callable[[Any], tuple[Any, Here]]]:
+    """Columns for a statement about a run: the run, and what this session resolves.
+
+    And what makes the two of a row with them. Raises OtherTables for a mapping that is not there.
+    """
+    here, found = _here(settings), _reader(settings)
     pairs = [part for column in here.c for part in (sa.literal(column.name, sa.Text), column)]
     seen = sa.select(sa.func.jsonb_build_object(*pairs, type_=pg.JSONB)).scalar_subquery()
-    return [*(column.label(f"runs_{column.name}") for column in runs.c), seen.label("here")]
+
+    def read(row: Any) -> tuple[Any, Here]:
+        run = SimpleNamespace(**{c.name: row._mapping[f"runs_{c.name}"] for c in runs.c})
+        return run, found(SimpleNamespace(**row.here))
+
+    return [*(column.label(f"runs_{column.name}") for column in runs.c), seen.label("here")], read
 
 
-def seen_beside(row: Any, settings: Settings) -> tuple[Any, Here]:
-    """The run and what the session resolved, from a row with those columns."""
-    run = SimpleNamespace(**{c.name: row._mapping[f"runs_{c.name}"] for c in runs.c})
-    return run, _found(SimpleNamespace(**row.here), settings)
-
-
-def _found(row: Any, settings: Settings) -> Here:
+def _reader(settings: Settings) -> Callable[[Any], Here]:
+    """What makes a Here of a row; the mapping is read before."""
     mapping = dict(current.migration().shape(settings).kept)
     none = {role: _NOTHING for role, name in _names(settings).items() if name == NONE}
-    return Here(row.ledger_id, row.ledger_oid, (row.resolved or {}) | none, mapping)
+
+    def found(row: Any) -> Here:
+        return Here(row.ledger_id, row.ledger_oid, (row.resolved or {}) | none, mapping)
+
+    return found
 
 
 def fits(

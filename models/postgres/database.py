@@ -173,7 +173,8 @@ def transaction(
     """One transaction with its settings made locally; commits at the end of the block.
 
     The idle limit frees the row locks of a process that froze inside the transaction. `also` are
-    further settings, `SET LOCAL …`. `is_single` promises one statement, which costs one round trip.
+    further settings, `SET LOCAL …`. `is_single` promises one statement, which costs one round trip:
+    it is committed at once, and what fails after it undoes nothing.
     """
     with engine.begin() as connection:
         sessions.begin(

@@ -52,20 +52,20 @@ class Connection(connection):
         self.address = dsn
         self.used_at = time.monotonic()
         # Whether `begin` began the present transaction; what is still to be sent.
-        self._is_begun = self._is_single = False
+        self._is_begun = self.is_single = False
         self._unsent: list[str] = []
 
     def begin(self, opening: str, *, is_single: bool = False) -> None:
-        """Begin a transaction by these statements, of which the first is BEGIN.
+        """Begin a transaction by these statements, BEGIN first.
 
         They are sent with the next statement: the driver alone would ask three times for it.
-        Without a BEGIN, what is sent at once is a transaction, and the statement is a `single` one.
+        A transaction of a single statement is begun without BEGIN, and committed with it.
         """
         # SQLAlchemy names a level after an autocommit, and the driver would then set it back each
         # time, in a round trip.
         self.isolation_level = None
         self.autocommit = self._is_begun = True
-        self._is_single = is_single
+        self.is_single = is_single
         self._unsent = [opening]
 
     def precede(self, statements: str) -> None:
@@ -76,7 +76,7 @@ class Connection(connection):
     def unsent(self) -> str:
         """What has to be sent before the next statement."""
         found, self._unsent = "; ".join(self._unsent), []
-        if self._is_begun and self._is_single and not found:
+        if self.is_single and not found:
             raise RuntimeError("A transaction of a single statement got another one")
         return found
 
@@ -100,7 +100,7 @@ class Connection(connection):
         self._unsent = []
         if not self._is_begun or self.closed:
             return False
-        self._is_begun = self._is_single = False
+        self._is_begun = self.is_single = False
         try:
             if self.info.transaction_status != TRANSACTION_STATUS_IDLE:
                 with self.cursor() as last:
@@ -147,6 +147,8 @@ class Cursor(cursor):
         return self._connection.unsent()
 
     def _begin(self) -> None:
+        if self._connection.is_single:
+            raise RuntimeError("These are more statements than a single one")
         if opening := self._opening():
             self.execute(opening)
 

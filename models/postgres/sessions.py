@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from psycopg2.extensions import encodings
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 # Everything that Unicode calls white space; PostgreSQL's own btrim() knows the space only.
 _BLANKS = (
@@ -36,8 +36,6 @@ _VALUES = {
     "jit": "off",
     "migration.worker": "on",
 }
-# Outside a transaction there is none to say it for.
-_BETWEEN = {"default_transaction_isolation": "read committed"}
 READ_COMMITTED = "ISOLATION LEVEL READ COMMITTED"
 # For each transaction that applies or checks a batch, and for whatever tries one before a run.
 # Statements pass a batch's rows through a dozen CTEs: without memory these go over disk. They find
@@ -51,18 +49,16 @@ SET LOCAL max_parallel_workers_per_gather = 0
 # Tables without a schema in the settings are found where the role finds them. Whatever the role's
 # path says, functions, operators and types are PostgreSQL's own, and temporary tables come last.
 _PATH = "pg_catalog.current_setting('search_path')"
-_SEARCH_PATH = (
-    "SELECT pg_catalog.set_config('search_path', pg_catalog.concat("
-    f"CASE WHEN pg_catalog.strpos({_PATH}, 'pg_catalog') OPERATOR(pg_catalog.>) 0"
-    " THEN 'pg_catalog, ' END,"
-    f" CASE WHEN {_PATH} OPERATOR(pg_catalog.<>) '' THEN pg_catalog.concat({_PATH}, ', ') END,"
-    " 'pg_temp'), true)"
-)
 
-_SET_BACK = text(
-    "SELECT set_config(s.name, s.value, false)"
-    " FROM unnest(CAST(:names AS text[]), CAST(:values AS text[])) AS s(name, value)"
-)
+
+def _search_path(*, is_local: bool) -> str:
+    return (
+        "pg_catalog.set_config('search_path', pg_catalog.concat("
+        f"CASE WHEN pg_catalog.strpos({_PATH}, 'pg_catalog') OPERATOR(pg_catalog.>) 0"
+        " THEN 'pg_catalog, ' END,"
+        f" CASE WHEN {_PATH} OPERATOR(pg_catalog.<>) '' THEN pg_catalog.concat({_PATH}, ', ') END,"
+        f" 'pg_temp'), {str(is_local).lower()})"
+    )
 
 
 def settings(
@@ -75,7 +71,8 @@ def settings(
     """The statements that set all of it for the rest of the transaction; 0 is no limit."""
     limits = _limits(connection, statement_timeout_ms, lock_timeout_ms, idle_timeout_ms)
     values = (_VALUES | limits).items()
-    return "; ".join([*(f"SET LOCAL {name} = '{value}'" for name, value in values), _SEARCH_PATH])
+    set_all = [f"SET LOCAL {name} = '{value}'" for name, value in values]
+    return "; ".join([*set_all, f"SELECT {_search_path(is_local=True)}"])
 
 
 def _limits(
@@ -126,29 +123,24 @@ def precede(connection: Connection, statements: str) -> None:
 
 @contextmanager
 def outside(connection: Connection) -> Iterator[None]:
-    """The same, without limits, for the block, in which the connection is in autocommit.
+    """The same, without limits, for a connection in autocommit; it is closed after the block.
 
     Behind a pooler the session belongs to other clients too: there, nothing is set.
     """
-    values = _VALUES | _limits(connection, 0, 0, 0) | _BETWEEN
-    names = [*values, "search_path"]
+    values = _VALUES | _limits(connection, 0, 0, 0)
+    values["default_transaction_isolation"] = "read committed"
     set_all = [f"pg_catalog.set_config('{n}', '{value}', false)" for n, value in values.items()]
-    set_all.append(_SEARCH_PATH.removeprefix("SELECT ").replace(", true)", ", false)"))
+    set_all.append(_search_path(is_local=False))
     pid = _driver(connection).info.backend_pid
     is_own = f"pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {pid}"
-    before = ", ".join(f"pg_catalog.current_setting('{name}', true)" for name in names)
     guarded = ", ".join(f"CASE WHEN {is_own} THEN {one} END" for one in set_all)
-    found = connection.exec_driver_sql(f"SELECT {is_own}, ARRAY[{before}], {guarded}").one()
-    if not found[0]:
+    if not connection.exec_driver_sql(f"SELECT {is_own}, {guarded}").one()[0]:
         yield
         return
     try:
         yield
-        connection.execute(_SET_BACK, {"names": names, "values": [v or "" for v in found[1]]})
-    except BaseException:
-        # Whatever its settings are now.
+    finally:
         connection.invalidate()
-        raise
 
 
 def server_version(connection: Connection) -> int:

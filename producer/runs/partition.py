@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Connection, text
 
@@ -13,6 +13,8 @@ from models.postgres.keys import key_cast
 TARGET_SECONDS = 2.0
 FIRST_ROWS, SMALLEST_ROWS, LARGEST_ROWS = 1_000, 50, 20_000
 FIRST_WINDOW, LARGEST_WINDOW = 4, 256
+# So many keys are read well within the time limit of a statement, also one by one from a slow disk.
+KEYS_AT_ONCE = 100_000
 # Where the pace is known, a window is as large as the one that comes so many later.
 KNOWN_PACE = 2
 # No batch is more than this part of what is left for each worker, so that none ends long before
@@ -32,9 +34,10 @@ WITH RECURSIVE page AS (
 )
 SELECT ends[1]::text AS high, ends[2] IS NULL AS is_last FROM page ORDER BY number
 """
+_HELD = "SELECT count(*) FROM (SELECT FROM {table} t WHERE {bound} ORDER BY {key} LIMIT :rows) AS p"
 # The planner does not know how far a page is from the end, and might sort the table for each.
-_BY_THE_INDEX = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"
-_AS_BEFORE = "SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL enable_sort TO DEFAULT"
+_BY_THE_INDEX = "SAVEPOINT cut; SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"
+_AS_BEFORE = "ROLLBACK TO SAVEPOINT cut; RELEASE SAVEPOINT cut"
 
 
 @dataclass(frozen=True)
@@ -76,23 +79,27 @@ def cut(
     Reads the unique index on the key only, and of that the keys of these pages.
     """
     kind, key = key_cast(table.key.base), table.key_of("t")
-    bound = "true" if after is None else f"{key} > CAST(:after AS {kind})"
-    names = {"table": table.sql, "key": key, "bound": bound}
-    values = {"after": after, "before": rows - 1, "pages": pages}
-    sessions.precede(connection, _BY_THE_INDEX)
-    ends = connection.execute(text(_ENDS.format(**names)), values).all()
-    sessions.precede(connection, _AS_BEFORE)
     result: list[Page] = []
-    for high, is_last in ends:
+    sessions.precede(connection, _BY_THE_INDEX)
+    while True:
         low = result[-1].high if result else after
-        result.append(Page(low, None if is_last else high, rows))
-    if ends[-1].high is None:
-        # The last page is not full.
-        low = result[-1].low
         bound = "true" if low is None else f"{key} > CAST(:low AS {kind})"
-        held = text(f"SELECT count(*) FROM {table.sql} t WHERE {bound}")
-        result[-1] = Page(low, None, int(connection.scalar(held, {"low": low}) or 0))
-    return result
+        names = {"table": table.sql, "key": key, "bound": bound}
+        at_once = min(pages - len(result), max(1, KEYS_AT_ONCE // rows))
+        values = {"low": low, "before": rows - 1, "pages": at_once}
+        for high, is_last in connection.execute(text(_ENDS.format(**names)), values):
+            result.append(Page(low, None if is_last else high, rows))
+            low = high
+        if low is None:
+            # The last page is not full.
+            values = {"low": result[-1].low, "rows": rows}
+            bound = "true" if values["low"] is None else f"{key} > CAST(:low AS {kind})"
+            held = _HELD.format(**names | {"bound": bound})
+            count = connection.scalar(text(held), values)
+            result[-1] = replace(result[-1], rows=int(count or 0))
+        if result[-1].high is None or len(result) == pages:
+            sessions.precede(connection, _AS_BEFORE)
+            return result
 
 
 def window_pages(window: int) -> int:

@@ -24,7 +24,7 @@ from producer.runs import partition
 CUT = ""
 # Batches whose times decide the size of the next ones, and how many are looked through for them.
 RECENT, NEWEST = 8, 1_000
-# What checking a row takes, of what writing it takes.
+# What checking a row takes, of what writing it takes: 19 of 62 µs of a user, 5 of 14 of a project.
 CHECKED = 0.4
 # Of a run of so few rows, indexes and keys share a batch: it costs more than each of them.
 FEW_ROWS = 20_000
@@ -178,7 +178,7 @@ def _pace(connection: Connection, stage: Any, step: Step) -> partition.Pace | No
 
 
 def _cost(stage: str, step: Step) -> float:
-    return step.weight * (CHECKED if stage == VERIFICATION else 1)
+    return max(1, step.weight) * (CHECKED if stage == VERIFICATION else 1)
 
 
 def _cost_of(of: Any) -> sa.ColumnElement[Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
+from models.engine import current
 from models.errors import Misconfigured, OtherTables
 from models.postgres import database as databases
 from models.reports.run import RunReport
@@ -24,6 +28,7 @@ USERS = 60
 pytestmark = pytest.mark.usefixtures("bare")
 BATCH_SIZE = 20
 ID = "SELECT id FROM migration.ledger"
+FIRST = "SELECT min(id) FROM migration.batches"
 
 
 @contextmanager
@@ -116,7 +121,7 @@ def test_a_worker_with_another_search_path_leaves_the_run_alone(
     run_id = start(engine, settings)
     advance.advance(engine, settings, run_id)
     stray = astray(database)
-    first = scalar(engine, "SELECT min(id) FROM migration.batches")
+    first = scalar(engine, FIRST)
     for _ in range(10):
         assert batch.run(stray, settings, run_id, first, "stray") == {"outcome": "failed"}
     state = "SELECT state || ' ' || hand_backs || ' ' || lapses FROM migration.batches WHERE id = "
@@ -130,6 +135,60 @@ def test_a_worker_with_another_search_path_leaves_the_run_alone(
     assert go_on(engine, settings, run_id).exit_status == 3
     assert scalar(engine, "SELECT to_regclass('old.ai_suites')") is None
     stray.dispose()
+
+
+def test_a_worker_whose_mapping_broke_lets_others_have_the_batch(
+    engine: Engine, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "STRANGER_SECONDS", 0.0)
+    mapping = tmp_path / "mapping.toml"
+    mapping.touch()
+    settings = settings.model_copy(update={"mapping": str(mapping)})
+    run_id = start(engine, settings)
+    advance.advance(engine, settings, run_id)
+    mapping.write_text("[oops")
+    ended = batch.run(engine, settings, run_id, scalar(engine, FIRST), "stranger/1")
+    assert ended == {"outcome": "failed"}
+    # It waits to be published again, and is claimed by nobody.
+    waiting = "SELECT count(*) FROM migration.batches WHERE state = 'pending' AND attempt = 1"
+    assert scalar(engine, f"{waiting} AND published_at IS NULL") == 1
+
+
+def test_a_batch_whose_schema_the_role_may_not_use_fails_and_says_so(
+    engine: Engine, settings: Settings
+) -> None:
+    role = f"worker_{secrets.token_hex(4)}"
+    tables = ", ".join(current.table_names(settings))
+    run_id = start(engine, settings)
+    advance.advance(engine, settings, run_id)
+    change(
+        engine,
+        f"CREATE ROLE {role}; GRANT ALL ON SCHEMA migration TO {role};"
+        f" GRANT ALL ON ALL TABLES IN SCHEMA migration TO {role};"
+        f" GRANT SELECT ON {tables} TO {role};"
+        " REVOKE USAGE ON SCHEMA public FROM PUBLIC",
+    )
+    named = {f"{name}_table": f"public.{name}" for name in ("users", "projects")}
+    settings = settings.model_copy(update=named)
+
+    def become(driver: Any, *_: Any) -> None:
+        with driver.cursor() as cursor:
+            cursor.execute(f"SET ROLE {role}")
+        driver.commit()
+
+    first = scalar(engine, FIRST)
+    engine.dispose()
+    event.listen(engine, "connect", become)
+    try:
+        ended = batch.run(engine, settings, run_id, first, "worker/1")
+    finally:
+        event.remove(engine, "connect", become)
+        engine.dispose()
+    said = f"SELECT state || ': ' || error FROM migration.batches WHERE id = {first}"
+    error = scalar(engine, said)
+    change(engine, f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert ended == {"outcome": "failed"}
+    assert error.startswith("failed: ") and "permission denied for schema public" in error
 
 
 def test_a_second_set_of_tables_is_refused_by_name(

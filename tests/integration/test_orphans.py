@@ -6,6 +6,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from models.engine import current
+from models.postgres.database import transaction
 from models.settings import Settings
 from producer.runs import partition
 from tests.driving import change, scalar, start, whole_run
@@ -92,15 +93,20 @@ def test_the_verification_finds_an_orphan_that_nobody_quarantined(
 
 @pytest.mark.parametrize("rows", [6, 7, 10, 20, 50])
 def test_pages_leave_no_gap_and_the_last_one_is_open(
-    engine: Engine, settings: Settings, rows: int
+    engine: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
+    # Of twelve keys a statement: a large window is cut by several.
+    monkeypatch.setattr(partition, "KEYS_AT_ONCE", 12)
     start(engine, settings)
-    with engine.connect() as connection:
+    with transaction(engine, also="SET LOCAL enable_seqscan = off") as connection:
         users = current.migration().read(connection, settings).users
-        pages = partition.cut(connection, users, after=None, rows=rows, pages=2)
+        pages = partition.cut(connection, users, after=None, rows=rows, pages=3)
         while pages[-1].high is not None:
-            pages += partition.cut(connection, users, after=pages[-1].high, rows=rows, pages=2)
+            pages += partition.cut(connection, users, after=pages[-1].high, rows=rows, pages=3)
         total = connection.scalar(text("SELECT count(*) FROM users"))
+        # Whatever the planner was told for it holds for nothing else.
+        assert connection.scalar(text("SHOW enable_seqscan")) == "off"
+        assert connection.scalar(text("SHOW enable_sort")) == "on"
     assert sum(page.rows for page in pages) == total
     assert [page.low for page in pages] == [None, *(page.high for page in pages[:-1])]
     assert all(page.rows == rows for page in pages[:-1])

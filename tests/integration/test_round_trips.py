@@ -86,7 +86,7 @@ def test_a_step_begins_at_the_pace_of_those_before_it_and_goes_on_at_its_own(
     # A lighter one has more rows in the same time; a heavier one has to learn what it takes.
     change(engine, "UPDATE migration.batches SET rows = 0 WHERE step <> 'switch'")
     step.name = "new"
-    for step.weight, rows in ((Switch.weight / 2, 200), (Switch.weight * 2, 100)):
+    for step.weight, rows in ((1, 100 * Switch.weight), (0, 100 * Switch.weight), (99, 100)):
         with engine.begin() as connection:
             pace = windows._pace(connection, stage, step)
         assert pace and pace.rows == rows
