@@ -24,7 +24,7 @@ from producer.runs import partition
 CUT = ""
 # Batches whose times decide the size of the next ones, and how many are looked through for them.
 RECENT, NEWEST = 8, 1_000
-# What checking a row takes, of what writing it takes: 19 of 62 µs of a user, 5 of 14 of a project.
+# What checking a row takes, of what writing it takes (docs/performance.md, "Stage by stage").
 CHECKED = 0.4
 # Of a run of so few rows, indexes and keys share a batch: it costs more than each of them.
 FEW_ROWS = 20_000
