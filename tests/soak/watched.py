@@ -127,7 +127,9 @@ def _follow(
 ) -> None:
     """What the script of the open page does, at its own pace."""
     assert server.stderr is not None
-    address = re.search(r"http://\S+", server.stderr.readline())
+    address = None
+    while not address and (line := server.stderr.readline()):
+        address = re.search(r"http://\S+", line)
     assert address
     with httpx.Client(base_url=address[0], follow_redirects=True) as client:
         token = re.search(r'name="csrf_token" value="([^"]*)"', client.get("/login").text)
