@@ -6,7 +6,6 @@ batch's transaction, and later runs its `differences` over the same pages.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -21,7 +20,6 @@ from models.engine.source import Source, Sources, SourceTable
 from models.ledger.quarantine import QUARANTINE_AGAIN, quarantine_rows, resolve
 from models.ledger.tables import RECONCILIATION, VERIFICATION
 from models.postgres import sessions
-from models.postgres.catalog import Table
 from models.postgres.deferred import IS_ANY
 from models.postgres.keys import list_cast
 from models.settings import Settings
@@ -352,14 +350,6 @@ def _keys(context: Context, table: SourceTable, condition: str, scope: Scope) ->
     key = table.key_of("t")
     statement = f"SELECT {key}::text FROM {table.sql} t WHERE {condition} ORDER BY {key}"
     return list(context.connection.scalars(text(statement), scope.parameters))
-
-
-def default_of(table: Table, column: str) -> str:
-    """SQL text of a column's server default, or NULL where there is none."""
-    found = table.columns.get(column)
-    default = (found.default if found else None) or "NULL"
-    # A lone colon in a literal is not the beginning of a bound parameter.
-    return re.sub(r"(?<!:):(?!:)", r"\\:", default)
 
 
 def entities(row: Any) -> Counts:

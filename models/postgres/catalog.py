@@ -5,6 +5,7 @@ Read afresh for every batch, in one query for a list of names: a default or a ke
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -158,6 +159,14 @@ class Table:
     def key_on(self, column: str) -> ForeignKey | None:
         """The foreign key on exactly this column, or None."""
         return next((key for key in self.keys if key.columns == (column,)), None)
+
+
+def default_of(table: Table, column: str) -> str:
+    """SQL text of a column's server default, or NULL where there is none."""
+    found = table.columns.get(column)
+    default = (found.default if found else None) or "NULL"
+    # A lone colon in a literal is not the beginning of a bound parameter.
+    return re.sub(r"(?<!:):(?!:)", r"\\:", default)
 
 
 def quote(identifier: str) -> str:

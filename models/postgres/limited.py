@@ -59,7 +59,7 @@ class Connection(connection):
         """Begin a transaction by these statements, BEGIN first.
 
         They are sent with the next statement: the driver alone would ask three times for it.
-        A transaction of a single statement is begun without BEGIN, and committed with it.
+        A transaction of a single statement starts without BEGIN, and commits with it.
         """
         # SQLAlchemy names a level after an autocommit, and the driver would then set it back each
         # time, in a round trip.

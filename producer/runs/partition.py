@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -32,7 +33,7 @@ WITH RECURSIVE page AS (
     SELECT {key} FROM {table} t WHERE {key} > p.ends[1] ORDER BY {key} OFFSET :before LIMIT 2)
   FROM page p WHERE p.number < :pages AND p.ends[2] IS NOT NULL
 )
-SELECT ends[1]::text AS high, ends[2] IS NULL AS is_last FROM page ORDER BY number
+SELECT ends[1]::text, ends[2] IS NULL FROM page ORDER BY number
 """
 _HELD = "SELECT count(*) FROM (SELECT FROM {table} t WHERE {bound} ORDER BY {key} LIMIT :rows) AS p"
 # The planner does not know how far a page is from the end, and might sort the table for each.
@@ -80,26 +81,23 @@ def cut(
     """
     kind, key = key_cast(table.key.base), table.key_of("t")
     result: list[Page] = []
-    sessions.precede(connection, _BY_THE_INDEX)
-    while True:
-        low = result[-1].high if result else after
+
+    def of_rest(statement: str, low: str | None, **values: int) -> Any:
         bound = "true" if low is None else f"{key} > CAST(:low AS {kind})"
-        names = {"table": table.sql, "key": key, "bound": bound}
+        sql = statement.format(table=table.sql, key=key, bound=bound)
+        return connection.execute(text(sql), {"low": low, **values})
+
+    sessions.precede(connection, _BY_THE_INDEX)
+    low = after
+    is_cut = False
+    while not is_cut and len(result) < pages:
         at_once = min(pages - len(result), max(1, KEYS_AT_ONCE // rows))
-        values = {"low": low, "before": rows - 1, "pages": at_once}
-        for high, is_last in connection.execute(text(_ENDS.format(**names)), values):
-            result.append(Page(low, None if is_last else high, rows))
-            low = high
-        if low is None:
-            # The last page is not full.
-            values = {"low": result[-1].low, "rows": rows}
-            bound = "true" if values["low"] is None else f"{key} > CAST(:low AS {kind})"
-            held = _HELD.format(**names | {"bound": bound})
-            count = connection.scalar(text(held), values)
-            result[-1] = replace(result[-1], rows=int(count or 0))
-        if result[-1].high is None or len(result) == pages:
-            sessions.precede(connection, _AS_BEFORE)
-            return result
+        for end, is_cut in of_rest(_ENDS, low, before=rows - 1, pages=at_once).all():
+            held = rows if end is not None else of_rest(_HELD, low, rows=rows).scalar_one()
+            result.append(Page(low, None if is_cut else end, held))
+            low = end
+    sessions.precede(connection, _AS_BEFORE)
+    return result
 
 
 def window_pages(window: int) -> int:

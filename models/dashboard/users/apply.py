@@ -16,7 +16,8 @@ from models.dashboard.sources import USERS
 from models.dashboard.tools import is_still_ours
 from models.dashboard.users import changes, checksum, statement
 from models.dashboard.users import verify as users_verification
-from models.engine.step import Context, Counts, Scope, Step, add, counts, default_of
+from models.engine.step import Context, Counts, Scope, Step, add, counts
+from models.postgres.catalog import default_of
 
 # A user whose balance somebody may be moving is locked before the statement takes its snapshot,
 # so that the balance and the log that it reads belong together. Waits in key order.
